@@ -1,0 +1,239 @@
+// vaefast._C: what Python sees of the native core. The only file that includes pybind11.
+//
+// A kernel takes plain tuples: an operand is (pointer, dtype, div, mod, row_stride, col_stride,
+// divisor), a result (pointer, dtype), a stream (pointer, per_sample, offset), a shape
+// (rows, cols, segments); None stands for what is absent.
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "core/capability.h"
+#include "core/dispatch.h"
+#include "vaefast_build_info.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using vaefast::NllArgs;
+using vaefast::NoiseArgs;
+using vaefast::Output;
+using vaefast::SampleKlArgs;
+using vaefast::ScaleArgs;
+using vaefast::Shape;
+using vaefast::Stream;
+using vaefast::View;
+
+template <class T>
+T at(const py::tuple& tuple, size_t index) {
+  return py::cast<T>(tuple[index]);
+}
+
+void* pointer(const py::tuple& tuple) {
+  return reinterpret_cast<void*>(static_cast<uintptr_t>(at<uint64_t>(tuple, 0)));
+}
+
+View view(const py::object& object) {
+  View v;
+  if (object.is_none()) return v;
+  const py::tuple t = py::reinterpret_borrow<py::tuple>(object);
+  v.data = pointer(t);
+  v.dtype = static_cast<vaefast::DType>(at<int>(t, 1));
+  v.div = at<int64_t>(t, 2);
+  v.mod = at<int64_t>(t, 3);
+  v.row_stride = at<int64_t>(t, 4);
+  v.col_stride = at<int64_t>(t, 5);
+  v.divisor = at<double>(t, 6);
+  return v;
+}
+
+Output output(const py::object& object) {
+  Output o;
+  if (object.is_none()) return o;
+  const py::tuple t = py::reinterpret_borrow<py::tuple>(object);
+  o.data = pointer(t);
+  o.dtype = static_cast<vaefast::DType>(at<int>(t, 1));
+  return o;
+}
+
+Stream stream(const py::object& object) {
+  Stream s;
+  if (object.is_none()) return s;
+  const py::tuple t = py::reinterpret_borrow<py::tuple>(object);
+  s.state = static_cast<const int64_t*>(pointer(t));
+  s.per_sample = at<bool>(t, 1);
+  s.offset = at<int64_t>(t, 2);
+  return s;
+}
+
+Shape shape(const py::tuple& t) {
+  return {at<int64_t>(t, 0), at<int64_t>(t, 1), at<int64_t>(t, 2)};
+}
+
+// A team of threads costs some 5 us: below this many elements each, fewer are faster.
+int useful_threads(int64_t elements, int threads) {
+  constexpr int64_t kElementsPerThread = 16384;
+  const int64_t useful = elements / kElementsPerThread;
+  return useful < 1 ? 1 : useful < threads ? static_cast<int>(useful) : threads;
+}
+
+template <class Args>
+void set_threads(Args& args, int threads, int64_t copies = 1) {
+  args.threads = useful_threads(args.shape.rows * args.shape.cols * copies, threads);
+}
+
+// operands: mu, scale, prior_mu, prior_scale, mask, weight, noise.
+// settings: param, min_std, clamp (0 none, 1 hard, 2 soft), low, high, samples, temperature,
+// reduce, factor, wide.
+SampleKlArgs sample_kl_args(const py::tuple& grid, const py::tuple& operands,
+                            const py::object& state, const py::tuple& settings, int threads) {
+  SampleKlArgs a;
+  a.shape = shape(grid);
+  View* const views[] = {&a.mu,   &a.scale,  &a.prior_mu, &a.prior_scale,
+                         &a.mask, &a.weight, &a.noise};
+  for (size_t i = 0; i < 7; ++i) *views[i] = view(operands[i]);
+  a.stream = stream(state);
+  a.param = static_cast<vaefast::Param>(at<int>(settings, 0));
+  a.min_std = at<double>(settings, 1);
+  a.clamp = static_cast<vaefast::Clamp>(at<int>(settings, 2));
+  a.low = at<double>(settings, 3);
+  a.high = at<double>(settings, 4);
+  a.samples = at<int64_t>(settings, 5);
+  a.temperature = at<double>(settings, 6);
+  a.reduce = static_cast<vaefast::Reduce>(at<int>(settings, 7));
+  a.factor = at<double>(settings, 8);
+  a.wide = at<bool>(settings, 9);
+  set_threads(a, threads, a.samples > 1 ? a.samples : 1);
+  return a;
+}
+
+void sample_kl(const py::tuple& grid, const py::tuple& operands, const py::object& state,
+               const py::tuple& settings, const py::object& z, uint64_t kl, int threads) {
+  SampleKlArgs a = sample_kl_args(grid, operands, state, settings, threads);
+  a.z = output(z);
+  a.kl = reinterpret_cast<void*>(static_cast<uintptr_t>(kl));
+  py::gil_scoped_release release;
+  vaefast::cpu::sample_kl(a);
+}
+
+void sample_kl_backward(const py::tuple& grid, const py::tuple& operands, const py::object& state,
+                        const py::tuple& settings, const py::object& grad_z,
+                        const py::object& grad_kl, const py::tuple& grads, int threads) {
+  SampleKlArgs a = sample_kl_args(grid, operands, state, settings, threads);
+  a.grad_z = view(grad_z);
+  a.grad_kl = view(grad_kl);
+  a.grad_mu = output(grads[0]);
+  a.grad_scale = output(grads[1]);
+  a.grad_prior_mu = output(grads[2]);
+  a.grad_prior_scale = output(grads[3]);
+  py::gil_scoped_release release;
+  vaefast::cpu::sample_kl_backward(a);
+}
+
+// settings: form, numbers, scalar, target_rows, reduce, factor, grad_factor, wide.
+void nll(const py::tuple& grid, const py::tuple& params, const py::object& target,
+         const py::object& mask, const py::object& weight, const py::object& state,
+         const py::tuple& settings, uint64_t loss, const py::tuple& grads, int threads) {
+  NllArgs a;
+  a.shape = shape(grid);
+  if (params.size() > vaefast::kMaxParams) throw py::value_error("too many parameters");
+  for (size_t j = 0; j < params.size(); ++j) {
+    a.params[j] = view(params[j]);
+    a.grads[j] = output(grads[j]);
+  }
+  a.target = view(target);
+  a.mask = view(mask);
+  a.weight = view(weight);
+  a.stream = stream(state);
+  a.form = at<int>(settings, 0);
+  const py::tuple numbers = py::reinterpret_borrow<py::tuple>(settings[1]);
+  if (numbers.size() > sizeof a.numbers / sizeof a.numbers[0])
+    throw py::value_error("too many numbers");
+  for (size_t i = 0; i < numbers.size(); ++i) a.numbers[i] = at<double>(numbers, i);
+  a.scalar = at<int>(settings, 2);
+  a.target_rows = at<int64_t>(settings, 3);
+  a.reduce = static_cast<vaefast::Reduce>(at<int>(settings, 4));
+  a.factor = at<double>(settings, 5);
+  a.grad_factor = at<double>(settings, 6);
+  a.wide = at<bool>(settings, 7);
+  a.loss = reinterpret_cast<void*>(static_cast<uintptr_t>(loss));
+  set_threads(a, threads);
+  py::gil_scoped_release release;
+  vaefast::cpu::nll(a);
+}
+
+void noise(const py::tuple& grid, const py::object& state, bool normal, uint32_t purpose,
+           const py::object& out, int threads) {
+  NoiseArgs a;
+  a.shape = shape(grid);
+  a.stream = stream(state);
+  a.normal = normal;
+  a.purpose = purpose;
+  a.out = output(out);
+  set_threads(a, threads);
+  py::gil_scoped_release release;
+  vaefast::cpu::noise(a);
+}
+
+void scale(const py::tuple& grid, const py::object& grad, const py::object& upstream,
+           double factor, int threads) {
+  ScaleArgs a;
+  a.shape = shape(grid);
+  a.grad = output(grad);
+  a.upstream = view(upstream);
+  a.factor = factor;
+  set_threads(a, threads);
+  py::gil_scoped_release release;
+  vaefast::cpu::scale(a);
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = VAEFAST_BUILD_VERSION;
+  info["build_type"] = VAEFAST_BUILD_TYPE;
+  info["compiler"] = VAEFAST_BUILD_COMPILER;
+  info["flags"] = VAEFAST_BUILD_FLAGS;
+  info["isas"] = py::str(VAEFAST_BUILD_ISAS).attr("split")();
+  info["openmp"] = VAEFAST_BUILD_OPENMP != 0;
+  info["cuda_version"] = VAEFAST_BUILD_CUDA_VERSION;
+  info["cuda_archs"] = py::str(VAEFAST_BUILD_CUDA_ARCHS).attr("split")();
+  return info;
+}
+
+py::dict forms() {
+  py::dict found;
+  for (int i = 0; vaefast::kForms[i] != nullptr; ++i) found[vaefast::kForms[i]] = i;
+  return found;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.def("build_info", &build_info, "What this build is made of, as a dict.");
+  module.def("forms", &forms, "The likelihood forms that `nll` knows and their numbers.");
+  module.def(
+      "cpu_capability", [] { return vaefast::capability_name(vaefast::cpu_capability()); },
+      "The instruction set that the kernels run with: default, avx2 or avx512.");
+  module.def("set_cpu_capability", &vaefast::set_cpu_capability, py::arg("name"),
+             "Overrides the instruction set for the whole process; for tests.");
+  module.def(
+      "available_capabilities",
+      [] {
+        py::list names;
+        for (vaefast::Capability c : vaefast::available_capabilities())
+          names.append(vaefast::capability_name(c));
+        return names;
+      },
+      "The instruction sets that this build holds and this CPU has.");
+  module.def(
+      "advise_huge_pages",
+      [](uint64_t data, int64_t bytes) {
+        vaefast::advise_huge_pages(reinterpret_cast<void*>(static_cast<uintptr_t>(data)), bytes);
+      },
+      "Asks for huge pages under a large fresh result, before it is written.");
+  module.def("sample_kl", &sample_kl);
+  module.def("sample_kl_backward", &sample_kl_backward);
+  module.def("nll", &nll);
+  module.def("noise", &noise);
+  module.def("scale", &scale);
+}

@@ -1,0 +1,116 @@
+// What travels into a kernel, on the CPU and on a GPU: plain structs of pointers and strides.
+#pragma once
+
+#include <cstdint>
+
+namespace vaefast {
+
+// What the posterior's scale parameter is, and how it is bounded.
+enum class Param : int { kLogvar, kLogStd, kStd, kVar, kSoftplus };
+enum class Clamp : int { kNone, kHard, kSoft };
+
+enum class DType : int { kF64, kF32, kBF16, kF16, kU8, kBool, kI32, kI64 };
+
+// An operand over a grid of rows and columns: element (r, c) is at
+// (r / div) % mod * row_stride + c * col_stride, col_stride 0 or 1. No data: the operand is absent.
+struct View {
+  const void* data = nullptr;
+  DType dtype = DType::kF32;
+  int64_t div = 1, mod = 1, row_stride = 0, col_stride = 0;
+  // What the stored value is divided by: 255 for a pixel in a byte.
+  double divisor = 1;
+
+  explicit operator bool() const { return data != nullptr; }
+};
+
+// A dense [rows, cols] result.
+struct Output {
+  void* data = nullptr;
+  DType dtype = DType::kF32;
+
+  explicit operator bool() const { return data != nullptr; }
+};
+
+// [seed, offset], one for the whole tensor or one per sample, and the call's own offset.
+struct Stream {
+  const int64_t* state = nullptr;
+  bool per_sample = false;
+  int64_t offset = 0;
+};
+
+enum class Purpose : uint32_t { kPosterior, kBinarize, kLikelihood };
+
+// kElem: one value per element; kSample: per sample; kDim: per place in a sample; kSum: one.
+enum class Reduce : int { kNone, kElem, kSample, kDim, kSum };
+
+// rows x cols elements; `segments` consecutive rows are one sample.
+struct Shape {
+  int64_t rows = 0, cols = 0, segments = 1;
+};
+
+struct SampleKlArgs {
+  Shape shape;
+  View mu, scale, prior_mu, prior_scale, mask, weight;
+  // Injected noise over [samples * rows, cols]; else the stream gives it.
+  View noise;
+  Stream stream;
+  Param param = Param::kLogvar;
+  Clamp clamp = Clamp::kNone;
+  double min_std = 0, low = 0, high = 0, temperature = 1, factor = 1;
+  // 0: no sample is taken.
+  int64_t samples = 0;
+  Reduce reduce = Reduce::kNone;
+  bool wide = false;
+  int threads = 1;
+
+  // Forward: z is [samples * rows, cols]; kl is float, or double if wide.
+  Output z;
+  void* kl = nullptr;
+
+  // Backward: grad_z is over [samples * rows, cols], grad_kl over [rows, cols].
+  View grad_z, grad_kl;
+  Output grad_mu, grad_scale, grad_prior_mu, grad_prior_scale;
+};
+
+constexpr int kMaxParams = 3;
+
+struct NllArgs {
+  Shape shape;
+  int form = 0;
+  double numbers[8] = {};
+  // Index of the parameter that is one number, or -1; its gradient is summed per sample.
+  int scalar = -1;
+  View params[kMaxParams];
+  View target, mask, weight;
+  // With a state, the target is an intensity to draw a binary target from.
+  Stream stream;
+  // Rows of the target: those of the grid repeat them.
+  int64_t target_rows = 0;
+  Reduce reduce = Reduce::kNone;
+  double factor = 1, grad_factor = 1;
+  bool wide = false;
+  int threads = 1;
+
+  void* loss = nullptr;
+  Output grads[kMaxParams];
+};
+
+struct NoiseArgs {
+  Shape shape;
+  Stream stream;
+  bool normal = true;
+  uint32_t purpose = 0;
+  int threads = 1;
+  Output out;
+};
+
+// grad *= upstream * factor.
+struct ScaleArgs {
+  Shape shape;
+  View upstream;
+  double factor = 1;
+  int threads = 1;
+  Output grad;
+};
+
+}  // namespace vaefast

@@ -1,0 +1,147 @@
+// Elementwise likelihoods on the CPU: the loss and, in the same pass over memory, its gradients.
+#include "cpu/kernels.h"
+#include "cpu/noise.h"
+#include "cpu/sums.h"
+#include "math/likelihoods.h"
+
+namespace vaefast {
+namespace VAEFAST_ISA {
+namespace {
+
+template <class T>
+struct Buffers {
+  T params[kMaxParams][kTile<T>], grads[kMaxParams][kTile<T>];
+  T target[kTile<T>], value[kTile<T>], spare[kTile<T>];
+  NoiseBuffer<T> noise;
+};
+
+// The target's tile, drawn from its intensities where there is a stream. The grid's rows may
+// repeat the target's (several samples of z for one x): noise belongs to the target's place.
+template <class T>
+const T* load_target(const NllArgs& args, const Tile& tile, Buffers<T>& b) {
+  const T* x = load(args.target, tile, b.target);
+  if (args.stream.state == nullptr) return x;
+  const Shape shape{args.target_rows, args.shape.cols, args.shape.segments};
+  int64_t done = 0;
+  while (done < tile.rows) {
+    const int64_t row = (tile.row + done) % args.target_rows;
+    const int64_t left = args.target_rows - row, rows = tile.rows - done;
+    const Tile piece{row, rows < left ? rows : left, tile.col, tile.cols};
+    const T* u = tile_noise(args.stream, shape, piece, 0,
+                            static_cast<uint32_t>(Purpose::kBinarize), false, b.noise);
+    const T* from = x + done * tile.cols;
+    T* to = b.target + done * tile.cols;
+    for (int64_t i = 0; i < piece.size(); ++i) to[i] = u[i] <= from[i] ? T(1) : T(0);
+    done += piece.rows;
+  }
+  return b.target;
+}
+
+template <class F, bool kGrad, class T>
+void evaluate(const F& likelihood, int64_t n, const T* x, const T* const* params, T* value,
+              T* const* grads, T factor) {
+  constexpr int kParams = F::kParams;
+  const T* p0 = params[0];
+  const T* p1 = params[kParams > 1 ? 1 : 0];
+  const T* p2 = params[kParams > 2 ? 2 : 0];
+  T* g0 = grads[0];
+  T* g1 = grads[kParams > 1 ? 1 : 0];
+  T* g2 = grads[kParams > 2 ? 2 : 0];
+  // No two of these arrays overlap, which GCC would otherwise test for at run time, or give up.
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    const T theta[3] = {p0[i], p1[i], p2[i]};
+    T grad[3];
+    value[i] = likelihood.template nll<kGrad>(x[i], theta, grad);
+    if constexpr (kGrad) {
+      g0[i] = grad[0] * factor;
+      if constexpr (kParams > 1) g1[i] = grad[1] * factor;
+      if constexpr (kParams > 2) g2[i] = grad[2] * factor;
+    }
+  }
+}
+
+template <class F, class T>
+bool run(const NllArgs& args) {
+  constexpr int kParams = F::kParams;
+  const F likelihood(args.numbers);
+  const Tiling tiling(args.shape, kTile<T>);
+  const T grad_factor = T(args.grad_factor);
+  bool any_grad = false;
+  for (int j = 0; j < kParams; ++j) any_grad = any_grad || args.grads[j];
+  const bool rows = args.reduce == Reduce::kSample;
+  const int64_t n_slots = slots(tiling);
+  const int64_t n_sums = args.reduce == Reduce::kElem ? 0 : rows ? n_slots : tiling.count;
+  Partials sums(n_sums);
+  const bool scalar_grad = args.scalar >= 0 && args.grads[args.scalar];
+  Partials scalar_sums(scalar_grad ? n_slots : 0);
+  if (sums.failed() || scalar_sums.failed()) return false;
+  double* slot = sums.get();
+  double* scalar_slot = scalar_sums.get();
+#pragma omp parallel num_threads(args.threads) if (args.threads > 1)
+  {
+    Buffers<T> b;
+#pragma omp for schedule(static)
+    for (int64_t index = 0; index < tiling.count; ++index) {
+      const Tile tile = tiling.tile(index);
+      const int64_t n = tile.size(), start = tile.start(args.shape);
+      const T* x = load_target(args, tile, b);
+      const T* params[kMaxParams];
+      T* grads[kMaxParams];
+      for (int j = 0; j < kParams; ++j) {
+        params[j] = load(args.params[j], tile, b.params[j]);
+        // Weighing comes after, so it must find the gradient in memory of its own type.
+        grads[j] = args.grads[j] && j != args.scalar ? destination(args.grads[j], start, b.grads[j])
+                                                     : b.grads[j];
+      }
+      const bool into_loss = args.reduce == Reduce::kElem;
+      T* value = into_loss ? static_cast<T*>(args.loss) + start : b.value;
+      if (any_grad) {
+        evaluate<F, true>(likelihood, n, x, params, value, grads, grad_factor);
+      } else {
+        evaluate<F, false>(likelihood, n, x, params, value, grads, grad_factor);
+      }
+      weigh(args.mask, args.weight, tile, value, b.spare);
+      for (int j = 0; j < kParams; ++j) {
+        if (!args.grads[j]) continue;
+        weigh(args.mask, args.weight, tile, grads[j], b.spare);
+        if (j == args.scalar) {
+          sum_rows(tiling, index, tile, grads[j], scalar_slot);
+        } else {
+          finish(args.grads[j], start, n, grads[j]);
+        }
+      }
+      if (args.reduce == Reduce::kElem) {
+        const T factor = T(args.factor);
+        for (int64_t i = 0; i < n; ++i) value[i] *= factor;
+      } else if (rows) {
+        sum_rows(tiling, index, tile, value, slot);
+      } else {
+        slot[index] = sum(value, n);
+      }
+    }
+  }
+  if (rows) samples_from(tiling, slot, args.factor, static_cast<T*>(args.loss));
+  if (args.reduce == Reduce::kSum)
+    *static_cast<T*>(args.loss) = static_cast<T>(total_of(slot, n_sums) * args.factor);
+  if (scalar_grad)
+    samples_from(tiling, scalar_slot, 1.0, static_cast<T*>(args.grads[args.scalar].data));
+  return true;
+}
+
+template <class T>
+bool choose(const NllArgs& args) {
+  int form = 0;
+#define VAEFAST_CASE(name) \
+  if (args.form == form++) return run<name<T>, T>(args);
+  VAEFAST_LIKELIHOODS(VAEFAST_CASE)
+#undef VAEFAST_CASE
+  return false;
+}
+
+}  // namespace
+
+bool nll(const NllArgs& args) { return args.wide ? choose<double>(args) : choose<float>(args); }
+
+}  // namespace VAEFAST_ISA
+}  // namespace vaefast

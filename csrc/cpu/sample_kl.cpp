@@ -1,0 +1,358 @@
+// z = mu + temperature sigma eps and KL(q || p), forward and backward, on the CPU.
+#include "cpu/kernels.h"
+#include "cpu/noise.h"
+#include "cpu/sums.h"
+#include "math/gaussian.h"
+
+namespace vaefast {
+namespace VAEFAST_ISA {
+namespace {
+
+template <class T>
+struct ScaleBuffers {
+  T raw[kTile<T>], logvar[kTile<T>], std[kTile<T>], slope[kTile<T>];
+};
+
+// A scale parameter's tile after its transform. `slope` is set where the caller wants it.
+template <class T>
+struct ScaleTile {
+  const T* logvar;
+  const T* std;
+  const T* slope;
+};
+
+template <Param kParam, Clamp kClamp, class T>
+void transform(const SampleKlArgs& args, const T* raw, int64_t n, ScaleBuffers<T>& b) {
+  const T low = T(args.low), high = T(args.high), min_std = T(args.min_std);
+  for (int64_t i = 0; i < n; ++i) {
+    T s = raw[i], bend = T(1);
+    if constexpr (kClamp == Clamp::kHard) s = clamp_hard(s, low, high, bend);
+    if constexpr (kClamp == Clamp::kSoft) s = clamp_soft(s, low, high, bend);
+    const Scale<T> scale = scale_of<kParam>(s, bend, min_std);
+    b.logvar[i] = scale.logvar;
+    b.std[i] = scale.std;
+    b.slope[i] = scale.slope;
+  }
+}
+
+template <Param kParam, class T>
+void transform_clamped(const SampleKlArgs& args, Clamp clamp, const T* raw, int64_t n,
+                       ScaleBuffers<T>& b) {
+  switch (clamp) {
+    case Clamp::kNone:
+      return transform<kParam, Clamp::kNone>(args, raw, n, b);
+    case Clamp::kHard:
+      return transform<kParam, Clamp::kHard>(args, raw, n, b);
+    case Clamp::kSoft:
+      return transform<kParam, Clamp::kSoft>(args, raw, n, b);
+  }
+}
+
+template <class T>
+ScaleTile<T> load_scale(const SampleKlArgs& args, const View& view, Clamp clamp, const Tile& tile,
+                        bool want_std, ScaleBuffers<T>& b) {
+  const T* raw = load(view, tile, b.raw);
+  const int64_t n = tile.size();
+  if (args.param == Param::kLogvar && clamp == Clamp::kNone) {
+    if (want_std)
+      for (int64_t i = 0; i < n; ++i) b.std[i] = exp(T(0.5) * raw[i]);
+    return {raw, b.std, nullptr};
+  }
+  switch (args.param) {
+    case Param::kLogvar:
+      transform_clamped<Param::kLogvar>(args, clamp, raw, n, b);
+      break;
+    case Param::kLogStd:
+      transform_clamped<Param::kLogStd>(args, clamp, raw, n, b);
+      break;
+    case Param::kStd:
+      transform_clamped<Param::kStd>(args, clamp, raw, n, b);
+      break;
+    case Param::kVar:
+      transform_clamped<Param::kVar>(args, clamp, raw, n, b);
+      break;
+    case Param::kSoftplus:
+      transform_clamped<Param::kSoftplus>(args, clamp, raw, n, b);
+      break;
+  }
+  return {b.logvar, b.std, b.slope};
+}
+
+// The posterior and the prior over one tile.
+template <class T>
+struct Posterior {
+  ScaleBuffers<T> scale_buffers, prior_buffers;
+  T mu_buffer[kTile<T>], prior_mu_buffer[kTile<T>];
+  const T *mu, *prior_mu;
+  ScaleTile<T> scale, prior;
+
+  void load_tile(const SampleKlArgs& args, const Tile& tile, bool want_std) {
+    mu = load(args.mu, tile, mu_buffer);
+    scale = load_scale(args, args.scale, args.clamp, tile, want_std, scale_buffers);
+    const int64_t n = tile.size();
+    if (!args.prior_mu && !args.prior_scale) return;
+    if (args.prior_mu) {
+      prior_mu = load(args.prior_mu, tile, prior_mu_buffer);
+    } else {
+      for (int64_t i = 0; i < n; ++i) prior_mu_buffer[i] = T(0);
+      prior_mu = prior_mu_buffer;
+    }
+    if (args.prior_scale) {
+      prior = load_scale(args, args.prior_scale, Clamp::kNone, tile, false, prior_buffers);
+    } else {
+      for (int64_t i = 0; i < n; ++i) prior_buffers.logvar[i] = T(0);
+      prior = {prior_buffers.logvar, nullptr, nullptr};
+    }
+  }
+};
+
+bool has_prior(const SampleKlArgs& args) { return args.prior_mu || args.prior_scale; }
+
+template <class T>
+const T* load_noise(const SampleKlArgs& args, const Tile& tile, int64_t k, NoiseBuffer<T>& buffer) {
+  if (args.noise) {
+    Tile place = tile;
+    place.row += k * args.shape.rows;
+    return load(args.noise, place, buffer.row);
+  }
+  return tile_noise(args.stream, args.shape, tile, static_cast<uint32_t>(k),
+                    static_cast<uint32_t>(Purpose::kPosterior), true, buffer);
+}
+
+template <class T>
+struct ForwardBuffers {
+  Posterior<T> q;
+  NoiseBuffer<T> noise;
+  T kl[kTile<T>], z[kTile<T>];
+};
+
+template <class T>
+void sample_tile(const SampleKlArgs& args, const Tile& tile, ForwardBuffers<T>& b) {
+  const int64_t n = tile.size();
+  const T temperature = T(args.temperature);
+  for (int64_t k = 0; k < args.samples; ++k) {
+    const T* eps = load_noise(args, tile, k, b.noise);
+    const int64_t start = tile.start(args.shape) + k * args.shape.rows * args.shape.cols;
+    T* __restrict z = destination(args.z, start, b.z);
+    const T* mu = b.q.mu;
+    const T* std = b.q.scale.std;
+    for (int64_t i = 0; i < n; ++i) z[i] = madd(temperature * std[i], eps[i], mu[i]);
+    finish(args.z, start, n, z);
+  }
+}
+
+template <class T>
+void kl_tile(const SampleKlArgs& args, const Tile& tile, ForwardBuffers<T>& b) {
+  const int64_t n = tile.size();
+  const T* mu = b.q.mu;
+  const T* logvar = b.q.scale.logvar;
+  if (has_prior(args)) {
+    const T* prior_mu = b.q.prior_mu;
+    const T* prior_logvar = b.q.prior.logvar;
+    for (int64_t i = 0; i < n; ++i)
+      b.kl[i] = kl_prior(mu[i] - prior_mu[i], logvar[i], prior_logvar[i]);
+  } else {
+    for (int64_t i = 0; i < n; ++i) b.kl[i] = kl_standard(mu[i], logvar[i]);
+  }
+  weigh(args.mask, args.weight, tile, b.kl, b.z);
+}
+
+// The sum over the batch for each place in a sample: blocks of samples at fixed places.
+template <class T>
+bool kl_per_dim(const SampleKlArgs& args) {
+  constexpr int64_t kBlocks = 16;
+  const Shape& shape = args.shape;
+  const int64_t width = shape.segments * shape.cols;
+  const int64_t samples = shape.segments > 0 ? shape.rows / shape.segments : 0;
+  const int64_t blocks = samples < kBlocks ? samples : kBlocks;
+  Partials partials(blocks * width);
+  if (partials.failed()) return false;
+  double* sums = partials.get();
+#pragma omp parallel for schedule(static) num_threads(args.threads) if (args.threads > 1)
+  for (int64_t block = 0; block < blocks; ++block) {
+    ForwardBuffers<T> b;
+    const int64_t first = samples * block / blocks * shape.segments;
+    const int64_t last = samples * (block + 1) / blocks * shape.segments;
+    const Tiling tiling({last - first, shape.cols, shape.segments}, kTile<T>);
+    for (int64_t index = 0; index < tiling.count; ++index) {
+      Tile tile = tiling.tile(index);
+      tile.row += first;
+      b.q.load_tile(args, tile, args.samples > 0);
+      sample_tile(args, tile, b);
+      kl_tile(args, tile, b);
+      for (int64_t r = 0; r < tile.rows; ++r) {
+        double* to = sums + block * width + (tile.row + r) % shape.segments * shape.cols + tile.col;
+        const T* from = b.kl + r * tile.cols;
+        for (int64_t c = 0; c < tile.cols; ++c) to[c] += static_cast<double>(from[c]);
+      }
+    }
+  }
+  T* out = static_cast<T*>(args.kl);
+  for (int64_t i = 0; i < width; ++i) {
+    double total = 0;
+    for (int64_t block = 0; block < blocks; ++block) total += sums[block * width + i];
+    out[i] = static_cast<T>(total * args.factor);
+  }
+  return true;
+}
+
+template <class T>
+bool forward(const SampleKlArgs& args) {
+  if (args.reduce == Reduce::kDim) return kl_per_dim<T>(args);
+  const Tiling tiling(args.shape, kTile<T>);
+  const bool sums = args.reduce == Reduce::kSample || args.reduce == Reduce::kSum;
+  const bool rows = args.reduce == Reduce::kSample;
+  const int64_t n = !sums ? 0 : rows ? slots(tiling) : tiling.count;
+  Partials partials(n);
+  if (partials.failed()) return false;
+  double* slot = partials.get();
+#pragma omp parallel num_threads(args.threads) if (args.threads > 1)
+  {
+    ForwardBuffers<T> b;
+#pragma omp for schedule(static)
+    for (int64_t index = 0; index < tiling.count; ++index) {
+      const Tile tile = tiling.tile(index);
+      b.q.load_tile(args, tile, args.samples > 0);
+      sample_tile(args, tile, b);
+      if (args.reduce == Reduce::kNone) continue;
+      kl_tile(args, tile, b);
+      if (rows) {
+        sum_rows(tiling, index, tile, b.kl, slot);
+      } else if (sums) {
+        slot[index] = sum(b.kl, tile.size());
+      } else {
+        T* out = static_cast<T*>(args.kl) + tile.start(args.shape);
+        const T factor = T(args.factor);
+        for (int64_t i = 0; i < tile.size(); ++i) out[i] = b.kl[i] * factor;
+      }
+    }
+  }
+  if (rows) samples_from(tiling, slot, args.factor, static_cast<T*>(args.kl));
+  if (args.reduce == Reduce::kSum)
+    *static_cast<T*>(args.kl) = static_cast<T>(total_of(slot, n) * args.factor);
+  return true;
+}
+
+template <class T>
+struct BackwardBuffers {
+  Posterior<T> q;
+  NoiseBuffer<T> noise;
+  T upstream[kTile<T>], grad_z[kTile<T>], grad_mu[kTile<T>], grad_scale[kTile<T>],
+      grad_prior_mu[kTile<T>], grad_prior_scale[kTile<T>];
+};
+
+// The KL's part of the gradients; elements that the mask leaves out get 0.
+template <class T>
+void kl_gradients(const SampleKlArgs& args, const Tile& tile, BackwardBuffers<T>& b, T* grad_mu,
+                  T* grad_logvar) {
+  const int64_t n = tile.size();
+  const T factor = T(args.factor);
+  const T* upstream = load(args.grad_kl, tile, b.upstream);
+  for (int64_t i = 0; i < n; ++i) b.upstream[i] = upstream[i] * factor;
+  weigh({}, args.weight, tile, b.upstream, b.grad_z);
+  const T* mu = b.q.mu;
+  const T* logvar = b.q.scale.logvar;
+  if (has_prior(args)) {
+    const T* prior_mu = b.q.prior_mu;
+    const T* prior_logvar = b.q.prior.logvar;
+    for (int64_t i = 0; i < n; ++i) {
+      const T g = b.upstream[i], distance = mu[i] - prior_mu[i];
+      const T pull = distance * exp(-prior_logvar[i]);
+      const T grown = expm1(logvar[i] - prior_logvar[i]);
+      grad_mu[i] = g * pull;
+      grad_logvar[i] = T(0.5) * g * grown;
+      b.grad_prior_mu[i] = -g * pull;
+      b.grad_prior_scale[i] = T(-0.5) * g * madd(distance, pull, grown);
+    }
+    if (const T* slope = b.q.prior.slope)
+      for (int64_t i = 0; i < n; ++i) b.grad_prior_scale[i] *= slope[i];
+    weigh(args.mask, {}, tile, b.grad_prior_mu, b.grad_z);
+    weigh(args.mask, {}, tile, b.grad_prior_scale, b.grad_z);
+  } else {
+    for (int64_t i = 0; i < n; ++i) {
+      grad_mu[i] = b.upstream[i] * mu[i];
+      grad_logvar[i] = T(0.5) * b.upstream[i] * expm1(logvar[i]);
+    }
+  }
+  weigh(args.mask, {}, tile, grad_mu, b.grad_z);
+  weigh(args.mask, {}, tile, grad_logvar, b.grad_z);
+}
+
+// z's part: dz/dmu = 1, dz/dlogvar = temperature sigma eps / 2, the noise made anew.
+template <class T>
+void sample_gradients(const SampleKlArgs& args, const Tile& tile, BackwardBuffers<T>& b,
+                      T* __restrict grad_mu, T* __restrict grad_logvar) {
+  const int64_t n = tile.size();
+  const T half = T(0.5 * args.temperature);
+  const T* std = b.q.scale.std;
+  for (int64_t k = 0; k < args.samples; ++k) {
+    Tile place = tile;
+    place.row += k * args.shape.rows;
+    const T* upstream = load(args.grad_z, place, b.grad_z);
+    if (args.grad_scale) {
+      const T* eps = load_noise(args, tile, k, b.noise);
+      for (int64_t i = 0; i < n; ++i) {
+        grad_mu[i] += upstream[i];
+        grad_logvar[i] += half * std[i] * (upstream[i] * eps[i]);
+      }
+    } else {
+      for (int64_t i = 0; i < n; ++i) grad_mu[i] += upstream[i];
+    }
+  }
+}
+
+template <class T>
+void put(const Output& out, int64_t start, int64_t n, const T* values) {
+  if (!out) return;
+  if (same_type(out.dtype, values)) {
+    memcpy(static_cast<T*>(out.data) + start, values, static_cast<size_t>(n) * sizeof(T));
+  } else {
+    finish(out, start, n, values);
+  }
+}
+
+template <class T>
+bool backward(const SampleKlArgs& args) {
+  const Tiling tiling(args.shape, kTile<T>);
+#pragma omp parallel num_threads(args.threads) if (args.threads > 1)
+  {
+    BackwardBuffers<T> b;
+#pragma omp for schedule(static)
+    for (int64_t index = 0; index < tiling.count; ++index) {
+      const Tile tile = tiling.tile(index);
+      const int64_t n = tile.size(), start = tile.start(args.shape);
+      b.q.load_tile(args, tile, args.grad_z && args.grad_scale);
+      T* grad_mu = b.grad_mu;
+      T* grad_scale = b.grad_scale;
+      if (args.grad_kl) {
+        kl_gradients(args, tile, b, grad_mu, grad_scale);
+      } else {
+        memset(grad_mu, 0, static_cast<size_t>(n) * sizeof(T));
+        memset(grad_scale, 0, static_cast<size_t>(n) * sizeof(T));
+      }
+      if (args.grad_z) sample_gradients(args, tile, b, grad_mu, grad_scale);
+      if (const T* slope = b.q.scale.slope)
+        for (int64_t i = 0; i < n; ++i) grad_scale[i] *= slope[i];
+      put(args.grad_mu, start, n, grad_mu);
+      put(args.grad_scale, start, n, grad_scale);
+      if (args.grad_kl) {
+        put(args.grad_prior_mu, start, n, b.grad_prior_mu);
+        put(args.grad_prior_scale, start, n, b.grad_prior_scale);
+      }
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+bool sample_kl(const SampleKlArgs& args) {
+  return args.wide ? forward<double>(args) : forward<float>(args);
+}
+
+bool sample_kl_backward(const SampleKlArgs& args) {
+  return args.wide ? backward<double>(args) : backward<float>(args);
+}
+
+}  // namespace VAEFAST_ISA
+}  // namespace vaefast

@@ -1,0 +1,162 @@
+// A kernel walks its grid in tiles that stay in the L1 cache: operands are brought in and
+// converted, plain loops compute, results are converted and put out.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "core/args.h"
+#include "cpu/convert.h"
+#include "math/special.h"
+
+namespace vaefast {
+namespace VAEFAST_ISA {
+
+// Elements in a tile: ten float buffers of 4 KB fill a 48 KB L1 cache, as do ten of double.
+template <class T>
+constexpr int64_t kTile = 4096 / sizeof(T);
+
+// Consecutive columns of one row, or whole consecutive rows.
+struct Tile {
+  int64_t row, rows, col, cols;
+
+  int64_t size() const { return rows * cols; }
+  // Place in a dense [rows, cols] array.
+  int64_t start(const Shape& shape) const { return row * shape.cols + col; }
+};
+
+// How a grid is cut. The cut depends on the shape alone, never on the number of threads: that is
+// what makes every sum the same bits whatever the thread count.
+struct Tiling {
+  int64_t rows_per_tile, tiles_per_row, count, cols_per_tile;
+  Shape shape;
+
+  Tiling(const Shape& s, int64_t capacity) : shape(s) {
+    const bool long_rows = s.cols > capacity;
+    rows_per_tile = long_rows ? 1 : capacity / (s.cols > 0 ? s.cols : 1);
+    cols_per_tile = long_rows ? capacity : s.cols;
+    tiles_per_row = long_rows ? (s.cols + capacity - 1) / capacity : 1;
+    count = s.cols == 0 ? 0
+            : long_rows ? s.rows * tiles_per_row
+                        : (s.rows + rows_per_tile - 1) / rows_per_tile;
+  }
+
+  Tile tile(int64_t index) const {
+    if (tiles_per_row > 1) {
+      const int64_t row = index / tiles_per_row, col = index % tiles_per_row * cols_per_tile;
+      const int64_t left = shape.cols - col;
+      return {row, 1, col, left < cols_per_tile ? left : cols_per_tile};
+    }
+    const int64_t row = index * rows_per_tile, left = shape.rows - row;
+    return {row, left < rows_per_tile ? left : rows_per_tile, 0, shape.cols};
+  }
+};
+
+VAEFAST_FN const char* row_pointer(const View& view, int64_t row, int64_t col) {
+  const int64_t index = row / view.div % view.mod * view.row_stride + col * view.col_stride;
+  return static_cast<const char*>(view.data) + index * size_of(view.dtype);
+}
+
+// True where the tile's rows follow each other in memory without a gap.
+VAEFAST_FN bool dense(const View& view, const Tile& tile) {
+  if (view.col_stride != 1) return false;
+  if (tile.rows == 1) return true;
+  return view.div == 1 && view.row_stride == tile.cols && tile.row % view.mod + tile.rows <= view.mod;
+}
+
+template <class T>
+static void gather(const View& view, const Tile& tile, T* buffer) {
+  if (dense(view, tile)) {
+    widen(view.dtype, row_pointer(view, tile.row, tile.col), buffer, tile.size());
+    return;
+  }
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    const char* source = row_pointer(view, tile.row + r, tile.col);
+    T* target = buffer + r * tile.cols;
+    if (view.col_stride == 1) {
+      widen(view.dtype, source, target, tile.cols);
+    } else {
+      T value = T(0);
+      widen(view.dtype, source, &value, 1);
+      for (int64_t c = 0; c < tile.cols; ++c) target[c] = value;
+    }
+  }
+}
+
+// The operand over the tile: where it lies, or converted into `buffer`.
+template <class T>
+static const T* load(const View& view, const Tile& tile, T* buffer) {
+  if (same_type(view.dtype, buffer) && view.divisor == 1 && dense(view, tile))
+    return reinterpret_cast<const T*>(row_pointer(view, tile.row, tile.col));
+  gather(view, tile, buffer);
+  if (view.divisor != 1) {
+    const T divisor = static_cast<T>(view.divisor);
+    const int64_t n = tile.size();
+    for (int64_t i = 0; i < n; ++i) buffer[i] /= divisor;
+  }
+  return buffer;
+}
+
+// Where to compute a tile of a result: in place, or in `buffer` for `finish` to convert.
+template <class T>
+static T* destination(const Output& out, int64_t start, T* buffer) {
+  return same_type(out.dtype, buffer) ? static_cast<T*>(out.data) + start : buffer;
+}
+
+template <class T>
+static void finish(const Output& out, int64_t start, int64_t n, const T* values) {
+  if (same_type(out.dtype, values)) return;
+  narrow(values, out.dtype, static_cast<char*>(out.data) + start * size_of(out.dtype), n);
+}
+
+// 16 running sums in each of four registers, then double: a tile's sum is pairwise in effect.
+// The vector type carries the order of the additions, so every instruction set gives its own bits.
+VAEFAST_FN double sum(const float* values, int64_t n) {
+  typedef float Lanes __attribute__((vector_size(64)));
+  Lanes total[4] = {};
+  int64_t i = 0;
+  for (; i + 64 <= n; i += 64) {
+    for (int j = 0; j < 4; ++j) {
+      Lanes lanes;
+      memcpy(&lanes, values + i + 16 * j, sizeof lanes);
+      total[j] += lanes;
+    }
+  }
+  for (; i + 16 <= n; i += 16) {
+    Lanes lanes;
+    memcpy(&lanes, values + i, sizeof lanes);
+    total[0] += lanes;
+  }
+  total[0] = (total[0] + total[1]) + (total[2] + total[3]);
+  double result = 0;
+  for (int j = 0; j < 16; ++j) result += static_cast<double>(total[0][j]);
+  for (; i < n; ++i) result += static_cast<double>(values[i]);
+  return result;
+}
+
+VAEFAST_FN double sum(const double* values, int64_t n) {
+  double total[8] = {};
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    for (int j = 0; j < 8; ++j) total[j] += values[i + j];
+  for (; i < n; ++i) total[0] += values[i];
+  return ((total[0] + total[1]) + (total[2] + total[3])) +
+         ((total[4] + total[5]) + (total[6] + total[7]));
+}
+
+// Elements that the mask leaves out become 0, whatever they were; the others are weighed.
+template <class T>
+static void weigh(const View& mask, const View& weight, const Tile& tile, T* values, T* buffer) {
+  const int64_t n = tile.size();
+  if (mask) {
+    const T* keep = load(mask, tile, buffer);
+    for (int64_t i = 0; i < n; ++i) values[i] = keep[i] != T(0) ? values[i] : T(0);
+  }
+  if (weight) {
+    const T* factor = load(weight, tile, buffer);
+    for (int64_t i = 0; i < n; ++i) values[i] *= factor[i];
+  }
+}
+
+}  // namespace VAEFAST_ISA
+}  // namespace vaefast

@@ -1,0 +1,179 @@
+// The elementwise likelihoods: each a functor of its form's name that gives -log p(x | theta) in
+// nats and, where asked, its derivative in each parameter. CPU and CUDA compile the same functors.
+//
+// A functor has kParams, is made from the form's numbers, and is listed in VAEFAST_LIKELIHOODS.
+#pragma once
+
+#include "special.h"
+
+#define VAEFAST_LIKELIHOODS(X) \
+  X(bernoulli)                 \
+  X(bernoulli_probs)           \
+  X(gaussian_fixed)            \
+  X(gaussian_scalar)           \
+  X(gaussian)                  \
+  X(laplace_fixed)             \
+  X(laplace_scalar)            \
+  X(laplace)
+
+namespace vaefast {
+namespace VAEFAST_ISA {
+
+template <class T>
+VAEFAST_FN T sign(T x) {
+  const T side = x > T(0) ? T(1) : T(-1);
+  return x == T(0) ? T(0) : side * (x == x ? T(1) : x);
+}
+
+// theta: logits. softplus(l) - x l, split by the sign of l so that neither tail cancels.
+template <class T>
+struct bernoulli {
+  static constexpr int kParams = 1;
+  explicit bernoulli(const double*) {}
+
+  template <bool kGrad>
+  VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
+    const T l = theta[0];
+    const bool up = l > T(0);
+    const T e = exp(-abs(l));
+    const T other = T(1) - x;
+    if constexpr (kGrad) {
+      const T tail = e / (T(1) + e);
+      grad[0] = up ? other - tail : tail - x;
+    }
+    return log1p(e) + (up ? other * l : -x * l);
+  }
+};
+
+// theta: probabilities, each logarithm at least -100 and the derivative's denominator at least
+// 1e-12, as torch's binary_cross_entropy.
+template <class T>
+struct bernoulli_probs {
+  static constexpr int kParams = 1;
+  explicit bernoulli_probs(const double*) {}
+
+  template <bool kGrad>
+  VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
+    const T p = theta[0];
+    const T yes = log(p), no = log1p(-p);
+    if constexpr (kGrad) {
+      const T spread = p * (T(1) - p);
+      grad[0] = (p - x) / (spread < T(1e-12) ? T(1e-12) : spread);
+    }
+    return -(x * (yes < T(-100) ? T(-100) : yes) + (T(1) - x) * (no < T(-100) ? T(-100) : no));
+  }
+};
+
+// theta: mean; numbers: 1 / (2 std^2) and the constant.
+template <class T>
+struct gaussian_fixed {
+  static constexpr int kParams = 1;
+  T half_precision, constant;
+  explicit gaussian_fixed(const double* numbers)
+      : half_precision(T(numbers[0])), constant(T(numbers[1])) {}
+
+  template <bool kGrad>
+  VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
+    const T d = theta[0] - x;
+    const T scaled = d * half_precision;
+    if constexpr (kGrad) grad[0] = T(2) * scaled;
+    return madd(d, scaled, constant);
+  }
+};
+
+// theta: mean, std.
+template <class T>
+struct gaussian_scalar {
+  static constexpr int kParams = 2;
+  T constant;
+  explicit gaussian_scalar(const double* numbers) : constant(T(numbers[0])) {}
+
+  template <bool kGrad>
+  VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
+    const T inverse = T(1) / theta[1];
+    const T d = (theta[0] - x) * inverse;
+    if constexpr (kGrad) {
+      grad[0] = d * inverse;
+      grad[1] = (T(1) - d * d) * inverse;
+    }
+    return T(0.5) * d * d + log(theta[1]) + constant;
+  }
+};
+
+// theta: mean, logvar.
+template <class T>
+struct gaussian {
+  static constexpr int kParams = 2;
+  T constant;
+  explicit gaussian(const double* numbers) : constant(T(numbers[0])) {}
+
+  template <bool kGrad>
+  VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
+    const T d = theta[0] - x;
+    const T scaled = d * exp(-theta[1]);
+    const T square = d * scaled;
+    if constexpr (kGrad) {
+      grad[0] = scaled;
+      grad[1] = T(0.5) - T(0.5) * square;
+    }
+    return T(0.5) * (square + theta[1]) + constant;
+  }
+};
+
+// theta: loc; numbers: 1 / b and the constant.
+template <class T>
+struct laplace_fixed {
+  static constexpr int kParams = 1;
+  T inverse, constant;
+  explicit laplace_fixed(const double* numbers) : inverse(T(numbers[0])), constant(T(numbers[1])) {}
+
+  template <bool kGrad>
+  VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
+    const T d = theta[0] - x;
+    if constexpr (kGrad) grad[0] = sign(d) * inverse;
+    return madd(abs(d), inverse, constant);
+  }
+};
+
+// theta: loc, b.
+template <class T>
+struct laplace_scalar {
+  static constexpr int kParams = 2;
+  T constant;
+  explicit laplace_scalar(const double* numbers) : constant(T(numbers[0])) {}
+
+  template <bool kGrad>
+  VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
+    const T inverse = T(1) / theta[1];
+    const T d = theta[0] - x;
+    const T scaled = abs(d) * inverse;
+    if constexpr (kGrad) {
+      grad[0] = sign(d) * inverse;
+      grad[1] = (T(1) - scaled) * inverse;
+    }
+    return scaled + log(theta[1]) + constant;
+  }
+};
+
+// theta: loc, log b.
+template <class T>
+struct laplace {
+  static constexpr int kParams = 2;
+  T constant;
+  explicit laplace(const double* numbers) : constant(T(numbers[0])) {}
+
+  template <bool kGrad>
+  VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
+    const T inverse = exp(-theta[1]);
+    const T d = theta[0] - x;
+    const T scaled = abs(d) * inverse;
+    if constexpr (kGrad) {
+      grad[0] = sign(d) * inverse;
+      grad[1] = T(1) - scaled;
+    }
+    return scaled + theta[1] + constant;
+  }
+};
+
+}  // namespace VAEFAST_ISA
+}  // namespace vaefast

@@ -1,0 +1,126 @@
+"""Checks and canonical forms of the arguments that the public functions share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+PARAMS = ("logvar", "log_std", "std", "var", "softplus")
+REDUCTIONS = ("none", "sample", "batchmean", "sum", "mean")
+FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+Param = Literal["logvar", "log_std", "std", "var", "softplus"]
+Reduction = Literal["none", "sample", "batchmean", "sum", "mean", "dim"]
+Clamp = tuple[float, float] | tuple[Literal["soft"], float, float] | Literal["soft"] | None
+
+# NVAE bounds its log-scales with 5 * tanh(x / 5) (Vahdat & Kautz 2020, appendix).
+NVAE_SOFT_BOUNDS = (-5.0, 5.0)
+
+
+def one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raises ValueError that lists what exists unless `value` is in `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def float_tensor(name: str, value: object) -> None:
+    """Raises TypeError unless `value` is a real floating-point tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
+    if value.dtype not in FLOAT_DTYPES:
+        raise TypeError(
+            f"{name} must be float64, float32, bfloat16 or float16, got {value.dtype}"
+        )
+
+
+def same_device(reference: str, tensor: Tensor, **others: Tensor | None) -> None:
+    """Raises ValueError naming the first argument that is on another device than `tensor`."""
+    for name, other in others.items():
+        if other is not None and other.device != tensor.device:
+            raise ValueError(
+                f"{name} must be on the device of {reference}, {tensor.device}, got {other.device}"
+            )
+
+
+def posterior(mu: Tensor, scale: Tensor, what: str = "mu and scale") -> None:
+    """Checks a posterior's two parameters: floating point, `[B, *latent]`, same shape, device."""
+    first, second = what.split(" and ")
+    float_tensor(first, mu)
+    float_tensor(second, scale)
+    if mu.shape != scale.shape:
+        raise ValueError(
+            f"{what} must have the same shape, got {list(mu.shape)} and {list(scale.shape)}"
+        )
+    if mu.dim() < 1:
+        raise ValueError(f"{first} must have a batch dimension, [B, *latent], got a scalar")
+    if mu.device != scale.device:
+        raise ValueError(f"{what} must be on one device, got {mu.device} and {scale.device}")
+
+
+def clamp_bounds(clamp: Clamp) -> tuple[float, ...]:
+    """`()` for none, `(lo, hi)` for a hard clamp, `(lo, hi, 1.0)` for the tanh one."""
+    if clamp is None:
+        return ()
+    if clamp == "soft":
+        return (*NVAE_SOFT_BOUNDS, 1.0)
+    if isinstance(clamp, (tuple, list)):
+        soft = len(clamp) == 3 and clamp[0] == "soft"
+        bounds = tuple(clamp[1:]) if soft else tuple(clamp)
+        if len(bounds) == 2 and all(isinstance(b, (int, float)) for b in bounds):
+            low, high = float(bounds[0]), float(bounds[1])
+            if low < high and not (soft and (math.isinf(low) or math.isinf(high))):
+                return (low, high, 1.0) if soft else (low, high)
+    raise ValueError(
+        "clamp must be None, (lo, hi) with lo < hi, 'soft' or ('soft', lo, hi) with finite "
+        f"bounds, got {clamp!r}"
+    )
+
+
+def broadcastable(name: str, tensor: Tensor, shape: torch.Size, per_sample: bool = False) -> Tensor:
+    """`tensor` viewed so that it broadcasts to `shape` from the right.
+
+    With `per_sample`, a `[B]` tensor is one value per sample: `[B, 1, ..., 1]`, also where the
+    last dimension happens to be of size B.
+    """
+    if per_sample and tensor.dim() == 1 and len(shape) > 1 and tensor.shape[0] == shape[0]:
+        return tensor.view(-1, *([1] * (len(shape) - 1)))
+    if tensor.dim() > len(shape) or any(
+        size not in (1, want)
+        for size, want in zip(reversed(tensor.shape), reversed(shape), strict=False)
+    ):
+        raise ValueError(
+            f"{name} must broadcast to {list(shape)}, got {list(tensor.shape)}"
+        )
+    return tensor
+
+
+def mask_and_weight(
+    mask: Tensor | None, weight: Tensor | None, shape: torch.Size, like: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Checks `mask` (bool) and `weight` (float) and aligns each to `shape`, `[B, ...]`."""
+    if mask is not None:
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"mask must be a bool Tensor, got {got}")
+        mask = broadcastable("mask", mask, shape, per_sample=True)
+    if weight is not None:
+        float_tensor("weight", weight)
+        weight = broadcastable("weight", weight, shape, per_sample=True)
+    same_device("the parameters", like, mask=mask, weight=weight)
+    return mask, weight
+
+
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """float64 if any argument is, else float32: the arithmetic's and the loss's dtype."""
+    if any(t is not None and t.dtype == torch.float64 for t in tensors):
+        return torch.float64
+    return torch.float32
+
+
+def grad_needed(*tensors: Tensor | None) -> bool:
+    """True where autograd records and any of the tensors asks for a gradient."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

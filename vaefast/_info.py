@@ -1,0 +1,59 @@
+"""What is installed and what serves: versions, the compiled core, and why a backend is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+import torch
+
+from . import backends
+
+
+def info() -> dict[str, Any]:
+    """What this installation is and which backend serves each device.
+
+    Returns:
+        A dictionary: versions, `native` (the compiled core's build, or why it is missing),
+        `backends` (per device, each backend and why it cannot serve) and the settings in force.
+
+    Example:
+        >>> "backends" in info()
+        True
+    """
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    return {
+        "vaefast": _version("vaefast"),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "native": _native(),
+        "backends": {
+            device: {
+                name: backends.unavailable(name, device) or "available"
+                for name in ("native", "triton", "reference")
+            }
+            for device in devices
+        },
+        "serves": {device: backends.available_backends(device)[0] for device in devices},
+        "settings": {k: v for k, v in sorted(os.environ.items()) if k.startswith("VAEFAST_")},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _native() -> dict[str, Any]:
+    try:
+        from . import _C
+    except ImportError as error:
+        return {"missing": str(error)}
+    return {**_C.build_info(), "cpu_capability": _C.cpu_capability()}

@@ -1,0 +1,52 @@
+"""The settings of an operator that are no tensors, as one value that travels between layers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+# Which of a state's independent streams: a Philox counter's last word.
+POSTERIOR, BINARIZE, LIKELIHOOD = 0, 1, 2
+
+
+class Transform(NamedTuple):
+    """What the scale parameter is: `param`, `min_std` (softplus), and its clamp's bounds."""
+
+    param: str
+    min_std: float
+    clamp: tuple[float, ...]
+
+
+class Posterior(NamedTuple):
+    """Settings of `sample_kl`.
+
+    `num_samples`: -1 no sample, 0 one of mu's shape, K a leading dimension of K.
+    `reduce`: "" no KL, "elem", "sample", "dim" or "sum"; its result is multiplied by `factor`.
+    """
+
+    transform: Transform
+    num_samples: int
+    temperature: float
+    offset: int
+    reduce: str
+    factor: float
+
+
+class Nll(NamedTuple):
+    """Settings of `nll`.
+
+    `form` and `numbers` are the likelihood's; `scalar` is the index of a parameter that is one
+    number, or -1. `lead` leading dimensions of the parameters index samples: 1, or 2 with a
+    leading K. `uint8_scale` divides a uint8 target. `reduce`: "elem", "sample" or "sum"; the
+    loss is multiplied by `factor`, the gradients by `grad_factor`. A state means that the
+    target is an intensity to draw a binary target from, at `offset` elements into the stream.
+    """
+
+    form: str
+    numbers: tuple[float, ...]
+    scalar: int
+    lead: int
+    uint8_scale: float
+    offset: int
+    reduce: str
+    factor: float
+    grad_factor: float

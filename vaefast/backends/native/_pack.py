@@ -1,0 +1,55 @@
+"""Tensors and views as the plain tuples that vaefast._C takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ... import _C
+from ..layout import View
+
+DTYPES = {
+    torch.float64: 0,
+    torch.float32: 1,
+    torch.bfloat16: 2,
+    torch.float16: 3,
+    torch.uint8: 4,
+    torch.bool: 5,
+    torch.int32: 6,
+    torch.int64: 7,
+}
+REDUCE = {"": 0, "elem": 1, "sample": 2, "dim": 3, "sum": 4}
+
+# Below this a result is not worth a system call.
+_LARGE = 1 << 22
+
+Packed = tuple[int, int, int, int, int, int, float]
+
+
+def operand(view: View | None, divisor: float = 1.0) -> Packed | None:
+    """An operand for the core; None for an absent one."""
+    if view is None:
+        return None
+    tensor, div, mod, row_stride, col_stride = view
+    return (tensor.data_ptr(), DTYPES[tensor.dtype], div, mod, row_stride, col_stride, divisor)
+
+
+def result(tensor: Tensor | None) -> tuple[int, int] | None:
+    """A dense result for the core; None for one that is not wanted."""
+    return None if tensor is None else (tensor.data_ptr(), DTYPES[tensor.dtype])
+
+
+def stream(state: Tensor | None, offset: int) -> tuple[int, bool, int] | None:
+    """A noise state for the core."""
+    return None if state is None else (state.data_ptr(), state.dim() > 1, offset)
+
+
+def fresh(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An unwritten result, on huge pages where it is large and the system has them."""
+    tensor = torch.empty(shape, dtype=dtype, device=device)
+    size = tensor.nbytes
+    if size >= _LARGE:
+        _C.advise_huge_pages(tensor.data_ptr(), size)
+    return tensor

@@ -1,0 +1,30 @@
+"""`noise` by the compiled core."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ... import _C
+from ._pack import fresh, result, stream
+
+
+def noise(
+    state: Tensor, shape: Sequence[int], dtype: torch.dtype, kind: str, purpose: int, offset: int
+) -> Tensor:
+    """`kind` ("normal" or "uniform") of `shape` from `state`, `[2]` or `[B, 2]`."""
+    out = fresh(shape, dtype, state.device)
+    rows = shape[0] if state.dim() > 1 else 1
+    cols = math.prod(shape) // rows if rows else 0
+    _C.noise(
+        (rows, cols, 1),
+        stream(state, offset),
+        kind == "normal",
+        purpose,
+        result(out),
+        torch.get_num_threads(),
+    )
+    return out

@@ -1,0 +1,22 @@
+"""`scale_` by the compiled core."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import _C
+from ..layout import plan
+from ._pack import operand, result
+
+
+def scale_(grad: Tensor, upstream: Tensor, factor: float) -> None:
+    """grad *= upstream * factor in place; nothing is touched where that is 1."""
+    grid = plan(grad.shape, min(grad.dim(), 1), (grad, upstream))
+    _C.scale(
+        (grid.rows, grid.cols, 1),
+        result(grad),
+        operand(grid.views[1]),
+        factor,
+        torch.get_num_threads(),
+    )

@@ -1,0 +1,40 @@
+"""Reconstruction likelihoods as differentiable PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..._args import compute_dtype
+from .._options import BINARIZE, Nll
+from .likelihoods import FORMULAS
+from .noise import noise
+from .sample_kl import reduce
+
+
+def nll(
+    params: tuple[Tensor, ...],
+    target: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    state: Tensor | None,
+    options: Nll,
+) -> Tensor:
+    """-log p(target | params), reduced as `options` says."""
+    dtype = compute_dtype(*params)
+    x = wide_target(target, state, options, dtype)
+    elements = FORMULAS[options.form](x, tuple(p.to(dtype) for p in params), options.numbers)
+    return reduce(elements, mask, weight, options.reduce, options.lead) * options.factor
+
+
+def wide_target(
+    target: Tensor, state: Tensor | None, options: Nll, dtype: torch.dtype
+) -> Tensor:
+    """The target in the compute dtype: uint8 scaled, and binarised where there is a state."""
+    x = target.to(dtype)
+    if target.dtype == torch.uint8 and options.uint8_scale != 1.0:
+        x = x / options.uint8_scale
+    if state is None:
+        return x
+    u = noise(state, target.shape, dtype, "uniform", BINARIZE, options.offset)
+    return (u <= x).to(dtype)

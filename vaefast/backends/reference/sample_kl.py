@@ -1,0 +1,144 @@
+"""The posterior's sample and its KL divergence as differentiable PyTorch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..._args import compute_dtype
+from .._options import POSTERIOR, Posterior, Transform
+from .noise import sample_noise
+
+# Taylor coefficients 1/k! of (exp(x) - 1 - x) / x^2; 12 terms are exact to float64 rounding
+# for |x| < 0.5.
+_SERIES = tuple(1 / math.factorial(k) for k in range(2, 16))
+
+
+def sample_kl(
+    mu: Tensor,
+    scale: Tensor,
+    prior_mu: Tensor | None,
+    prior_scale: Tensor | None,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    state: Tensor | None,
+    noise: Tensor | None,
+    options: Posterior,
+) -> tuple[Tensor | None, Tensor | None]:
+    """(z, kl), each None where `options` does not ask for it."""
+    dtype = compute_dtype(mu, scale, prior_mu, prior_scale)
+    wide_mu = mu.to(dtype)
+    logvar = log_variance(scale.to(dtype), options.transform)
+    z = kl = None
+    if options.num_samples >= 0:
+        std = standard_deviation(scale.to(dtype), options.transform)
+        eps = _epsilon(mu, state, noise, options, dtype)
+        z = (wide_mu + options.temperature * std * eps).to(mu.dtype)
+    if options.reduce:
+        elements = kl_elements(wide_mu, logvar, prior_mu, prior_scale, options.transform)
+        kl = reduce(elements, mask, weight, options.reduce) * options.factor
+    return z, kl
+
+
+def log_variance(scale: Tensor, transform: Transform) -> Tensor:
+    """log sigma^2 from whatever parameter `scale` is."""
+    scale = clamped(scale, transform.clamp)
+    match transform.param:
+        case "logvar":
+            return scale
+        case "log_std":
+            return 2 * scale
+        case "std":
+            return 2 * torch.log(scale)
+        case "var":
+            return torch.log(scale)
+        case _:
+            return 2 * torch.log(F.softplus(scale, threshold=40) + transform.min_std)
+
+
+def standard_deviation(scale: Tensor, transform: Transform) -> Tensor:
+    """sigma, without a detour over its logarithm where `scale` is sigma itself."""
+    if transform.param == "std":
+        return clamped(scale, transform.clamp)
+    if transform.param == "softplus":
+        return F.softplus(clamped(scale, transform.clamp), threshold=40) + transform.min_std
+    if transform.param == "var":
+        return torch.sqrt(clamped(scale, transform.clamp))
+    return torch.exp(0.5 * log_variance(scale, transform))
+
+
+def clamped(scale: Tensor, clamp: tuple[float, ...]) -> Tensor:
+    """`scale` within the bounds: cut off, or bent by a tanh (NVAE)."""
+    if not clamp:
+        return scale
+    low, high = clamp[:2]
+    if len(clamp) == 2:
+        return torch.clamp(scale, low, high)
+    middle, half = (high + low) / 2, (high - low) / 2
+    return middle + half * torch.tanh((scale - middle) / half)
+
+
+def kl_elements(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_scale: Tensor | None,
+    transform: Transform,
+) -> Tensor:
+    """KL(N(mu, e^logvar) || prior) per element, exact where the two nearly coincide."""
+    distance = mu if prior_mu is None else mu - prior_mu.to(mu.dtype)
+    if prior_scale is None:
+        return 0.5 * (distance**2 + expm1_minus_x(logvar))
+    prior_logvar = log_variance(prior_scale.to(mu.dtype), transform._replace(clamp=()))
+    squared = distance**2 * torch.exp(-prior_logvar)
+    return 0.5 * (squared + expm1_minus_x(logvar - prior_logvar))
+
+
+def expm1_minus_x(x: Tensor) -> Tensor:
+    """exp(x) - 1 - x without the cancellation near 0."""
+    near = x.abs() < 0.5
+    small = torch.where(near, x, 0.0)
+    series = torch.full_like(x, _SERIES[-1])
+    for coefficient in reversed(_SERIES[:-1]):
+        series = series * small + coefficient
+    large = torch.where(near, 0.0, x)
+    return torch.where(near, small * small * series, torch.expm1(large) - large)
+
+
+def reduce(
+    elements: Tensor, mask: Tensor | None, weight: Tensor | None, how: str, lead: int = 1
+) -> Tensor:
+    """Weighted sums of per-element values `[*lead, ...]` as `how` says.
+
+    `"elem"` leaves them, `"sample"` sums over all but the leading dimensions, `"dim"` over the
+    batch alone, `"sum"` over all.
+    """
+    if mask is not None:
+        elements = torch.where(mask, elements, 0.0)
+    if weight is not None:
+        elements = elements * weight.to(elements.dtype)
+    if how == "elem":
+        return elements
+    if how == "dim":
+        return elements.sum(0)
+    if how == "sum":
+        return elements.sum()
+    return elements.flatten(lead).sum(-1) if elements.dim() > lead else elements
+
+
+def _epsilon(
+    mu: Tensor, state: Tensor | None, noise: Tensor | None, options: Posterior, dtype: torch.dtype
+) -> Tensor:
+    if noise is not None:
+        return noise.to(dtype)
+    assert state is not None
+    if options.num_samples == 0:
+        return sample_noise(state, mu.shape, dtype, "normal", POSTERIOR, options.offset, 0)
+    draws = [
+        sample_noise(state, mu.shape, dtype, "normal", POSTERIOR, options.offset, k)
+        for k in range(options.num_samples)
+    ]
+    return torch.stack(draws)

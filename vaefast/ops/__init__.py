@@ -1,0 +1,1 @@
+"""The public operators: argument checks, the registered operators and their autograd functions."""

@@ -1,0 +1,85 @@
+"""What the operators' autograd functions share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_lib = torch.library.Library("vaefast", "FRAGMENT")
+_lib.define("scale_(Tensor(a!) grad, Tensor upstream, float factor, str backend) -> ()")
+
+
+def _scale(grad: Tensor, upstream: Tensor, factor: float, backend: str) -> None:
+    from .. import backends
+
+    backends.load(backend, "scale").scale_(grad, upstream, factor)
+
+
+_lib.impl("scale_", _scale, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "vaefast::scale_", lambda grad, upstream, factor, backend: None, lib=_lib
+)
+
+# Private, so it may go; without it every backward is out of place, which is always right.
+_keeps_graph: Callable[[], bool] = getattr(
+    torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True
+)
+
+
+def needs_reference(*constants: Tensor | None) -> bool:
+    """True where only plain PyTorch is right: under torch.func, in forward mode, or where one
+    of the `constants`, which the kernels take no gradient to, asks for one."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in constants):
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def scaled(grad: Tensor, upstream: Tensor, factor: float, backend: str) -> Tensor:
+    """`grad * upstream * factor`, in `grad`'s own memory where nobody can see the difference.
+
+    In place only where this backward is the last one of its graph: under `retain_graph` a second
+    backward would scale twice, and a compiled graph may reuse the buffer.
+    """
+    if torch.compiler.is_compiling() or _keeps_graph():
+        wide = upstream.to(torch.promote_types(grad.dtype, torch.float32)) * factor
+        return (grad * wide).to(grad.dtype)
+    torch.ops.vaefast.scale_(grad, upstream, factor, backend)
+    return grad
+
+
+def reference_grads(
+    function: Callable[..., Sequence[Tensor | None]],
+    inputs: Sequence[Tensor | None],
+    need: Sequence[bool],
+    upstream: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Gradients of `function(*inputs)` that can be differentiated again.
+
+    The inputs are viewed, so that one input's dependence on another (`scale = f(mu)`) is not
+    followed twice.
+    """
+    views = [t.view_as(t) if t is not None else None for t in inputs]
+    outputs = function(*views)
+    pairs = [
+        (o, g)
+        for o, g in zip(outputs, upstream, strict=True)
+        if o is not None and g is not None and o.requires_grad
+    ]
+    wanted = [v for v, n in zip(views, need, strict=True) if n and v is not None]
+    if not pairs:
+        return [None for _ in inputs]
+    found = iter(
+        torch.autograd.grad(
+            [o for o, _ in pairs],
+            wanted,
+            [g.to(o.dtype) for o, g in pairs],
+            create_graph=True,
+            allow_unused=True,
+        )
+    )
+    return [next(found) if n and v is not None else None for v, n in zip(views, need, strict=True)]

@@ -1,0 +1,184 @@
+"""The registered operator of the elementwise likelihoods, and its autograd function.
+
+The gradient is made in the forward pass, beside the loss: both inputs are read once. Only where
+the upstream gradient is per element, or falls on a learned scalar per sample, is it made anew in
+the backward pass, with the upstream gradient as the weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from .._args import compute_dtype, grad_needed
+from ..backends._options import Nll
+from ..backends.reference import nll as reference
+from ._autograd import needs_reference, reference_grads, scaled
+
+_lib = torch.library.Library("vaefast", "FRAGMENT")
+_lib.define(
+    "nll(Tensor[] params, Tensor target, Tensor? mask, Tensor? weight, Tensor? state, "
+    "str form, float[] numbers, int scalar, int lead, float uint8_scale, int offset, "
+    "str reduce, float factor, float grad_factor, bool[] need, str backend) -> Tensor[]"
+)
+
+
+def run(
+    params: tuple[Tensor, ...],
+    target: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    state: Tensor | None,
+    options: Nll,
+) -> Tensor:
+    """-log p(target | params), reduced as `options` says, by the backend that serves."""
+    backend = backends.select(target.device.type)
+    if backend == "reference" or needs_reference(target, weight):
+        return reference.nll(params, target, mask, weight, state, options)
+    if grad_needed(*params):
+        loss: Tensor = _NLL.apply(target, mask, weight, state, options, backend, *params)
+        return loss
+    return _call(params, target, mask, weight, state, options, [False] * len(params), backend)[0]
+
+
+class _NLL(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        target: Tensor,
+        mask: Tensor | None,
+        weight: Tensor | None,
+        state: Tensor | None,
+        options: Nll,
+        backend: str,
+        *params: Tensor,
+    ) -> Tensor:
+        need = list(ctx.needs_input_grad[6:])
+        # Folding 1/N, and then a loss scaler's 65536, loses a quarter of a float16 gradient.
+        half = any(p.dtype == torch.float16 for p in params)
+        options = options._replace(grad_factor=1.0 if half else options.factor)
+        now = options.reduce != "elem"
+        made = need if now else [False] * len(need)
+        loss, *grads = _call(params, target, mask, weight, state, options, made, backend)
+        ctx.save_for_backward(*params, target, mask, weight, state, *grads)
+        ctx.options, ctx.backend, ctx.need, ctx.made = options, backend, need, made
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        need, options, backend = ctx.need, ctx.options, ctx.backend
+        count = len(need)
+        saved = ctx.saved_tensors
+        params, (target, mask, weight, state) = saved[:count], saved[count : count + 4]
+        grads: Sequence[Tensor | None]
+        if torch.is_grad_enabled():
+            grads = reference_grads(
+                lambda *p: (reference.nll(p, target, mask, weight, state, options),),
+                params,
+                need,
+                (upstream,),
+            )
+        elif options.reduce == "elem":
+            grads = _recomputed(params, target, mask, weight, state, options, upstream, need, backend)
+        else:
+            made = iter(saved[count + 4 :])
+            grads = [
+                _times_upstream(next(made), index, params[index], upstream, options, backend)
+                if need[index]
+                else None
+                for index in range(count)
+            ]
+        return (None,) * 6 + tuple(grads)
+
+
+def _times_upstream(
+    grad: Tensor, index: int, param: Tensor, upstream: Tensor, options: Nll, backend: str
+) -> Tensor:
+    """A stored gradient, times what the forward pass could not know."""
+    left = options.factor / options.grad_factor if options.factor else 0.0
+    if index == options.scalar:
+        return (grad * upstream).sum().mul(left).to(param.dtype)
+    if options.reduce == "sample":
+        upstream = upstream.view(*upstream.shape, *([1] * (grad.dim() - upstream.dim())))
+    return scaled(grad, upstream, left, backend)
+
+
+def _recomputed(
+    params: tuple[Tensor, ...],
+    target: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    state: Tensor | None,
+    options: Nll,
+    upstream: Tensor,
+    need: list[bool],
+    backend: str,
+) -> list[Tensor | None]:
+    """The gradients for a per-element upstream gradient, which weighs the sum they are of."""
+    weight = upstream if weight is None else upstream * weight
+    options = options._replace(reduce="sum", factor=1.0, grad_factor=1.0)
+    _, *grads = _call(params, target, mask, weight, state, options, need, backend)
+    found = iter(grads)
+    result: list[Tensor | None] = []
+    for index, wanted in enumerate(need):
+        grad = next(found) if wanted else None
+        if grad is not None and index == options.scalar:
+            grad = grad.sum().to(params[index].dtype)
+        result.append(grad)
+    return result
+
+
+def _call(
+    params: Sequence[Tensor],
+    target: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    state: Tensor | None,
+    options: Nll,
+    need: Sequence[bool],
+    backend: str,
+) -> list[Tensor]:
+    result: list[Tensor] = torch.ops.vaefast.nll(
+        list(params), target, mask, weight, state, *options, list(need), backend
+    )
+    return result
+
+
+def _forward(*args: Any) -> list[Tensor]:
+    params, target, mask, weight, state, *settings, need, backend = args
+    settings[1] = tuple(settings[1])
+    module = backends.load(backend, "nll")
+    result: list[Tensor] = module.nll(
+        tuple(params), target, mask, weight, state, Nll(*settings), need
+    )
+    return result
+
+
+def _forward_fake(*args: Any) -> list[Tensor]:
+    params, target, mask, weight, state, *settings, need, backend = args
+    options = Nll(*settings)
+    return [
+        target.new_empty(loss_shape(params[0].shape, options), dtype=compute_dtype(*params)),
+        *(
+            torch.empty_like(p, memory_format=torch.contiguous_format)
+            if index != options.scalar
+            else p.new_empty(params[0].shape[: options.lead], dtype=compute_dtype(*params))
+            for index, (p, wanted) in enumerate(zip(params, need, strict=True))
+            if wanted
+        ),
+    ]
+
+
+def loss_shape(shape: Sequence[int], options: Nll) -> tuple[int, ...]:
+    """Shape of the loss for parameters of `shape`."""
+    if options.reduce == "elem":
+        return tuple(shape)
+    return tuple(shape[: options.lead]) if options.reduce == "sample" else ()
+
+
+_lib.impl("nll", _forward, "CompositeExplicitAutograd")
+torch.library.register_fake("vaefast::nll", _forward_fake, lib=_lib)

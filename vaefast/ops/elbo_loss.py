@@ -1,0 +1,210 @@
+"""The negative evidence lower bound, reconstruction and KL in one call."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _args, likelihoods, random
+from .._args import Clamp, Param, Reduction
+from ..likelihoods import Likelihood, Params
+from .gaussian_kl import FreeBitsPer, gaussian_kl, inverse
+from .nll import nll
+
+
+class ELBO(NamedTuple):
+    """`loss` to call `backward()` on; `nll` and `kl` raw, detached, in nats per sample."""
+
+    loss: Tensor
+    nll: Tensor
+    kl: Tensor
+
+
+def elbo_loss(
+    params: Params,
+    target: Tensor,
+    mu: Tensor | None = None,
+    scale: Tensor | None = None,
+    *,
+    kl: Tensor | None = None,
+    likelihood: Likelihood | str,
+    beta: float | Tensor = 1.0,
+    capacity: float | Tensor | None = None,
+    free_bits: float = 0.0,
+    free_bits_per: FreeBitsPer = "dim",
+    prior_mu: Tensor | None = None,
+    prior_scale: Tensor | None = None,
+    reduction: Reduction = "batchmean",
+    param: Param = "logvar",
+    min_std: float = 0.0,
+    clamp: Clamp = None,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    validate: bool = False,
+    seed: random.Seed | None = None,
+    generator: random.Generator | None = None,
+    offset: int = 0,
+) -> ELBO:
+    """-ELBO = E_q[-log p(x|z)] + beta KL(q(z|x) || p(z)), at one sample z.
+
+    Args:
+        params, target, likelihood, mask, validate, seed, generator, offset: of the
+            reconstruction, as in `nll`.
+        mu, scale, prior_mu, prior_scale, param, min_std, clamp: of the posterior, as in
+            `gaussian_kl`, which is computed here.
+        kl: instead of mu and scale: the KL per sample, `[B]`, as `sample_kl` gave it (or
+            `[K, B]` beside params with a leading K); several are summed by the caller.
+        beta: a number, a scalar tensor, or `[B]`, a weight per sample (beta-VAE).
+        capacity: C of `beta * |kl - C|`, per sample (Burgess et al. 2018).
+        free_bits, free_bits_per: as in `gaussian_kl`; beside `kl=` not per dimension.
+        weight: on the reconstruction's elements; a `[B]` weight weighs the sample's whole loss.
+        reduction: `"batchmean"` (the mean over samples), `"sum"`, `"mean"` (per data element) or
+            `"sample"`.
+
+    Returns:
+        `ELBO(loss, nll, kl)`: nll and kl before beta, capacity and free bits, averaged over the
+        samples (per sample under `reduction="sample"`).
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: shapes, devices or settings do not fit together, or both or neither of
+            `mu, scale` and `kl` are given.
+
+    Example:
+        >>> import torch, vaefast as vf
+        >>> mu, logvar = torch.zeros(8, 2), torch.zeros(8, 2)
+        >>> z, kl = vf.sample_kl(mu, logvar, seed=0)
+        >>> logits, x = torch.zeros(8, 10), torch.ones(8, 10)
+        >>> loss, nll, kl = vf.elbo_loss(logits, x, kl=kl, likelihood="bernoulli")
+        >>> round(float(loss), 4), float(kl)
+        (6.9315, 0.0)
+
+    Source: Kingma & Welling 2014, equation 10; Higgins et al. 2017 for beta.
+    """
+    _args.one_of("reduction", reduction, ("batchmean", "sum", "mean", "sample"))
+    posterior = _posterior(mu, scale, kl, free_bits, free_bits_per)
+    first = likelihoods.as_tuple(params)[0]
+    lead = 1 + first.dim() - target.dim()
+    apart = (
+        reduction == "sample"
+        or capacity is not None
+        or (isinstance(beta, Tensor) and beta.dim() > 0)
+        or (weight is not None and weight.dim() == 1)
+    )
+    data = nll(
+        params,
+        target,
+        likelihood,
+        mask=mask,
+        weight=weight,
+        reduction="sample" if apart else "batchmean",
+        validate=validate,
+        seed=seed,
+        generator=generator,
+        offset=offset,
+    )
+    shared = {"param": param, "min_std": min_std, "clamp": clamp}
+    if kl is None:
+        assert posterior is not None
+        raw = gaussian_kl(
+            *posterior,
+            prior_mu,
+            prior_scale,
+            reduction="sample" if apart else "batchmean",
+            **shared,  # type: ignore[arg-type]
+        )
+    else:
+        _check_kl(kl, first.shape, lead)
+        raw = kl if apart else kl.mean()
+    cost = raw
+    if free_bits > 0:
+        cost = _free_bits(
+            kl, raw, posterior, prior_mu, prior_scale, free_bits, free_bits_per, apart, shared
+        )
+    if capacity is not None:
+        cost = (cost - capacity).abs()
+    if apart and weight is not None and weight.dim() == 1:
+        cost = cost * weight
+    loss = data + (cost if isinstance(beta, (int, float)) and beta == 1 else beta * cost)
+    data, raw = data.detach(), raw.detach()
+    if reduction == "sample":
+        return ELBO(loss, data, raw)
+    if apart:
+        loss, data, raw = loss.mean(), data.mean(), raw.mean()
+    if reduction == "sum":
+        loss = loss * float(first.shape[:lead].numel())
+    elif reduction == "mean":
+        loss = loss * _per_element(target.shape, mask)
+    return ELBO(loss, data, raw)
+
+
+def _posterior(
+    mu: Tensor | None, scale: Tensor | None, kl: Tensor | None, free_bits: float, per: str
+) -> tuple[Tensor, Tensor] | None:
+    """(mu, scale), or None where the KL is given."""
+    _args.one_of("free_bits_per", per, ("dim", "sample", "total"))
+    if kl is not None:
+        if mu is not None or scale is not None:
+            raise ValueError("elbo_loss takes mu and scale, or kl, not both")
+        if free_bits > 0 and per == "dim":
+            raise ValueError(
+                "free_bits per dimension needs mu and scale: kl is summed over the dimensions; "
+                "give mu and scale, or free_bits_per='sample' or 'total'"
+            )
+        return None
+    if mu is None or scale is None:
+        raise ValueError("elbo_loss takes mu and scale, or kl; both are missing")
+    return mu, scale
+
+
+def _check_kl(kl: Tensor, shape: torch.Size, lead: int) -> None:
+    _args.float_tensor("kl", kl)
+    if kl.shape not in (shape[:lead], shape[lead - 1 : lead]):
+        raise ValueError(
+            f"kl must be one value per sample, {list(shape[lead - 1 : lead])}, got "
+            f"{list(kl.shape)}"
+        )
+
+
+def _free_bits(
+    kl: Tensor | None,
+    raw: Tensor,
+    posterior: tuple[Tensor, Tensor] | None,
+    prior_mu: Tensor | None,
+    prior_scale: Tensor | None,
+    free_bits: float,
+    per: FreeBitsPer,
+    apart: bool,
+    shared: dict[str, object],
+) -> Tensor:
+    """The KL that costs: with its free bits granted."""
+    if apart and per != "sample":
+        raise ValueError(
+            f"free_bits_per={per!r} is a maximum of a mean over the batch; with a capacity, a beta "
+            "or weight per sample, or reduction='sample', take free_bits_per='sample'"
+        )
+    if kl is None:
+        assert posterior is not None
+        return gaussian_kl(
+            *posterior,
+            prior_mu,
+            prior_scale,
+            free_bits=free_bits,
+            free_bits_per=per,
+            reduction="sample" if apart else "batchmean",
+            **shared,  # type: ignore[arg-type]
+        )
+    if per == "total":
+        return raw.clamp(min=free_bits)
+    floor = kl.clamp(min=free_bits)
+    return floor if apart else floor.mean()
+
+
+def _per_element(shape: torch.Size, mask: Tensor | None) -> float | Tensor:
+    """Turns a mean over samples into one over data elements."""
+    if mask is None:
+        return inverse(shape[1:].numel())
+    aligned = _args.broadcastable("mask", mask, shape, per_sample=True)
+    return shape[0] / aligned.expand(shape).sum()

@@ -1,0 +1,166 @@
+"""KL divergence of diagonal Gaussians, exact where posterior and prior nearly coincide."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .. import _args
+from .._args import Clamp, Param, Reduction
+from ..backends._options import Posterior
+from . import _sample_kl
+from .rsample import transform_of
+
+FreeBitsPer = Literal["dim", "sample", "total"]
+
+
+def gaussian_kl(
+    mu: Tensor,
+    scale: Tensor,
+    prior_mu: Tensor | None = None,
+    prior_scale: Tensor | None = None,
+    *,
+    free_bits: float = 0.0,
+    free_bits_per: FreeBitsPer = "dim",
+    param: Param = "logvar",
+    min_std: float = 0.0,
+    clamp: Clamp = None,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: Reduction = "batchmean",
+) -> Tensor:
+    """KL(N(mu, sigma^2) || N(prior_mu, prior_sigma^2)), in nats.
+
+    Per element, with d = log sigma^2 - log prior_sigma^2,
+    `0.5 * ((mu - prior_mu)^2 / prior_sigma^2 + (expm1(d) - d))`.
+
+    Args:
+        mu: `[B, *latent]`, float64, float32, bfloat16 or float16.
+        scale: as mu; what it is, `param` says.
+        prior_mu: broadcasts to mu; None for 0. Gradients flow to it.
+        prior_scale: broadcasts to mu, with the same `param`, never clamped; None for sigma = 1.
+        free_bits: nats below which the KL costs nothing and gives no gradient.
+        free_bits_per: `"dim"`: max(free_bits, .) of each dimension's batch mean;
+            `"sample"`: of each sample's KL; `"total"`: of the batch mean.
+        param: `"logvar"`, `"log_std"`, `"std"`, `"var"` or `"softplus"`.
+        min_std: the floor of sigma under `"softplus"`.
+        clamp: bounds on scale, as in `rsample`.
+        mask: bool, broadcasts to the elements; a `[B]` mask is one per sample.
+        weight: float, likewise; sums are weighted, `batchmean` still divides by B.
+        reduction: `"none"`, `"sample"`, `"batchmean"`, `"sum"`, `"mean"` or `"dim"` (per latent
+            dimension, averaged over the batch).
+
+    Returns:
+        The KL in float32, or float64 if any parameter is.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: shapes, devices or settings do not fit together; free bits per dimension or
+            in total are asked for with a reduction that keeps the samples apart.
+
+    Example:
+        >>> import torch, vaefast as vf
+        >>> mu, logvar = torch.ones(4, 3), torch.zeros(4, 3)
+        >>> float(vf.gaussian_kl(mu, logvar))
+        1.5
+
+    Source: Kingma & Welling 2014, appendix B; free bits: Kingma et al. 2016, appendix C.8.
+    """
+    check_prior(mu, scale, prior_mu, prior_scale)
+    mask, weight = _args.mask_and_weight(mask, weight, mu.shape, mu)
+    _args.one_of("reduction", reduction, (*_args.REDUCTIONS, "dim"))
+    _args.one_of("free_bits_per", free_bits_per, ("dim", "sample", "total"))
+    transform = transform_of(param, min_std, clamp)
+    first = reduction
+    if free_bits > 0:
+        first = _before_free_bits(reduction, free_bits_per)
+    elif free_bits < 0:
+        raise ValueError(f"free_bits must be at least 0, got {free_bits}")
+    how, factor = kernel_reduction(first, mu.shape)
+    _, kl = _sample_kl.run(
+        mu,
+        scale,
+        Posterior(transform, -1, 1.0, 0, how, factor),
+        prior_mu=prior_mu,
+        prior_scale=prior_scale,
+        mask=mask,
+        weight=weight,
+    )
+    assert kl is not None
+    if free_bits > 0:
+        kl = _with_free_bits(kl, free_bits, free_bits_per, reduction, mu.shape)
+    if reduction == "mean" and mask is not None:
+        kl = kl * (mu.numel() / mask.expand(mu.shape).sum())
+    return kl
+
+
+def check_prior(
+    mu: Tensor, scale: Tensor, prior_mu: Tensor | None, prior_scale: Tensor | None
+) -> None:
+    """Checks the parameters of posterior and prior."""
+    _args.posterior(mu, scale)
+    for name, value in (("prior_mu", prior_mu), ("prior_scale", prior_scale)):
+        if value is not None:
+            _args.float_tensor(name, value)
+            _args.broadcastable(name, value, mu.shape)
+    _args.same_device("mu", mu, prior_mu=prior_mu, prior_scale=prior_scale)
+
+
+def kernel_reduction(reduction: str, shape: torch.Size) -> tuple[str, float]:
+    """The kernel's reduction and the factor on its result, for values `[B, *latent]`."""
+    batch, count = shape[0], shape.numel()
+    match reduction:
+        case "none":
+            return "elem", 1.0
+        case "sample":
+            return "sample", 1.0
+        case "sum":
+            return "sum", 1.0
+        case "dim":
+            return "dim", inverse(batch)
+        case "batchmean":
+            return "sum", inverse(batch)
+        case _:
+            return "sum", inverse(count)
+
+
+def inverse(count: int) -> float:
+    """1 / count; NaN for none, as torch's mean over nothing."""
+    return 1.0 / count if count else float("nan")
+
+
+def _before_free_bits(reduction: str, per: str) -> Reduction:
+    if per == "sample":
+        if reduction in ("none", "dim"):
+            raise ValueError(
+                f"free_bits_per='sample' takes no reduction={reduction!r}: the maximum is of a "
+                "sample's KL"
+            )
+        return "sample"
+    keeps = ("sample", "none") if per == "dim" else ("sample", "none", "dim")
+    if reduction in keeps:
+        raise ValueError(
+            f"free_bits_per={per!r} takes no reduction={reduction!r}: the maximum is of a mean "
+            "over the batch; take free_bits_per='sample' or another reduction"
+        )
+    return "dim" if per == "dim" else "batchmean"
+
+
+def _with_free_bits(
+    kl: Tensor, free_bits: float, per: str, reduction: str, shape: torch.Size
+) -> Tensor:
+    kl = kl.clamp(min=free_bits)
+    batch, width = shape[0], shape[1:].numel()
+    if per == "sample":
+        if reduction == "sample":
+            return kl
+        total = kl.mean()
+    elif per == "dim":
+        if reduction == "dim":
+            return kl
+        total = kl.sum()
+    else:
+        total = kl
+    return total * {"batchmean": 1.0, "sum": float(batch), "mean": inverse(width)}[reduction]

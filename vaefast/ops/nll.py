@@ -1,0 +1,202 @@
+"""Negative log-likelihood of the data under the decoder's output."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _args, likelihoods, random
+from .._args import Reduction
+from ..backends._options import Nll
+from ..likelihoods import Form, Likelihood, Params
+from . import _nll
+from .gaussian_kl import inverse
+
+
+def nll(
+    params: Params,
+    target: Tensor,
+    likelihood: Likelihood | str,
+    *,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: Reduction = "batchmean",
+    validate: bool = False,
+    seed: random.Seed | None = None,
+    generator: random.Generator | None = None,
+    offset: int = 0,
+) -> Tensor:
+    """-log p(target | params), in nats, constants included.
+
+    Args:
+        params: the decoder's output: a tensor or a tuple of tensors `[B, *data]`, or with a
+            leading sample dimension, `[K, B, *data]`. Each may have its own floating dtype.
+        target: `[B, *data]`; floating, bool, or uint8 (a pixel: read as bytes and divided by
+            255 in the kernel).
+        likelihood: an object of `vaefast.likelihoods` or its lower-case name.
+        mask: bool, broadcasts to `[B, *data]`; a `[B]` mask is one per sample.
+        weight: float, likewise.
+        reduction: `"none"` (per element), `"sample"` (`[B]` or `[K, B]`), `"batchmean"` (the mean
+            of `"sample"`), `"sum"` or `"mean"` (over elements, or over the mask).
+        validate: check that the target lies in the likelihood's support (waits for the device).
+        seed, generator, offset: of the noise of `Bernoulli(binarize=True)`, as in `rsample`.
+
+    Returns:
+        The loss in float32, or float64 if any parameter is.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: shapes or devices do not fit together, the likelihood is unknown, or a
+            validated target is outside its support.
+
+    Example:
+        >>> import torch, vaefast as vf
+        >>> logits, x = torch.zeros(4, 10), torch.ones(4, 10)
+        >>> round(float(vf.nll(logits, x, "bernoulli")), 4)
+        6.9315
+    """
+    model = likelihoods.resolve(likelihood)
+    form = model.form(_checked_params(params))
+    tensors, lead = _fit(form, target, model)
+    sample_shape = tensors[0].shape[lead - 1 :]
+    mask, weight = _args.mask_and_weight(mask, weight, sample_shape, target)
+    _args.one_of("reduction", reduction, _args.REDUCTIONS)
+    if validate:
+        check_support(target, model)
+    state = None
+    if model.binarize:
+        state = random.make_state(target, target.shape[0], seed, generator)
+    shape = tensors[0].shape
+    if form.name == "gaussian_optimal":
+        return _optimal(tensors[0], target, mask, weight, form, model, lead, reduction)
+    how, factor = _kernel_reduction(reduction, shape, lead)
+    options = Nll(
+        form.name,
+        form.numbers,
+        -1 if form.scalar is None else form.scalar,
+        lead,
+        model.uint8_scale,
+        offset,
+        how,
+        factor,
+        factor,
+    )
+    loss = _nll.run(tensors, target, mask, weight, state, options)
+    if reduction == "mean" and mask is not None:
+        loss = loss * (sample_shape.numel() / mask.expand(sample_shape).sum())
+    return loss
+
+
+def check_support(target: Tensor, model: Likelihood) -> None:
+    """Raises ValueError where the target holds a value outside the likelihood's support."""
+    outside = ~model.support(target)
+    if bool(outside.any()):
+        worst = target[outside].flatten()[0].item()
+        raise ValueError(
+            f"target is outside the support of likelihood {model.name!r} in "
+            f"{int(outside.sum())} of {target.numel()} elements, for example {worst}"
+        )
+
+
+def _checked_params(params: Params) -> tuple[Tensor, ...]:
+    if not isinstance(params, (Tensor, tuple, list)):
+        raise TypeError(
+            f"params must be a Tensor or a tuple of Tensors, got {type(params).__name__}"
+        )
+    tensors = likelihoods.as_tuple(params)
+    for index, tensor in enumerate(tensors):
+        _args.float_tensor(f"params[{index}]" if len(tensors) > 1 else "params", tensor)
+    return tensors
+
+
+def _fit(form: Form, target: Tensor, model: Likelihood) -> tuple[tuple[Tensor, ...], int]:
+    """The parameters at their common shape, and how many leading dimensions index samples."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target must be a Tensor, got {type(target).__name__}")
+    if target.dtype not in model.target_dtypes:
+        raise TypeError(
+            f"target of likelihood {model.name!r} must be one of "
+            f"{', '.join(map(str, model.target_dtypes))}, got {target.dtype}"
+        )
+    full = [p for index, p in enumerate(form.params) if index != form.scalar]
+    shape = full[0].shape
+    if any(p.shape != shape for p in full):
+        try:
+            shape = torch.broadcast_shapes(*(p.shape for p in full))
+        except RuntimeError:
+            got = " and ".join(str(list(p.shape)) for p in full)
+            raise ValueError(f"params must have one shape or broadcast, got {got}") from None
+    lead = 1 + len(shape) - target.dim()
+    if target.dim() < 1 or lead not in (1, 2) or shape[lead - 1 :] != target.shape:
+        raise ValueError(
+            "params must have target's shape, or that behind a leading sample dimension, got "
+            f"params {list(shape)} and target {list(target.shape)}"
+        )
+    for index, param in enumerate(form.params):
+        _args.same_device("params", target, **{f"params[{index}]": param})
+    tensors = tuple(
+        p if index == form.scalar or p.shape == shape else p.expand(shape)
+        for index, p in enumerate(form.params)
+    )
+    return tensors, lead
+
+
+def _kernel_reduction(reduction: str, shape: torch.Size, lead: int) -> tuple[str, float]:
+    match reduction:
+        case "none":
+            return "elem", 1.0
+        case "sample":
+            return "sample", 1.0
+        case "sum":
+            return "sum", 1.0
+        case "batchmean":
+            return "sum", inverse(shape[:lead].numel())
+        case _:
+            return "sum", inverse(shape.numel())
+
+
+def _optimal(
+    mean: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    form: Form,
+    model: Likelihood,
+    lead: int,
+    reduction: str,
+) -> Tensor:
+    """The Gaussian at std^2 = mean squared error (sigma-VAE, Rybkin et al. 2021, section 4).
+
+    With S_b the squared error of sample b and n_b its (weighted) number of elements,
+    -log p = S_b / (2 std^2) + n_b (log std + constant), std^2 = sum S / sum n. The kernel gives
+    S; what follows is on `[B]` tensors, and its gradient flows through std too.
+    """
+    squares = Nll("gaussian_fixed", (1.0, 0.0), -1, lead, model.uint8_scale, 0, "sample", 1.0, 1.0)
+    if reduction == "none":
+        squares = squares._replace(reduce="elem")
+    errors = _nll.run((mean,), target, mask, weight, None, squares)
+    counts = torch.ones((), dtype=errors.dtype, device=errors.device)
+    if weight is not None:
+        counts = weight.to(errors.dtype)
+    if mask is not None:
+        counts = torch.where(mask, counts, 0.0)
+    data = mean.shape[lead - 1 :]
+    counts = counts.expand(data)
+    if reduction != "none":
+        counts = counts.reshape(data[0], -1).sum(-1) if mask is not None or weight is not None else (
+            counts.new_full((data[0],), float(data[1:].numel()))
+        )
+    copies = mean.shape[0] if lead == 2 else 1
+    variance = errors.sum() / (counts.sum() * copies)
+    log_std = 0.5 * torch.log(variance)
+    losses = errors / (2 * variance) + counts * (log_std + form.numbers[0])
+    match reduction:
+        case "none" | "sample":
+            return losses
+        case "sum":
+            return losses.sum()
+        case "batchmean":
+            return losses.mean()
+        case _:
+            elements = mean.numel() if mask is None else mask.expand(data).sum() * copies
+            return losses.sum() / elements
