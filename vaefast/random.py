@@ -72,8 +72,10 @@ torch.library.register_fake("vaefast::noise", _noise_fake, lib=_lib)
 
 def draw(like: Tensor) -> Tensor:
     """A fresh state `[seed, 0]` on `like`'s device from torch's default generator."""
-    state: Tensor = torch.ops.vaefast.draw(like)
-    return state
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        state: Tensor = torch.ops.vaefast.draw(like)
+        return state
+    return _draw(like)
 
 
 Seed = int | Tensor | Sequence[int]

@@ -1,4 +1,4 @@
-// Stands in until the first kernel: proves that CUDA sources compile, link and see the math headers.
+// Stands in until the first kernel: proves that CUDA sources compile and link.
 #include <cuda_runtime.h>
 
 namespace vaefast {

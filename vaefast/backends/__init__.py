@@ -65,7 +65,7 @@ class backend:  # noqa: N801 - used as a context manager, like torch.no_grad
 
 def select(device_type: str) -> str:
     """The backend for a call on `device_type`: the one asked for, else the first that serves."""
-    wanted = _forced if _forced is not None else _from_environment()
+    wanted = _forced or _from_environment()
     if wanted == "auto":
         return _automatic(device_type)
     if wanted != "reference":
@@ -108,6 +108,7 @@ def _automatic(device_type: str) -> str:
     return "reference"
 
 
+@functools.cache
 def _from_environment() -> str:
     name = os.environ.get("VAEFAST_BACKEND", "auto")
     _check_name(name, "VAEFAST_BACKEND")

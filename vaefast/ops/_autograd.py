@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .. import backends
+
 _lib = torch.library.Library("vaefast", "FRAGMENT")
 _lib.define("scale_(Tensor(a!) grad, Tensor upstream, float factor, str backend) -> ()")
 
 
 def _scale(grad: Tensor, upstream: Tensor, factor: float, backend: str) -> None:
-    from .. import backends
-
     backends.load(backend, "scale").scale_(grad, upstream, factor)
 
 
@@ -27,6 +27,20 @@ torch.library.register_fake(
 _keeps_graph: Callable[[], bool] = getattr(
     torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True
 )
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def direct(*tensors: Tensor | None) -> bool:
+    """True where a kernel may be called past torch's dispatcher, which costs some 10 us a call.
+
+    Not under a mode or a tracer that must see the operator, for a subclass with a dispatcher of
+    its own, or for a negated view, whose memory holds other numbers than it shows.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    return all(t is None or (type(t) in _PLAIN and not t.is_neg()) for t in tensors)
 
 
 def needs_reference(*constants: Tensor | None) -> bool:
@@ -48,7 +62,10 @@ def scaled(grad: Tensor, upstream: Tensor, factor: float, backend: str) -> Tenso
     if torch.compiler.is_compiling() or _keeps_graph():
         wide = upstream.to(torch.promote_types(grad.dtype, torch.float32)) * factor
         return (grad * wide).to(grad.dtype)
-    torch.ops.vaefast.scale_(grad, upstream, factor, backend)
+    if direct(grad, upstream):
+        _scale(grad, upstream, factor, backend)
+    else:
+        torch.ops.vaefast.scale_(grad, upstream, factor, backend)
     return grad
 
 

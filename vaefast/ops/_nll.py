@@ -17,7 +17,7 @@ from .. import backends
 from .._args import compute_dtype, grad_needed
 from ..backends._options import Nll
 from ..backends.reference import nll as reference
-from ._autograd import needs_reference, reference_grads, scaled
+from ._autograd import direct, needs_reference, reference_grads, scaled
 
 _lib = torch.library.Library("vaefast", "FRAGMENT")
 _lib.define(
@@ -142,9 +142,14 @@ def _call(
     need: Sequence[bool],
     backend: str,
 ) -> list[Tensor]:
-    result: list[Tensor] = torch.ops.vaefast.nll(
-        list(params), target, mask, weight, state, *options, list(need), backend
-    )
+    result: list[Tensor]
+    if direct(*params, target, mask, weight, state):
+        module = backends.load(backend, "nll")
+        result = module.nll(tuple(params), target, mask, weight, state, options, need)
+    else:
+        result = torch.ops.vaefast.nll(
+            list(params), target, mask, weight, state, *options, list(need), backend
+        )
     return result
 
 

@@ -15,7 +15,7 @@ from .. import backends
 from .._args import compute_dtype, grad_needed
 from ..backends._options import Posterior, Transform
 from ..backends.reference import sample_kl as reference
-from ._autograd import needs_reference, reference_grads
+from ._autograd import direct, needs_reference, reference_grads
 
 _lib = torch.library.Library("vaefast", "FRAGMENT")
 _TENSORS = (
@@ -53,15 +53,15 @@ def run(
     if grad_needed(mu, scale, prior_mu, prior_scale):
         z, kl = _SampleKL.apply(*tensors, options, backend)
     else:
-        z, kl = torch.ops.vaefast.sample_kl(*tensors, *_flat(options), backend)
+        z, kl = _call(tensors, options, backend)
     return z if options.num_samples >= 0 else None, kl if options.reduce else None
 
 
 class _SampleKL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor | None, Tensor | None]:
         *tensors, options, backend = args
-        z, kl = torch.ops.vaefast.sample_kl(*tensors, *_flat(options), backend)
+        z, kl = _call(tensors, options, backend)
         ctx.save_for_backward(*tensors)
         ctx.options, ctx.backend = options, backend
         ctx.set_materialize_grads(False)
@@ -81,21 +81,48 @@ class _SampleKL(torch.autograd.Function):
         if (grad_z is None and grad_kl is None) or not any(need):
             return (None,) * 10
         if torch.is_grad_enabled():
-            rest = tensors[4:]
-            grads = reference_grads(
-                lambda *parameters: reference.sample_kl(*parameters, *rest, options),
-                tensors[:4],
-                need,
-                (grad_z, grad_kl),
-            )
+            return (*_twice_differentiable(tensors, options, need, grad_z, grad_kl), *_NO_GRADS)
+        if direct(grad_z, grad_kl, *tensors):
+            module = backends.load(ctx.backend, "sample_kl")
+            found = iter(module.sample_kl_backward(grad_z, grad_kl, *tensors, options, need))
         else:
             found = iter(
                 torch.ops.vaefast.sample_kl_backward(
                     grad_z, grad_kl, *tensors, *_flat(options), need, ctx.backend
                 )
             )
-            grads = [next(found) if wanted else None for wanted in need]
-        return (*grads, None, None, None, None, None, None)
+        return (*[next(found) if wanted else None for wanted in need], *_NO_GRADS)
+
+
+# For mask, weight, state, noise, options and backend.
+_NO_GRADS = (None,) * 6
+
+
+def _twice_differentiable(
+    tensors: Sequence[Tensor | None],
+    options: Posterior,
+    need: list[bool],
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+) -> list[Tensor | None]:
+    rest = tensors[4:]
+    return reference_grads(
+        lambda *parameters: reference.sample_kl(*parameters, *rest, options),
+        tensors[:4],
+        need,
+        (grad_z, grad_kl),
+    )
+
+
+def _call(
+    tensors: Sequence[Tensor | None], options: Posterior, backend: str
+) -> tuple[Tensor | None, Tensor | None]:
+    result: tuple[Tensor | None, Tensor | None]
+    if direct(*tensors):
+        result = backends.load(backend, "sample_kl").sample_kl(*tensors, options)
+    else:
+        result = torch.ops.vaefast.sample_kl(*tensors, *_flat(options), backend)
+    return result
 
 
 def _flat(options: Posterior) -> tuple[Any, ...]:

@@ -48,8 +48,15 @@ def stream(state: Tensor | None, offset: int) -> tuple[int, bool, int] | None:
 
 def fresh(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """An unwritten result, on huge pages where it is large and the system has them."""
-    tensor = torch.empty(shape, dtype=dtype, device=device)
-    size = tensor.nbytes
-    if size >= _LARGE:
-        _C.advise_huge_pages(tensor.data_ptr(), size)
+    return _advised(torch.empty(shape, dtype=dtype, device=device))
+
+
+def fresh_like(tensor: Tensor) -> Tensor:
+    """As `fresh`, dense, with the shape, dtype and device of `tensor`."""
+    return _advised(torch.empty_like(tensor, memory_format=torch.contiguous_format))
+
+
+def _advised(tensor: Tensor) -> Tensor:
+    if tensor.nbytes >= _LARGE and tensor.is_cpu:
+        _C.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
     return tensor

@@ -11,7 +11,7 @@ from ... import _C
 from ..._args import compute_dtype
 from .._options import Nll
 from ..layout import plan
-from ._pack import REDUCE, fresh, operand, result, stream
+from ._pack import REDUCE, fresh, fresh_like, operand, result, stream
 
 _FORMS = _C.forms()
 
@@ -40,7 +40,7 @@ def nll(
         if not wanted
         else torch.empty(shape[:lead], dtype=dtype, device=p.device)
         if index == options.scalar
-        else fresh(shape, p.dtype, p.device)
+        else fresh_like(p)
         for index, (p, wanted) in enumerate(zip(params, need, strict=True))
     ]
     count = len(params)

@@ -8,8 +8,8 @@ from torch import Tensor
 from ... import _C
 from ..._args import PARAMS, compute_dtype
 from .._options import Posterior
-from ..layout import Plan, plan
-from ._pack import REDUCE, fresh, operand, result, stream
+from ..layout import Plan, View, plan
+from ._pack import REDUCE, fresh, fresh_like, operand, result, stream
 
 _PARAM = {name: index for index, name in enumerate(PARAMS)}
 
@@ -31,8 +31,10 @@ def sample_kl(
     grid = _plan(mu, operands, options)
     z = kl = None
     if options.num_samples >= 0:
-        shape = (options.num_samples, *mu.shape) if options.num_samples else mu.shape
-        z = fresh(shape, mu.dtype, mu.device)
+        if options.num_samples:
+            z = fresh((options.num_samples, *mu.shape), mu.dtype, mu.device)
+        else:
+            z = fresh_like(mu)
     if options.reduce:
         kl = fresh(_kl_shape(mu.shape, options.reduce), dtype, mu.device)
     _C.sample_kl(
@@ -64,12 +66,20 @@ def sample_kl_backward(
     """The gradients in mu, scale, prior_mu and prior_scale that are needed."""
     dtype = compute_dtype(mu, scale, prior_mu, prior_scale)
     parameters = (mu, scale, prior_mu, prior_scale)
-    if grad_kl is not None and options.reduce == "sample":
-        grad_kl = grad_kl.view(-1, *([1] * (mu.dim() - 1)))
-    operands = (*parameters, mask, weight, noise, grad_z, grad_kl)
-    grid = _plan(mu, operands, options)
+    per_place = options.reduce in ("elem", "dim")
+    grid = _plan(
+        mu, (*parameters, mask, weight, noise, grad_z, grad_kl if per_place else None), options
+    )
+    upstream = grid.views[8]
+    if grad_kl is not None and not per_place:
+        step = grad_kl.stride(0) if options.reduce == "sample" else 0
+        upstream = View(grad_kl, grid.segments, max(mu.shape[0], 1), step, 0)
     grads = [
-        fresh(mu.shape, t.dtype, mu.device) if wanted and t is not None else None
+        None
+        if t is None or not wanted
+        else fresh_like(t)
+        if t.shape == mu.shape
+        else fresh(mu.shape, t.dtype, mu.device)
         for t, wanted in zip(parameters, need, strict=True)
     ]
     if grad_z is None:
@@ -80,7 +90,7 @@ def sample_kl_backward(
         stream(state, options.offset),
         _settings(options, dtype),
         operand(grid.views[7]),
-        operand(grid.views[8]),
+        operand(upstream),
         tuple(map(result, grads)),
         torch.get_num_threads(),
     )
