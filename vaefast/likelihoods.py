@@ -66,8 +66,10 @@ class Likelihood:
 
     def support(self, target: Tensor) -> Tensor:
         """True per element where `target` is a value that the likelihood gives mass to."""
-        return torch.isfinite(target) if target.is_floating_point() else torch.ones_like(
-            target, dtype=torch.bool
+        return (
+            torch.isfinite(target)
+            if target.is_floating_point()
+            else torch.ones_like(target, dtype=torch.bool)
         )
 
     @torch.no_grad()
@@ -181,8 +183,8 @@ class Bernoulli(Likelihood):
         return (noise("uniform") <= self.mean(params)).to(params[0].dtype)
 
     def support(self, target: Tensor) -> Tensor:
-        return (target >= 0) & (target <= 1) if target.is_floating_point() else super().support(
-            target
+        return (
+            (target >= 0) & (target <= 1) if target.is_floating_point() else super().support(target)
         )
 
 

@@ -61,7 +61,8 @@ VAEFAST_FN const char* row_pointer(const View& view, int64_t row, int64_t col) {
 VAEFAST_FN bool dense(const View& view, const Tile& tile) {
   if (view.col_stride != 1) return false;
   if (tile.rows == 1) return true;
-  return view.div == 1 && view.row_stride == tile.cols && tile.row % view.mod + tile.rows <= view.mod;
+  return view.div == 1 && view.row_stride == tile.cols &&
+         tile.row % view.mod + tile.rows <= view.mod;
 }
 
 template <class T>

@@ -175,17 +175,8 @@ def _optimal(
     if reduction == "none":
         squares = squares._replace(reduce="elem")
     errors = _nll.run((mean,), target, mask, weight, None, squares)
-    counts = torch.ones((), dtype=errors.dtype, device=errors.device)
-    if weight is not None:
-        counts = weight.to(errors.dtype)
-    if mask is not None:
-        counts = torch.where(mask, counts, 0.0)
     data = mean.shape[lead - 1 :]
-    counts = counts.expand(data)
-    if reduction != "none":
-        counts = counts.reshape(data[0], -1).sum(-1) if mask is not None or weight is not None else (
-            counts.new_full((data[0],), float(data[1:].numel()))
-        )
+    counts = _counts(data, mask, weight, errors, per_element=reduction == "none")
     copies = mean.shape[0] if lead == 2 else 1
     variance = errors.sum() / (counts.sum() * copies)
     log_std = 0.5 * torch.log(variance)
@@ -200,3 +191,20 @@ def _optimal(
         case _:
             elements = mean.numel() if mask is None else mask.expand(data).sum() * copies
             return losses.sum() / elements
+
+
+def _counts(
+    data: torch.Size,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    like: Tensor,
+    per_element: bool,
+) -> Tensor:
+    """The weight of each element of the data `[B, ...]`, or their sum in each sample."""
+    if mask is None and weight is None and not per_element:
+        return like.new_full((data[0],), float(data[1:].numel()))
+    counts = like.new_ones(()) if weight is None else weight.to(like.dtype)
+    if mask is not None:
+        counts = torch.where(mask, counts, 0.0)
+    counts = counts.expand(data)
+    return counts if per_element else counts.reshape(data[0], -1).sum(-1)

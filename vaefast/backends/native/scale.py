@@ -6,17 +6,10 @@ import torch
 from torch import Tensor
 
 from ... import _C
-from ..layout import plan
-from ._pack import operand, result
+from ._pack import pack, result
 
 
 def scale_(grad: Tensor, upstream: Tensor, factor: float) -> None:
     """grad *= upstream * factor in place; nothing is touched where that is 1."""
-    grid = plan(grad.shape, min(grad.dim(), 1), (grad, upstream))
-    _C.scale(
-        (grid.rows, grid.cols, 1),
-        result(grad),
-        operand(grid.views[1]),
-        factor,
-        torch.get_num_threads(),
-    )
+    grid, packed, _alive = pack(grad.shape, min(grad.dim(), 1), (grad, upstream))
+    _C.scale(grid, result(grad), packed[1], factor, torch.get_num_threads())
