@@ -7,6 +7,7 @@ benchmarks and docs walk the registry.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -135,12 +136,17 @@ def resolve(likelihood: Likelihood | str) -> Likelihood:
     if isinstance(likelihood, Likelihood):
         return likelihood
     if isinstance(likelihood, str):
-        _args.one_of("likelihood", likelihood, tuple(_registry))
-        return _registry[likelihood]()
+        return _by_name(likelihood)
     raise TypeError(
         f"likelihood must be a Likelihood or one of {', '.join(map(repr, _registry))}, "
         f"got {type(likelihood).__name__}"
     )
+
+
+@functools.cache
+def _by_name(name: str) -> Likelihood:
+    _args.one_of("likelihood", name, tuple(_registry))
+    return _registry[name]()
 
 
 def registered() -> dict[str, type[Likelihood]]:

@@ -61,13 +61,13 @@ class _NLL(torch.autograd.Function):
     ) -> Tensor:
         need = list(ctx.needs_input_grad[6:])
         # Folding 1/N, and then a loss scaler's 65536, loses a quarter of a float16 gradient.
-        half = any(p.dtype == torch.float16 for p in params)
-        options = options._replace(grad_factor=1.0 if half else options.factor)
-        now = options.reduce != "elem"
-        made = need if now else [False] * len(need)
+        for param in params:
+            if param.dtype == torch.float16:
+                options = options._replace(grad_factor=1.0)
+        made = need if options.reduce != "elem" else [False] * len(need)
         loss, *grads = _call(params, target, mask, weight, state, options, made, backend)
         ctx.save_for_backward(*params, target, mask, weight, state, *grads)
-        ctx.options, ctx.backend, ctx.need, ctx.made = options, backend, need, made
+        ctx.options, ctx.backend, ctx.need = options, backend, need
         return loss
 
     @staticmethod

@@ -99,11 +99,14 @@ def check_support(target: Tensor, model: Likelihood) -> None:
 
 
 def _checked_params(params: Params) -> tuple[Tensor, ...]:
-    if not isinstance(params, (Tensor, tuple, list)):
+    if isinstance(params, Tensor):
+        _args.float_tensor("params", params)
+        return (params,)
+    if not isinstance(params, (tuple, list)):
         raise TypeError(
             f"params must be a Tensor or a tuple of Tensors, got {type(params).__name__}"
         )
-    tensors = likelihoods.as_tuple(params)
+    tensors = tuple(params)
     for index, tensor in enumerate(tensors):
         _args.float_tensor(f"params[{index}]" if len(tensors) > 1 else "params", tensor)
     return tensors
@@ -118,6 +121,10 @@ def _fit(form: Form, target: Tensor, model: Likelihood) -> tuple[tuple[Tensor, .
             f"target of likelihood {model.name!r} must be one of "
             f"{', '.join(map(str, model.target_dtypes))}, got {target.dtype}"
         )
+    if len(form.params) == 1 and form.scalar is None:
+        (param,) = form.params
+        if param.shape == target.shape and param.device == target.device and target.dim() > 0:
+            return form.params, 1
     full = [p for index, p in enumerate(form.params) if index != form.scalar]
     shape = full[0].shape
     if any(p.shape != shape for p in full):
