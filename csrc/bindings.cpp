@@ -110,8 +110,10 @@ SampleKlArgs sample_kl_args(const py::tuple& grid, const py::tuple& operands,
 }
 
 void sample_kl(const py::tuple& grid, const py::tuple& operands, const py::object& state,
-               const py::tuple& settings, const py::object& z, uint64_t kl, int threads) {
+               const py::tuple& settings, const py::object& z, uint64_t kl, uint64_t kept,
+               int threads) {
   SampleKlArgs a = sample_kl_args(grid, operands, state, settings, threads);
+  a.kept = reinterpret_cast<void*>(static_cast<uintptr_t>(kept));
   a.z = output(z);
   a.kl = reinterpret_cast<void*>(static_cast<uintptr_t>(kl));
   py::gil_scoped_release release;
@@ -120,8 +122,10 @@ void sample_kl(const py::tuple& grid, const py::tuple& operands, const py::objec
 
 void sample_kl_backward(const py::tuple& grid, const py::tuple& operands, const py::object& state,
                         const py::tuple& settings, const py::object& grad_z,
-                        const py::object& grad_kl, const py::tuple& grads, int threads) {
+                        const py::object& grad_kl, uint64_t kept, const py::tuple& grads,
+                        int threads) {
   SampleKlArgs a = sample_kl_args(grid, operands, state, settings, threads);
+  a.kept = reinterpret_cast<void*>(static_cast<uintptr_t>(kept));
   a.grad_z = view(grad_z);
   a.grad_kl = view(grad_kl);
   a.grad_mu = output(grads[0]);
@@ -177,8 +181,8 @@ void noise(const py::tuple& grid, const py::object& state, bool normal, uint32_t
   vaefast::cpu::noise(a);
 }
 
-void scale(const py::tuple& grid, const py::object& grad, const py::object& upstream,
-           double factor, int threads) {
+void scale(const py::tuple& grid, const py::object& grad, const py::object& upstream, double factor,
+           int threads) {
   ScaleArgs a;
   a.shape = shape(grid);
   a.grad = output(grad);

@@ -32,9 +32,7 @@ def float_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
     if value.dtype not in FLOAT_DTYPES:
-        raise TypeError(
-            f"{name} must be float64, float32, bfloat16 or float16, got {value.dtype}"
-        )
+        raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {value.dtype}")
 
 
 def same_device(reference: str, tensor: Tensor, **others: Tensor | None) -> None:
@@ -69,9 +67,9 @@ def clamp_bounds(clamp: Clamp) -> tuple[float, ...]:
         return (*NVAE_SOFT_BOUNDS, 1.0)
     if isinstance(clamp, (tuple, list)):
         soft = len(clamp) == 3 and clamp[0] == "soft"
-        bounds = tuple(clamp[1:]) if soft else tuple(clamp)
-        if len(bounds) == 2 and all(isinstance(b, (int, float)) for b in bounds):
-            low, high = float(bounds[0]), float(bounds[1])
+        bounds = [float(b) for b in clamp[soft:] if isinstance(b, (int, float))]
+        if len(bounds) == 2 == len(clamp) - soft:
+            low, high = bounds
             if low < high and not (soft and (math.isinf(low) or math.isinf(high))):
                 return (low, high, 1.0) if soft else (low, high)
     raise ValueError(
@@ -92,9 +90,7 @@ def broadcastable(name: str, tensor: Tensor, shape: torch.Size, per_sample: bool
         size not in (1, want)
         for size, want in zip(reversed(tensor.shape), reversed(shape), strict=False)
     ):
-        raise ValueError(
-            f"{name} must broadcast to {list(shape)}, got {list(tensor.shape)}"
-        )
+        raise ValueError(f"{name} must broadcast to {list(shape)}, got {list(tensor.shape)}")
     return tensor
 
 
@@ -102,6 +98,8 @@ def mask_and_weight(
     mask: Tensor | None, weight: Tensor | None, shape: torch.Size, like: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
     """Checks `mask` (bool) and `weight` (float) and aligns each to `shape`, `[B, ...]`."""
+    if mask is None and weight is None:
+        return None, None
     if mask is not None:
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
@@ -116,11 +114,16 @@ def mask_and_weight(
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     """float64 if any argument is, else float32: the arithmetic's and the loss's dtype."""
-    if any(t is not None and t.dtype == torch.float64 for t in tensors):
-        return torch.float64
+    for t in tensors:
+        if t is not None and t.dtype == torch.float64:
+            return torch.float64
     return torch.float32
 
 
 def grad_needed(*tensors: Tensor | None) -> bool:
     """True where autograd records and any of the tensors asks for a gradient."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False

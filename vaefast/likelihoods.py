@@ -7,6 +7,7 @@ benchmarks and docs walk the registry.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,8 +67,10 @@ class Likelihood:
 
     def support(self, target: Tensor) -> Tensor:
         """True per element where `target` is a value that the likelihood gives mass to."""
-        return torch.isfinite(target) if target.is_floating_point() else torch.ones_like(
-            target, dtype=torch.bool
+        return (
+            torch.isfinite(target)
+            if target.is_floating_point()
+            else torch.ones_like(target, dtype=torch.bool)
         )
 
     @torch.no_grad()
@@ -133,12 +136,17 @@ def resolve(likelihood: Likelihood | str) -> Likelihood:
     if isinstance(likelihood, Likelihood):
         return likelihood
     if isinstance(likelihood, str):
-        _args.one_of("likelihood", likelihood, tuple(_registry))
-        return _registry[likelihood]()
+        return _by_name(likelihood)
     raise TypeError(
         f"likelihood must be a Likelihood or one of {', '.join(map(repr, _registry))}, "
         f"got {type(likelihood).__name__}"
     )
+
+
+@functools.cache
+def _by_name(name: str) -> Likelihood:
+    _args.one_of("likelihood", name, tuple(_registry))
+    return _registry[name]()
 
 
 def registered() -> dict[str, type[Likelihood]]:
@@ -181,8 +189,8 @@ class Bernoulli(Likelihood):
         return (noise("uniform") <= self.mean(params)).to(params[0].dtype)
 
     def support(self, target: Tensor) -> Tensor:
-        return (target >= 0) & (target <= 1) if target.is_floating_point() else super().support(
-            target
+        return (
+            (target >= 0) & (target <= 1) if target.is_floating_point() else super().support(target)
         )
 
 

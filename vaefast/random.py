@@ -30,7 +30,7 @@ _lib.define(
 
 def _draw(like: Tensor) -> Tensor:
     state = torch.zeros(2, dtype=torch.int64, device=like.device)
-    state[:1].random_()
+    state.select(0, 0).random_()
     return state
 
 
@@ -163,9 +163,7 @@ def _dispatch(
     shape: Sequence[int], state: Tensor, dtype: torch.dtype, kind: str, purpose: int, offset: int
 ) -> Tensor:
     name = backends.select(state.device.type)
-    result: Tensor = torch.ops.vaefast.noise(
-        state, list(shape), dtype, kind, purpose, offset, name
-    )
+    result: Tensor = torch.ops.vaefast.noise(state, list(shape), dtype, kind, purpose, offset, name)
     return result
 
 

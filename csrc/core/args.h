@@ -63,6 +63,10 @@ struct SampleKlArgs {
   bool wide = false;
   int threads = 1;
 
+  // dz/dscale, written by the forward pass where the backward pass shall not make the noise anew;
+  // it has the compute type, one sample, and may be the memory of grad_scale.
+  void* kept = nullptr;
+
   // Forward: z is [samples * rows, cols]; kl is float, or double if wide.
   Output z;
   void* kl = nullptr;

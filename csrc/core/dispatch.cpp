@@ -59,14 +59,14 @@ void check(bool done) {
 #define VAEFAST_CASE_AVX2(name, args)
 #endif
 
-#define VAEFAST_DISPATCH(name, Args)          \
-  void cpu::name(const Args& args) {          \
-    switch (cpu_capability()) {               \
-      VAEFAST_CASE_AVX512(name, args)         \
-      VAEFAST_CASE_AVX2(name, args)           \
-      default:                                \
+#define VAEFAST_DISPATCH(name, Args)           \
+  void cpu::name(const Args& args) {           \
+    switch (cpu_capability()) {                \
+      VAEFAST_CASE_AVX512(name, args)          \
+      VAEFAST_CASE_AVX2(name, args)            \
+      default:                                 \
         return check(isa_default::name(args)); \
-    }                                         \
+    }                                          \
   }
 
 VAEFAST_DISPATCH(sample_kl, SampleKlArgs)
@@ -89,7 +89,8 @@ void advise_huge_pages(void* data, int64_t bytes) {
   constexpr uintptr_t kHuge = uintptr_t{1} << 21;
   if (bytes < static_cast<int64_t>(2 * kHuge)) return;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) & ~(kHuge - 1);
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) & ~(kHuge - 1);
+  const uintptr_t end =
+      (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) & ~(kHuge - 1);
   // A refusal changes nothing but the time.
   if (end > begin) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #else

@@ -27,8 +27,8 @@ const T* load_target(const NllArgs& args, const Tile& tile, Buffers<T>& b) {
     const int64_t row = (tile.row + done) % args.target_rows;
     const int64_t left = args.target_rows - row, rows = tile.rows - done;
     const Tile piece{row, rows < left ? rows : left, tile.col, tile.cols};
-    const T* u = tile_noise(args.stream, shape, piece, 0,
-                            static_cast<uint32_t>(Purpose::kBinarize), false, b.noise);
+    const T* u = tile_noise(args.stream, shape, piece, 0, static_cast<uint32_t>(Purpose::kBinarize),
+                            false, b.noise);
     const T* from = x + done * tile.cols;
     T* to = b.target + done * tile.cols;
     for (int64_t i = 0; i < piece.size(); ++i) to[i] = u[i] <= from[i] ? T(1) : T(0);

@@ -65,7 +65,9 @@ VAEFAST_FN Words exclusive(Words a, Words b, Words c) {
 VAEFAST_FN Words join(Words low, Words top) {
   return _mm_or_si128(_mm_and_si128(low, splat(0xffffffffu)), _mm_slli_epi64(top, 32));
 }
-VAEFAST_FN void store(uint32_t* to, Words a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), a); }
+VAEFAST_FN void store(uint32_t* to, Words a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), a);
+}
 #endif
 
 // Words 0 and 2 of each counter go to `even`, words 1 and 3 to `odd`: the pairs that Box-Muller
@@ -134,7 +136,8 @@ static const T* stream_noise(uint64_t seed, uint64_t first, int64_t n, uint32_t 
   T* values = buffer.values;
   const int64_t pairs = 2 * blocks;
   if (normal) {
-    for (int64_t i = 0; i < pairs; ++i) box_muller(even[i], odd[i], values[2 * i], values[2 * i + 1]);
+    for (int64_t i = 0; i < pairs; ++i)
+      box_muller(even[i], odd[i], values[2 * i], values[2 * i + 1]);
   } else {
     for (int64_t i = 0; i < pairs; ++i) {
       uniform(even[i], values[2 * i]);
@@ -147,8 +150,7 @@ static const T* stream_noise(uint64_t seed, uint64_t first, int64_t n, uint32_t 
 // Noise over a tile of a [rows, cols] tensor: one stream for all of it, or one per sample.
 template <class T>
 static const T* tile_noise(const Stream& stream, const Shape& shape, const Tile& tile,
-                           uint32_t sample, uint32_t purpose, bool normal,
-                           NoiseBuffer<T>& buffer) {
+                           uint32_t sample, uint32_t purpose, bool normal, NoiseBuffer<T>& buffer) {
   if (!stream.per_sample) {
     const int64_t first = stream.state[1] + stream.offset + tile.start(shape);
     return stream_noise(static_cast<uint64_t>(stream.state[0]), static_cast<uint64_t>(first),
@@ -157,8 +159,7 @@ static const T* tile_noise(const Stream& stream, const Shape& shape, const Tile&
   for (int64_t r = 0; r < tile.rows; ++r) {
     const int64_t row = tile.row + r;
     const int64_t* state = stream.state + 2 * (row / shape.segments);
-    const int64_t first =
-        state[1] + stream.offset + row % shape.segments * shape.cols + tile.col;
+    const int64_t first = state[1] + stream.offset + row % shape.segments * shape.cols + tile.col;
     const T* values = stream_noise(static_cast<uint64_t>(state[0]), static_cast<uint64_t>(first),
                                    tile.cols, sample, purpose, normal, buffer);
     memcpy(buffer.row + r * tile.cols, values, static_cast<size_t>(tile.cols) * sizeof(T));

@@ -126,6 +126,19 @@ struct ForwardBuffers {
   T kl[kTile<T>], z[kTile<T>];
 };
 
+// dz/dscale = temperature sigma eps / 2 dlogvar/dscale.
+template <class T>
+void scale_derivative(const SampleKlArgs& args, const ScaleTile<T>& scale, int64_t n, const T* eps,
+                      T* __restrict out) {
+  const T half = T(0.5 * args.temperature);
+  const T* std = scale.std;
+  if (const T* slope = scale.slope) {
+    for (int64_t i = 0; i < n; ++i) out[i] = half * std[i] * eps[i] * slope[i];
+  } else {
+    for (int64_t i = 0; i < n; ++i) out[i] = half * std[i] * eps[i];
+  }
+}
+
 template <class T>
 void sample_tile(const SampleKlArgs& args, const Tile& tile, ForwardBuffers<T>& b) {
   const int64_t n = tile.size();
@@ -138,6 +151,8 @@ void sample_tile(const SampleKlArgs& args, const Tile& tile, ForwardBuffers<T>& 
     const T* std = b.q.scale.std;
     for (int64_t i = 0; i < n; ++i) z[i] = madd(temperature * std[i], eps[i], mu[i]);
     finish(args.z, start, n, z);
+    if (args.kept != nullptr)
+      scale_derivative(args, b.q.scale, n, eps, static_cast<T*>(args.kept) + start);
   }
 }
 
@@ -237,19 +252,20 @@ template <class T>
 struct BackwardBuffers {
   Posterior<T> q;
   NoiseBuffer<T> noise;
-  T upstream[kTile<T>], grad_z[kTile<T>], grad_mu[kTile<T>], grad_scale[kTile<T>],
+  // From the KL, and from the samples.
+  T upstream[kTile<T>], spare[kTile<T>], kl_mu[kTile<T>], kl_scale[kTile<T>],
       grad_prior_mu[kTile<T>], grad_prior_scale[kTile<T>];
+  T z_mu[kTile<T>], z_scale[kTile<T>], derivative[kTile<T>], out[kTile<T>];
 };
 
 // The KL's part of the gradients; elements that the mask leaves out get 0.
 template <class T>
-void kl_gradients(const SampleKlArgs& args, const Tile& tile, BackwardBuffers<T>& b, T* grad_mu,
-                  T* grad_logvar) {
+void kl_gradients(const SampleKlArgs& args, const Tile& tile, BackwardBuffers<T>& b) {
   const int64_t n = tile.size();
   const T factor = T(args.factor);
   const T* upstream = load(args.grad_kl, tile, b.upstream);
   for (int64_t i = 0; i < n; ++i) b.upstream[i] = upstream[i] * factor;
-  weigh({}, args.weight, tile, b.upstream, b.grad_z);
+  weigh({}, args.weight, tile, b.upstream, b.spare);
   const T* mu = b.q.mu;
   const T* logvar = b.q.scale.logvar;
   if (has_prior(args)) {
@@ -259,56 +275,73 @@ void kl_gradients(const SampleKlArgs& args, const Tile& tile, BackwardBuffers<T>
       const T g = b.upstream[i], distance = mu[i] - prior_mu[i];
       const T pull = distance * exp(-prior_logvar[i]);
       const T grown = expm1(logvar[i] - prior_logvar[i]);
-      grad_mu[i] = g * pull;
-      grad_logvar[i] = T(0.5) * g * grown;
+      b.kl_mu[i] = g * pull;
+      b.kl_scale[i] = T(0.5) * g * grown;
       b.grad_prior_mu[i] = -g * pull;
       b.grad_prior_scale[i] = T(-0.5) * g * madd(distance, pull, grown);
     }
     if (const T* slope = b.q.prior.slope)
       for (int64_t i = 0; i < n; ++i) b.grad_prior_scale[i] *= slope[i];
-    weigh(args.mask, {}, tile, b.grad_prior_mu, b.grad_z);
-    weigh(args.mask, {}, tile, b.grad_prior_scale, b.grad_z);
+    weigh(args.mask, {}, tile, b.grad_prior_mu, b.spare);
+    weigh(args.mask, {}, tile, b.grad_prior_scale, b.spare);
   } else {
     for (int64_t i = 0; i < n; ++i) {
-      grad_mu[i] = b.upstream[i] * mu[i];
-      grad_logvar[i] = T(0.5) * b.upstream[i] * expm1(logvar[i]);
+      b.kl_mu[i] = b.upstream[i] * mu[i];
+      b.kl_scale[i] = T(0.5) * b.upstream[i] * expm1(logvar[i]);
     }
   }
-  weigh(args.mask, {}, tile, grad_mu, b.grad_z);
-  weigh(args.mask, {}, tile, grad_logvar, b.grad_z);
+  if (const T* slope = b.q.scale.slope)
+    for (int64_t i = 0; i < n; ++i) b.kl_scale[i] *= slope[i];
+  weigh(args.mask, {}, tile, b.kl_mu, b.spare);
+  weigh(args.mask, {}, tile, b.kl_scale, b.spare);
 }
 
-// z's part: dz/dmu = 1, dz/dlogvar = temperature sigma eps / 2, the noise made anew.
+// dz/dscale over the tile: what the forward pass kept, or made of the same noise again.
 template <class T>
-void sample_gradients(const SampleKlArgs& args, const Tile& tile, BackwardBuffers<T>& b,
-                      T* __restrict grad_mu, T* __restrict grad_logvar) {
+const T* derivative(const SampleKlArgs& args, const Tile& tile, int64_t k, BackwardBuffers<T>& b) {
+  if (args.kept != nullptr) return static_cast<const T*>(args.kept) + tile.start(args.shape);
+  scale_derivative(args, b.q.scale, tile.size(), load_noise(args, tile, k, b.noise), b.derivative);
+  return b.derivative;
+}
+
+// z's part, in mu (dz/dmu = 1) and in scale, summed over the samples. Where there is one sample
+// its upstream gradient is the part in mu, and nothing is copied.
+template <class T>
+const T* sample_gradients(const SampleKlArgs& args, const Tile& tile, BackwardBuffers<T>& b) {
   const int64_t n = tile.size();
-  const T half = T(0.5 * args.temperature);
-  const T* std = b.q.scale.std;
+  if (args.samples == 1) {
+    const T* upstream = load(args.grad_z, tile, b.z_mu);
+    if (args.grad_scale) {
+      const T* slope = derivative(args, tile, 0, b);
+      for (int64_t i = 0; i < n; ++i) b.z_scale[i] = upstream[i] * slope[i];
+    }
+    return upstream;
+  }
+  memset(b.z_mu, 0, static_cast<size_t>(n) * sizeof(T));
+  memset(b.z_scale, 0, static_cast<size_t>(n) * sizeof(T));
   for (int64_t k = 0; k < args.samples; ++k) {
     Tile place = tile;
     place.row += k * args.shape.rows;
-    const T* upstream = load(args.grad_z, place, b.grad_z);
-    if (args.grad_scale) {
-      const T* eps = load_noise(args, tile, k, b.noise);
-      for (int64_t i = 0; i < n; ++i) {
-        grad_mu[i] += upstream[i];
-        grad_logvar[i] += half * std[i] * (upstream[i] * eps[i]);
-      }
-    } else {
-      for (int64_t i = 0; i < n; ++i) grad_mu[i] += upstream[i];
-    }
+    const T* upstream = load(args.grad_z, place, b.spare);
+    for (int64_t i = 0; i < n; ++i) b.z_mu[i] += upstream[i];
+    if (!args.grad_scale) continue;
+    const T* slope = derivative(args, tile, k, b);
+    for (int64_t i = 0; i < n; ++i) b.z_scale[i] += upstream[i] * slope[i];
   }
+  return b.z_mu;
 }
 
+// The sum of the two parts, either of which may be absent.
 template <class T>
-void put(const Output& out, int64_t start, int64_t n, const T* values) {
+void put(const Output& out, int64_t start, int64_t n, const T* first, const T* second, T* buffer) {
   if (!out) return;
-  if (same_type(out.dtype, values)) {
-    memcpy(static_cast<T*>(out.data) + start, values, static_cast<size_t>(n) * sizeof(T));
+  T* to = destination(out, start, buffer);
+  if (first != nullptr && second != nullptr) {
+    for (int64_t i = 0; i < n; ++i) to[i] = first[i] + second[i];
   } else {
-    finish(out, start, n, values);
+    memcpy(to, first != nullptr ? first : second, static_cast<size_t>(n) * sizeof(T));
   }
+  finish(out, start, n, to);
 }
 
 template <class T>
@@ -321,24 +354,18 @@ bool backward(const SampleKlArgs& args) {
     for (int64_t index = 0; index < tiling.count; ++index) {
       const Tile tile = tiling.tile(index);
       const int64_t n = tile.size(), start = tile.start(args.shape);
-      b.q.load_tile(args, tile, args.grad_z && args.grad_scale);
-      T* grad_mu = b.grad_mu;
-      T* grad_scale = b.grad_scale;
-      if (args.grad_kl) {
-        kl_gradients(args, tile, b, grad_mu, grad_scale);
-      } else {
-        memset(grad_mu, 0, static_cast<size_t>(n) * sizeof(T));
-        memset(grad_scale, 0, static_cast<size_t>(n) * sizeof(T));
-      }
-      if (args.grad_z) sample_gradients(args, tile, b, grad_mu, grad_scale);
-      if (const T* slope = b.q.scale.slope)
-        for (int64_t i = 0; i < n; ++i) grad_scale[i] *= slope[i];
-      put(args.grad_mu, start, n, grad_mu);
-      put(args.grad_scale, start, n, grad_scale);
-      if (args.grad_kl) {
-        put(args.grad_prior_mu, start, n, b.grad_prior_mu);
-        put(args.grad_prior_scale, start, n, b.grad_prior_scale);
-      }
+      const bool remake = args.grad_z && args.grad_scale && args.kept == nullptr;
+      b.q.load_tile(args, tile, remake);
+      if (args.grad_kl) kl_gradients(args, tile, b);
+      const T* kl_mu = args.grad_kl ? b.kl_mu : nullptr;
+      const T* kl_scale = args.grad_kl ? b.kl_scale : nullptr;
+      const T* z_mu = args.grad_z ? sample_gradients(args, tile, b) : nullptr;
+      const T* z_scale = args.grad_z ? b.z_scale : nullptr;
+      put(args.grad_mu, start, n, kl_mu, z_mu, b.out);
+      put(args.grad_scale, start, n, kl_scale, z_scale, b.out);
+      if (!args.grad_kl) continue;
+      put<T>(args.grad_prior_mu, start, n, b.grad_prior_mu, nullptr, b.out);
+      put<T>(args.grad_prior_scale, start, n, b.grad_prior_scale, nullptr, b.out);
     }
   }
   return true;

@@ -13,8 +13,9 @@ namespace VAEFAST_ISA {
 class Partials {
  public:
   explicit Partials(int64_t n)
-      : data_(n <= kInline ? inline_
-                           : static_cast<double*>(malloc(static_cast<size_t>(n) * sizeof(double)))) {
+      : data_(n <= kInline
+                  ? inline_
+                  : static_cast<double*>(malloc(static_cast<size_t>(n) * sizeof(double)))) {
     if (data_ != nullptr) memset(data_, 0, static_cast<size_t>(n) * sizeof(double));
   }
   ~Partials() {

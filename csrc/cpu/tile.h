@@ -61,7 +61,8 @@ VAEFAST_FN const char* row_pointer(const View& view, int64_t row, int64_t col) {
 VAEFAST_FN bool dense(const View& view, const Tile& tile) {
   if (view.col_stride != 1) return false;
   if (tile.rows == 1) return true;
-  return view.div == 1 && view.row_stride == tile.cols && tile.row % view.mod + tile.rows <= view.mod;
+  return view.div == 1 && view.row_stride == tile.cols &&
+         tile.row % view.mod + tile.rows <= view.mod;
 }
 
 template <class T>
@@ -109,9 +110,22 @@ static void finish(const Output& out, int64_t start, int64_t n, const T* values)
   narrow(values, out.dtype, static_cast<char*>(out.data) + start * size_of(out.dtype), n);
 }
 
+// Eight running sums in double, then a tree: what a short row takes.
+template <class T>
+VAEFAST_FN double sum_wide(const T* values, int64_t n) {
+  double total[8] = {};
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    for (int j = 0; j < 8; ++j) total[j] += static_cast<double>(values[i + j]);
+  for (int j = 0; i + j < n; ++j) total[j] += static_cast<double>(values[i + j]);
+  return ((total[0] + total[1]) + (total[2] + total[3])) +
+         ((total[4] + total[5]) + (total[6] + total[7]));
+}
+
 // 16 running sums in each of four registers, then double: a tile's sum is pairwise in effect.
 // The vector type carries the order of the additions, so every instruction set gives its own bits.
 VAEFAST_FN double sum(const float* values, int64_t n) {
+  if (n < 64) return sum_wide(values, n);
   typedef float Lanes __attribute__((vector_size(64)));
   Lanes total[4] = {};
   int64_t i = 0;
@@ -122,27 +136,13 @@ VAEFAST_FN double sum(const float* values, int64_t n) {
       total[j] += lanes;
     }
   }
-  for (; i + 16 <= n; i += 16) {
-    Lanes lanes;
-    memcpy(&lanes, values + i, sizeof lanes);
-    total[0] += lanes;
-  }
-  total[0] = (total[0] + total[1]) + (total[2] + total[3]);
-  double result = 0;
-  for (int j = 0; j < 16; ++j) result += static_cast<double>(total[0][j]);
-  for (; i < n; ++i) result += static_cast<double>(values[i]);
-  return result;
+  const Lanes lanes = (total[0] + total[1]) + (total[2] + total[3]);
+  float tree[16];
+  memcpy(tree, &lanes, sizeof tree);
+  return sum_wide(tree, 16) + sum_wide(values + i, n - i);
 }
 
-VAEFAST_FN double sum(const double* values, int64_t n) {
-  double total[8] = {};
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8)
-    for (int j = 0; j < 8; ++j) total[j] += values[i + j];
-  for (; i < n; ++i) total[0] += values[i];
-  return ((total[0] + total[1]) + (total[2] + total[3])) +
-         ((total[4] + total[5]) + (total[6] + total[7]));
-}
+VAEFAST_FN double sum(const double* values, int64_t n) { return sum_wide(values, n); }
 
 // Elements that the mask leaves out become 0, whatever they were; the others are weighed.
 template <class T>

@@ -35,13 +35,13 @@ struct bernoulli {
   VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
     const T l = theta[0];
     const bool up = l > T(0);
-    const T e = exp(-abs(l));
+    const T e = exp_nonpositive(-abs(l));
     const T other = T(1) - x;
     if constexpr (kGrad) {
       const T tail = e / (T(1) + e);
       grad[0] = up ? other - tail : tail - x;
     }
-    return log1p(e) + (up ? other * l : -x * l);
+    return log1p_unit(e) + (up ? other * l : -x * l);
   }
 };
 

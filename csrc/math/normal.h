@@ -23,7 +23,7 @@ VAEFAST_FN void box_muller(uint32_t first, uint32_t second, T& n0, T& n1) {
   T u, v, sin, cos;
   uniform(first, u);
   uniform(second, v);
-  const T radius = sqrt(T(-2) * log(u));
+  const T radius = sqrt(T(-2) * log_normal(u));
   sincos_2pi(v, sin, cos);
   n0 = radius * cos;
   n1 = radius * sin;

@@ -73,6 +73,24 @@ VAEFAST_FN double exp(double x) {
   return p * as_double(half << 52) * as_double((k - half) << 52);
 }
 
+// e^x for x <= 0, <= 1 ulp down to e^-87.3 = 1.2e-38 (double: e^-708 = 3e-308), that value below:
+// for tails that are added to something. One scaling and one clamp fewer than exp.
+VAEFAST_FN float exp_nonpositive(float x) {
+  x = x < -87.3f ? -87.3f : x;
+  uint32_t k;
+  float a;
+  const float p = (exp_reduce(x, 127.0f, k, a) + a) + 1.0f;
+  return p * as_float(k << 23);
+}
+
+VAEFAST_FN double exp_nonpositive(double x) {
+  x = x < -708.0 ? -708.0 : x;
+  uint64_t k;
+  double a;
+  const double p = (exp_reduce(x, 1023.0, k, a) + a) + 1.0;
+  return p * as_double(k << 52);
+}
+
 // e^x - 1, <= 1.5 ulp.
 // 2 (2^(n-1) (e^r - 1) + (2^(n-1) - 1/2)): exact for n = 0, and no overflow before the last step.
 // Below 1e-20 the result is x, which also keeps denormals and -0.
@@ -213,6 +231,17 @@ VAEFAST_FN double log(double x) {
   return log_edges(x, log_join(k, log1p_core(f)));
 }
 
+// log x for normal positive finite x: log without its edges.
+VAEFAST_FN float log_normal(float x) {
+  const uint32_t e = exponent_field(x);
+  return log_join(exponent_value(e), log1p_core(as_float(to_bits(x) - e) - 1.0f));
+}
+
+VAEFAST_FN double log_normal(double x) {
+  const uint64_t e = exponent_field(x);
+  return log_join(exponent_value(e), log1p_core(as_double(to_bits(x) - e) - 1.0));
+}
+
 // log(1 + x), <= 1 ulp in float, 2 in double; -inf at -1, NaN below, and the sign of -0 is lost.
 // k comes from 1 + x, but f = 2^-k x + (2^-k - 1), which does not lose the low bits of x. 2^-k is
 // formed four times too large: it would be denormal for the largest x.
@@ -235,18 +264,15 @@ VAEFAST_FN double log1p(double x) {
 // ---- softplus, sigmoid, tanh
 // softplus and sigmoid of the same x share one exp after inlining.
 
-// log(1 + e^x), <= 2 ulp.
-// max(x, 0) + log1p(t), t = e^-|x| in (0, 1], where log1p needs no reduction.
-VAEFAST_FN float softplus(float x) {
-  const float t = exp(-abs(x));
+// log1p(t), 0 <= t <= 1, where it needs no reduction.
+VAEFAST_FN float log1p_unit(float t) {
   const float q = horner(t - 0.5f, -3.781395555e-01f, 1.792248785e-01f, -9.323204309e-02f,
                          5.108945444e-02f, -2.890299447e-02f, 1.665294543e-02f, -1.018407568e-02f,
                          6.942085456e-03f, -3.316225950e-03f);
-  return (x > 0.0f ? x : 0.0f) + madd(t * t, q, t);
+  return madd(t * t, q, t);
 }
 
-VAEFAST_FN double softplus(double x) {
-  const double t = exp(-abs(x));
+VAEFAST_FN double log1p_unit(double t) {
   const double s = t / (2.0 + t);
   const double z = s * s;
   const double r =
@@ -255,8 +281,12 @@ VAEFAST_FN double softplus(double x) {
                  1.33009790330827077e-01, 1.21060466745314774e-01, 8.34026479392584730e-02,
                  1.70182849993352564e-01);
   const double h = 0.5 * t * t;
-  return (x > 0.0 ? x : 0.0) + (t - (h - s * (h + r)));
+  return t - (h - s * (h + r));
 }
+
+// log(1 + e^x), <= 2 ulp: max(x, 0) + log1p(t), t = e^-|x| in (0, 1].
+VAEFAST_FN float softplus(float x) { return (x > 0.0f ? x : 0.0f) + log1p_unit(exp(-abs(x))); }
+VAEFAST_FN double softplus(double x) { return (x > 0.0 ? x : 0.0) + log1p_unit(exp(-abs(x))); }
 
 // 1/(1 + e^-x), <= 2 ulp in both tails.
 // With t = e^-|x| and q = t/(1 + t): 1 - q for x >= 0, t - t q below, where q alone would keep the

@@ -22,7 +22,7 @@ class BackendError(RuntimeError):
     """A backend that was asked for by name cannot serve; the message gives the cause."""
 
 
-class backend:  # noqa: N801 - used as a context manager, like torch.no_grad
+class backend:
     """Context manager that asks for one backend by name.
 
     Args:

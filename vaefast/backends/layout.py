@@ -44,14 +44,11 @@ def plan(shape: Sequence[int], lead: int, operands: Sequence[Tensor | None]) -> 
     """
     shape = tuple(shape)
     samples = math.prod(shape[:lead])
-    if all(t is None or (t.shape == shape and t.is_contiguous()) for t in operands):
+    if dense(shape, operands):
         cols = math.prod(shape[lead:])
-        return Plan(
-            samples,
-            cols,
-            1,
-            tuple(None if t is None else View(t, 1, max(samples, 1), cols, 1) for t in operands),
-        )
+        mod = max(samples, 1)
+        whole = [None if t is None else View(t, 1, mod, cols, 1) for t in operands]
+        return Plan(samples, cols, 1, tuple(whole))
     fitted = [None if t is None else _unit_inner(t) for t in operands]
     strides = [None if t is None else _strides(t, shape) for t in fitted]
     split = max((_split(shape, lead, s) for s in strides if s is not None), default=lead)
@@ -61,6 +58,14 @@ def plan(shape: Sequence[int], lead: int, operands: Sequence[Tensor | None]) -> 
         for t, s in zip(fitted, strides, strict=True)
     )
     return Plan(rows, cols, rows // samples if samples else 1, views)
+
+
+def dense(shape: Sequence[int], operands: Sequence[Tensor | None]) -> bool:
+    """True where every operand is contiguous and of `shape`."""
+    for t in operands:
+        if t is not None and (t.shape != shape or not t.is_contiguous()):
+            return False
+    return True
 
 
 def _unit_inner(tensor: Tensor) -> Tensor:
@@ -73,7 +78,9 @@ def _unit_inner(tensor: Tensor) -> Tensor:
 
 def _strides(tensor: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides of `tensor` expanded to `shape`, 0 wherever it is broadcast or of size 1."""
-    own = [0 if size == 1 else step for size, step in zip(tensor.shape, tensor.stride(), strict=True)]
+    own = [
+        0 if size == 1 else step for size, step in zip(tensor.shape, tensor.stride(), strict=True)
+    ]
     return (0,) * (len(shape) - len(own)) + tuple(own)
 
 
@@ -98,14 +105,15 @@ def _split(shape: tuple[int, ...], lead: int, strides: tuple[int, ...]) -> int:
 
 def _view(tensor: Tensor, strides: tuple[int, ...], shape: tuple[int, ...], split: int) -> View:
     inner = next(
-        (step for size, step in zip(reversed(shape[split:]), reversed(strides[split:]), strict=True)
-         if size != 1),
+        (
+            step
+            for size, step in zip(reversed(shape[split:]), reversed(strides[split:]), strict=True)
+            if size != 1
+        ),
         0,
     )
     outer = [
-        (size, step)
-        for size, step in zip(shape[:split], strides[:split], strict=True)
-        if size != 1
+        (size, step) for size, step in zip(shape[:split], strides[:split], strict=True) if size != 1
     ]
     while outer and outer[0][1] == 0:
         outer.pop(0)
@@ -124,6 +132,4 @@ def _view(tensor: Tensor, strides: tuple[int, ...], shape: tuple[int, ...], spli
 
 def _view_of_copy(tensor: Tensor, shape: tuple[int, ...], split: int) -> View:
     dense = tensor.expand(shape).contiguous()
-    return View(
-        dense, 1, max(math.prod(shape[:split]), 1), math.prod(shape[split:]), 1
-    )
+    return View(dense, 1, max(math.prod(shape[:split]), 1), math.prod(shape[split:]), 1)

@@ -40,7 +40,9 @@ def run(
     if backend == "reference" or needs_reference(target, weight):
         return reference.nll(params, target, mask, weight, state, options)
     if grad_needed(*params):
-        loss: Tensor = _NLL.apply(target, mask, weight, state, options, backend, *params)
+        loss: Tensor = _NLL.apply(  # type: ignore[no-untyped-call]
+            target, mask, weight, state, options, backend, *params
+        )
         return loss
     return _call(params, target, mask, weight, state, options, [False] * len(params), backend)[0]
 
@@ -59,13 +61,13 @@ class _NLL(torch.autograd.Function):
     ) -> Tensor:
         need = list(ctx.needs_input_grad[6:])
         # Folding 1/N, and then a loss scaler's 65536, loses a quarter of a float16 gradient.
-        half = any(p.dtype == torch.float16 for p in params)
-        options = options._replace(grad_factor=1.0 if half else options.factor)
-        now = options.reduce != "elem"
-        made = need if now else [False] * len(need)
+        for param in params:
+            if param.dtype == torch.float16:
+                options = options._replace(grad_factor=1.0)
+        made = need if options.reduce != "elem" else [False] * len(need)
         loss, *grads = _call(params, target, mask, weight, state, options, made, backend)
         ctx.save_for_backward(*params, target, mask, weight, state, *grads)
-        ctx.options, ctx.backend, ctx.need, ctx.made = options, backend, need, made
+        ctx.options, ctx.backend, ctx.need = options, backend, need
         return loss
 
     @staticmethod
@@ -83,7 +85,9 @@ class _NLL(torch.autograd.Function):
                 (upstream,),
             )
         elif options.reduce == "elem":
-            grads = _recomputed(params, target, mask, weight, state, options, upstream, need, backend)
+            grads = _recomputed(
+                params, target, mask, weight, state, options, upstream, need, backend
+            )
         else:
             made = iter(saved[count + 4 :])
             grads = [
@@ -164,7 +168,7 @@ def _forward(*args: Any) -> list[Tensor]:
 
 
 def _forward_fake(*args: Any) -> list[Tensor]:
-    params, target, mask, weight, state, *settings, need, backend = args
+    params, target, _, _, _, *settings, need, _ = args
     options = Nll(*settings)
     return [
         target.new_empty(loss_shape(params[0].shape, options), dtype=compute_dtype(*params)),

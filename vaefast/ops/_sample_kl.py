@@ -15,7 +15,7 @@ from .. import backends
 from .._args import compute_dtype, grad_needed
 from ..backends._options import Posterior, Transform
 from ..backends.reference import sample_kl as reference
-from ._autograd import direct, needs_reference, reference_grads
+from ._autograd import direct, keeps_graph, needs_reference, reference_grads
 
 _lib = torch.library.Library("vaefast", "FRAGMENT")
 _TENSORS = (
@@ -51,9 +51,9 @@ def run(
     if backend == "reference" or needs_reference(weight, noise):
         return reference.sample_kl(*tensors, options)
     if grad_needed(mu, scale, prior_mu, prior_scale):
-        z, kl = _SampleKL.apply(*tensors, options, backend)
+        z, kl = _SampleKL.apply(*tensors, options, backend)  # type: ignore[no-untyped-call]
     else:
-        z, kl = _call(tensors, options, backend)
+        z, kl = _forward_direct(tensors, options, backend)
     return z if options.num_samples >= 0 else None, kl if options.reduce else None
 
 
@@ -61,16 +61,26 @@ class _SampleKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor | None, Tensor | None]:
         *tensors, options, backend = args
-        z, kl = _call(tensors, options, backend)
-        ctx.save_for_backward(*tensors)
-        ctx.options, ctx.backend = options, backend
         ctx.set_materialize_grads(False)
+        ctx.options, ctx.backend, ctx.direct = options, backend, direct(*tensors)
+        if not ctx.direct:
+            ctx.save_for_backward(*tensors, None)
+            result: tuple[Tensor, Tensor] = torch.ops.vaefast.sample_kl(
+                *tensors, *_flat(options), backend
+            )
+            return result
+        module = backends.load(backend, "sample_kl")
+        kept = None
+        if ctx.needs_input_grad[1]:
+            kept = module.room_for_derivative(*tensors[:4], options)
+        ctx.save_for_backward(*tensors, kept)
+        z, kl = module.sample_kl(*tensors, options, kept)
         return z, kl
 
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Any:
-        tensors, options = ctx.saved_tensors, ctx.options
-        need = list(ctx.needs_input_grad[:4])
+        *tensors, kept = ctx.saved_tensors
+        options, need = ctx.options, list(ctx.needs_input_grad[:4])
         if options.num_samples < 0:
             grad_z = None
         if not options.reduce:
@@ -82,16 +92,19 @@ class _SampleKL(torch.autograd.Function):
             return (None,) * 10
         if torch.is_grad_enabled():
             return (*_twice_differentiable(tensors, options, need, grad_z, grad_kl), *_NO_GRADS)
-        if direct(grad_z, grad_kl, *tensors):
+        if ctx.direct and direct(grad_z, grad_kl):
             module = backends.load(ctx.backend, "sample_kl")
-            found = iter(module.sample_kl_backward(grad_z, grad_kl, *tensors, options, need))
-        else:
-            found = iter(
-                torch.ops.vaefast.sample_kl_backward(
-                    grad_z, grad_kl, *tensors, *_flat(options), need, ctx.backend
-                )
+            found = module.sample_kl_backward(
+                grad_z, grad_kl, *tensors, options, need, kept, not keeps_graph()
             )
-        return (*[next(found) if wanted else None for wanted in need], *_NO_GRADS)
+        else:
+            found = torch.ops.vaefast.sample_kl_backward(
+                grad_z, grad_kl, *tensors, *_flat(options), need, ctx.backend
+            )
+        if len(found) == 4:
+            return (*found, *_NO_GRADS)
+        grads = iter(found)
+        return (*[next(grads) if wanted else None for wanted in need], *_NO_GRADS)
 
 
 # For mask, weight, state, noise, options and backend.
@@ -105,16 +118,18 @@ def _twice_differentiable(
     grad_z: Tensor | None,
     grad_kl: Tensor | None,
 ) -> list[Tensor | None]:
-    rest = tensors[4:]
+    mask, weight, state, noise = tensors[4:]
     return reference_grads(
-        lambda *parameters: reference.sample_kl(*parameters, *rest, options),
+        lambda mu, scale, prior_mu, prior_scale: reference.sample_kl(
+            mu, scale, prior_mu, prior_scale, mask, weight, state, noise, options
+        ),
         tensors[:4],
         need,
         (grad_z, grad_kl),
     )
 
 
-def _call(
+def _forward_direct(
     tensors: Sequence[Tensor | None], options: Posterior, backend: str
 ) -> tuple[Tensor | None, Tensor | None]:
     result: tuple[Tensor | None, Tensor | None]

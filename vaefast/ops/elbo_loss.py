@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -105,7 +105,7 @@ def elbo_loss(
         generator=generator,
         offset=offset,
     )
-    shared = {"param": param, "min_std": min_std, "clamp": clamp}
+    shared: dict[str, Any] = {"param": param, "min_std": min_std, "clamp": clamp}
     if kl is None:
         assert posterior is not None
         raw = gaussian_kl(
@@ -113,7 +113,7 @@ def elbo_loss(
             prior_mu,
             prior_scale,
             reduction="sample" if apart else "batchmean",
-            **shared,  # type: ignore[arg-type]
+            **shared,
         )
     else:
         _check_kl(kl, first.shape, lead)
@@ -163,8 +163,7 @@ def _check_kl(kl: Tensor, shape: torch.Size, lead: int) -> None:
     _args.float_tensor("kl", kl)
     if kl.shape not in (shape[:lead], shape[lead - 1 : lead]):
         raise ValueError(
-            f"kl must be one value per sample, {list(shape[lead - 1 : lead])}, got "
-            f"{list(kl.shape)}"
+            f"kl must be one value per sample, {list(shape[lead - 1 : lead])}, got {list(kl.shape)}"
         )
 
 
@@ -177,7 +176,7 @@ def _free_bits(
     free_bits: float,
     per: FreeBitsPer,
     apart: bool,
-    shared: dict[str, object],
+    shared: dict[str, Any],
 ) -> Tensor:
     """The KL that costs: with its free bits granted."""
     if apart and per != "sample":
@@ -194,7 +193,7 @@ def _free_bits(
             free_bits=free_bits,
             free_bits_per=per,
             reduction="sample" if apart else "batchmean",
-            **shared,  # type: ignore[arg-type]
+            **shared,
         )
     if per == "total":
         return raw.clamp(min=free_bits)

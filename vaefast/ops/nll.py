@@ -99,11 +99,14 @@ def check_support(target: Tensor, model: Likelihood) -> None:
 
 
 def _checked_params(params: Params) -> tuple[Tensor, ...]:
-    if not isinstance(params, (Tensor, tuple, list)):
+    if isinstance(params, Tensor):
+        _args.float_tensor("params", params)
+        return (params,)
+    if not isinstance(params, (tuple, list)):
         raise TypeError(
             f"params must be a Tensor or a tuple of Tensors, got {type(params).__name__}"
         )
-    tensors = likelihoods.as_tuple(params)
+    tensors = tuple(params)
     for index, tensor in enumerate(tensors):
         _args.float_tensor(f"params[{index}]" if len(tensors) > 1 else "params", tensor)
     return tensors
@@ -118,6 +121,10 @@ def _fit(form: Form, target: Tensor, model: Likelihood) -> tuple[tuple[Tensor, .
             f"target of likelihood {model.name!r} must be one of "
             f"{', '.join(map(str, model.target_dtypes))}, got {target.dtype}"
         )
+    if len(form.params) == 1 and form.scalar is None:
+        (param,) = form.params
+        if param.shape == target.shape and param.device == target.device and target.dim() > 0:
+            return form.params, 1
     full = [p for index, p in enumerate(form.params) if index != form.scalar]
     shape = full[0].shape
     if any(p.shape != shape for p in full):
@@ -175,17 +182,8 @@ def _optimal(
     if reduction == "none":
         squares = squares._replace(reduce="elem")
     errors = _nll.run((mean,), target, mask, weight, None, squares)
-    counts = torch.ones((), dtype=errors.dtype, device=errors.device)
-    if weight is not None:
-        counts = weight.to(errors.dtype)
-    if mask is not None:
-        counts = torch.where(mask, counts, 0.0)
     data = mean.shape[lead - 1 :]
-    counts = counts.expand(data)
-    if reduction != "none":
-        counts = counts.reshape(data[0], -1).sum(-1) if mask is not None or weight is not None else (
-            counts.new_full((data[0],), float(data[1:].numel()))
-        )
+    counts = _counts(data, mask, weight, errors, per_element=reduction == "none")
     copies = mean.shape[0] if lead == 2 else 1
     variance = errors.sum() / (counts.sum() * copies)
     log_std = 0.5 * torch.log(variance)
@@ -200,3 +198,20 @@ def _optimal(
         case _:
             elements = mean.numel() if mask is None else mask.expand(data).sum() * copies
             return losses.sum() / elements
+
+
+def _counts(
+    data: torch.Size,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    like: Tensor,
+    per_element: bool,
+) -> Tensor:
+    """The weight of each element of the data `[B, ...]`, or their sum in each sample."""
+    if mask is None and weight is None and not per_element:
+        return like.new_full((data[0],), float(data[1:].numel()))
+    counts = like.new_ones(()) if weight is None else weight.to(like.dtype)
+    if mask is not None:
+        counts = torch.where(mask, counts, 0.0)
+    counts = counts.expand(data)
+    return counts if per_element else counts.reshape(data[0], -1).sum(-1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import _C
-from ..layout import View
+from ..layout import View, dense, plan
 
 DTYPES = {
     torch.float64: 0,
@@ -34,6 +34,24 @@ def operand(view: View | None, divisor: float = 1.0) -> Packed | None:
         return None
     tensor, div, mod, row_stride, col_stride = view
     return (tensor.data_ptr(), DTYPES[tensor.dtype], div, mod, row_stride, col_stride, divisor)
+
+
+def pack(
+    shape: torch.Size, lead: int, tensors: Sequence[Tensor | None]
+) -> tuple[tuple[int, int, int], list[Packed | None], object]:
+    """The grid (rows, cols, segments), every operand over it, and what must outlive the call."""
+    if dense(shape, tensors):
+        # What `plan` would give, without the detour: it is much of a small operator's time.
+        samples = shape[0] if lead == 1 else shape[:lead].numel()
+        cols = shape.numel() // samples if samples else shape[lead:].numel()
+        mod = samples or 1
+        packed: list[Packed | None] = [
+            None if t is None else (t.data_ptr(), DTYPES[t.dtype], 1, mod, cols, 1, 1.0)
+            for t in tensors
+        ]
+        return (samples, cols, 1), packed, tensors
+    grid = plan(shape, lead, tensors)
+    return (grid.rows, grid.cols, grid.segments), [operand(v) for v in grid.views], grid
 
 
 def result(tensor: Tensor | None) -> tuple[int, int] | None:

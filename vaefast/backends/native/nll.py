@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from ... import _C
 from ..._args import compute_dtype
 from .._options import Nll
-from ..layout import plan
-from ._pack import REDUCE, fresh, fresh_like, operand, result, stream
+from ._pack import REDUCE, fresh, fresh_like, pack, result, stream
 
 _FORMS = _C.forms()
 
@@ -27,45 +24,48 @@ def nll(
 ) -> list[Tensor]:
     """The loss and the needed gradients."""
     dtype = compute_dtype(*params)
-    shape, lead = params[0].shape, options.lead
-    grid = plan(shape, lead, (*params, target, mask, weight))
+    first, lead = params[0], options.lead
+    shape = first.shape
+    grid, packed, _alive = pack(shape, lead, (*params, target, mask, weight))
+    per_sample = shape[:lead]
     if options.reduce == "elem":
         loss = fresh(shape, dtype, target.device)
     else:
         loss = torch.empty(
-            shape[:lead] if options.reduce == "sample" else (), dtype=dtype, device=target.device
+            per_sample if options.reduce == "sample" else (), dtype=dtype, device=target.device
         )
     grads = [
         None
         if not wanted
-        else torch.empty(shape[:lead], dtype=dtype, device=p.device)
+        else torch.empty(per_sample, dtype=dtype, device=p.device)
         if index == options.scalar
         else fresh_like(p)
         for index, (p, wanted) in enumerate(zip(params, need, strict=True))
     ]
     count = len(params)
-    views = grid.views
-    divisor = options.uint8_scale if target.dtype == torch.uint8 else 1.0
-    copies = math.prod(shape[: lead - 1])
+    x = packed[count]
+    if x is not None and target.dtype == torch.uint8:
+        x = (*x[:6], options.uint8_scale)
+    copies = shape[0] if lead == 2 else 1
     _C.nll(
-        (grid.rows, grid.cols, grid.segments),
-        tuple(map(operand, views[:count])),
-        operand(views[count], divisor),
-        operand(views[count + 1]),
-        operand(views[count + 2]),
+        grid,
+        tuple(packed[:count]),
+        x,
+        packed[count + 1],
+        packed[count + 2],
         stream(state, options.offset),
         (
             _FORMS[options.form],
             options.numbers,
             options.scalar,
-            grid.rows // copies if copies else 0,
+            grid[0] // copies if copies else 0,
             REDUCE[options.reduce],
             options.factor,
             options.grad_factor,
             dtype == torch.float64,
         ),
         loss.data_ptr(),
-        tuple(map(result, grads)),
+        tuple([result(g) for g in grads]),
         torch.get_num_threads(),
     )
-    return [loss, *(g for g in grads if g is not None)]
+    return [loss, *[g for g in grads if g is not None]]

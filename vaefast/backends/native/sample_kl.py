@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ... import _C
 from ..._args import PARAMS, compute_dtype
 from .._options import Posterior
-from ..layout import Plan, View, plan
-from ._pack import REDUCE, fresh, fresh_like, operand, result, stream
+from ..layout import View
+from ._pack import REDUCE, Packed, fresh, fresh_like, operand, pack, result, stream
 
 _PARAM = {name: index for index, name in enumerate(PARAMS)}
 
@@ -24,29 +26,48 @@ def sample_kl(
     state: Tensor | None,
     noise: Tensor | None,
     options: Posterior,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """(z, kl), each None where `options` does not ask for it."""
+    """(z, kl), each None where `options` does not ask for it; dz/dscale is written to `kept`."""
     dtype = compute_dtype(mu, scale, prior_mu, prior_scale)
     operands = (mu, scale, prior_mu, prior_scale, mask, weight, noise)
-    grid = _plan(mu, operands, options)
+    grid, packed, _alive = _pack(mu, operands, options)
     z = kl = None
-    if options.num_samples >= 0:
-        if options.num_samples:
-            z = fresh((options.num_samples, *mu.shape), mu.dtype, mu.device)
-        else:
-            z = fresh_like(mu)
+    if options.num_samples > 0:
+        z = fresh((options.num_samples, *mu.shape), mu.dtype, mu.device)
+    elif options.num_samples == 0:
+        z = fresh_like(mu)
     if options.reduce:
         kl = fresh(_kl_shape(mu.shape, options.reduce), dtype, mu.device)
     _C.sample_kl(
-        _grid(grid, options),
-        tuple(map(operand, grid.views)),
+        grid,
+        tuple(packed),
         stream(state, options.offset),
         _settings(options, dtype),
         result(z),
         0 if kl is None else kl.data_ptr(),
+        0 if kept is None else kept.data_ptr(),
         torch.get_num_threads(),
     )
     return z, kl
+
+
+def room_for_derivative(
+    mu: Tensor,
+    scale: Tensor,
+    prior_mu: Tensor | None,
+    prior_scale: Tensor | None,
+    options: Posterior,
+) -> Tensor | None:
+    """Where the forward pass shall keep dz/dscale, or None where the noise is made anew.
+
+    One buffer of the latent's size, which then becomes scale's gradient: the backward pass saves
+    the noise and an exponential. docs/notes.md has both ways' times.
+    """
+    if options.num_samples != 0 or not mu.is_cpu:
+        return None
+    dtype = compute_dtype(mu, scale, prior_mu, prior_scale)
+    return fresh_like(scale) if scale.dtype == dtype else None
 
 
 def sample_kl_backward(
@@ -62,36 +83,39 @@ def sample_kl_backward(
     noise: Tensor | None,
     options: Posterior,
     need: list[bool],
+    kept: Tensor | None = None,
+    overwrite: bool = False,
 ) -> list[Tensor]:
-    """The gradients in mu, scale, prior_mu and prior_scale that are needed."""
+    """The gradients in mu, scale, prior_mu and prior_scale that are needed.
+
+    `overwrite` allows scale's gradient to take the place of `kept`.
+    """
     dtype = compute_dtype(mu, scale, prior_mu, prior_scale)
     parameters = (mu, scale, prior_mu, prior_scale)
     per_place = options.reduce in ("elem", "dim")
-    grid = _plan(
+    grid, packed, _alive = _pack(
         mu, (*parameters, mask, weight, noise, grad_z, grad_kl if per_place else None), options
     )
-    upstream = grid.views[8]
+    upstream = packed[8]
     if grad_kl is not None and not per_place:
         step = grad_kl.stride(0) if options.reduce == "sample" else 0
-        upstream = View(grad_kl, grid.segments, max(mu.shape[0], 1), step, 0)
+        upstream = operand(View(grad_kl, grid[2], mu.shape[0] or 1, step, 0))
+    reuse = (None, kept if overwrite else None, None, None)
     grads = [
-        None
-        if t is None or not wanted
-        else fresh_like(t)
-        if t.shape == mu.shape
-        else fresh(mu.shape, t.dtype, mu.device)
-        for t, wanted in zip(parameters, need, strict=True)
+        None if t is None or not wanted else _gradient(t, mu) if old is None else old
+        for t, wanted, old in zip(parameters, need, reuse, strict=True)
     ]
     if grad_z is None:
         options = options._replace(num_samples=-1)
     _C.sample_kl_backward(
-        _grid(grid, options),
-        tuple(map(operand, grid.views[:7])),
+        grid,
+        tuple(packed[:7]),
         stream(state, options.offset),
         _settings(options, dtype),
-        operand(grid.views[7]),
-        operand(upstream),
-        tuple(map(result, grads)),
+        packed[7],
+        upstream,
+        0 if kept is None else kept.data_ptr(),
+        tuple([result(g) for g in grads]),
         torch.get_num_threads(),
     )
     return [
@@ -101,36 +125,42 @@ def sample_kl_backward(
     ]
 
 
-def _plan(mu: Tensor, operands: tuple[Tensor | None, ...], options: Posterior) -> Plan:
+def _gradient(parameter: Tensor, mu: Tensor) -> Tensor:
+    """Room for a gradient of mu's shape; one that was broadcast is summed afterwards."""
+    if parameter.shape == mu.shape:
+        return fresh_like(parameter)
+    return fresh(mu.shape, parameter.dtype, mu.device)
+
+
+def _pack(
+    mu: Tensor, operands: Sequence[Tensor | None], options: Posterior
+) -> tuple[tuple[int, int, int], list[Packed | None], object]:
+    """As `pack`; several samples are a leading dimension, and the grid is one sample's."""
     samples = options.num_samples
     if samples <= 0:
-        return plan(mu.shape, 1, operands)
-    return plan((samples, *mu.shape), 2, operands)
-
-
-def _grid(grid: Plan, options: Posterior) -> tuple[int, int, int]:
-    """The rows of one [B, *latent] tensor."""
-    return grid.rows // max(options.num_samples, 1), grid.cols, grid.segments
+        return pack(mu.shape, 1, operands)
+    (rows, cols, segments), packed, alive = pack(torch.Size((samples, *mu.shape)), 2, operands)
+    return (rows // samples, cols, segments), packed, alive
 
 
 def _settings(options: Posterior, dtype: torch.dtype) -> tuple[object, ...]:
-    transform = options.transform
-    low, high = transform.clamp[:2] if transform.clamp else (0.0, 0.0)
+    (param, min_std, clamp), samples, temperature, _, reduce, factor = options
+    low, high = clamp[:2] if clamp else (0.0, 0.0)
     return (
-        _PARAM[transform.param],
-        transform.min_std,
-        max(len(transform.clamp) - 1, 0),
+        _PARAM[param],
+        min_std,
+        len(clamp) - 1 if clamp else 0,
         low,
         high,
-        1 if options.num_samples == 0 else max(options.num_samples, 0),
-        options.temperature,
-        REDUCE[options.reduce],
-        options.factor,
+        1 if samples == 0 else max(samples, 0),
+        temperature,
+        REDUCE[reduce],
+        factor,
         dtype == torch.float64,
     )
 
 
 def _kl_shape(shape: torch.Size, reduce: str) -> tuple[int, ...]:
-    return {"elem": tuple(shape), "sample": tuple(shape[:1]), "dim": tuple(shape[1:])}.get(
-        reduce, ()
-    )
+    if reduce == "sample":
+        return (shape[0],)
+    return {"elem": tuple(shape), "dim": tuple(shape[1:])}.get(reduce, ())

@@ -27,9 +27,7 @@ def nll(
     return reduce(elements, mask, weight, options.reduce, options.lead) * options.factor
 
 
-def wide_target(
-    target: Tensor, state: Tensor | None, options: Nll, dtype: torch.dtype
-) -> Tensor:
+def wide_target(target: Tensor, state: Tensor | None, options: Nll, dtype: torch.dtype) -> Tensor:
     """The target in the compute dtype: uint8 scaled, and binarised where there is a state."""
     x = target.to(dtype)
     if target.dtype == torch.uint8 and options.uint8_scale != 1.0:

@@ -1,0 +1,111 @@
+"""Device time with a cold L2: calls over rotating buffers inside a captured CUDA graph."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+import vaefast as vf
+
+from .case import Call, Case
+from .harness import FLOOR, Summary, copy_floor, summarize
+
+# Small cases would need thousands of buffers; they wait for the launch, not for memory.
+MAX_BUFFERS = 64
+
+
+class Captured:
+    """A graph of one call on each set of buffers."""
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self.calls = len(calls)
+        self.graph = torch.cuda.CUDAGraph()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with vf.backend(calls[0].backend):
+            with torch.cuda.stream(side):
+                for call in calls:
+                    for _ in range(3):
+                        call.run()
+                _refuse_synchronisation(calls[0])
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(self.graph):
+                # Kept, so that every call writes to memory of its own.
+                self.results: list[Any] = [call.run() for call in calls]
+
+    def seconds(self) -> float:
+        """Device time per call of one replay."""
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        self.graph.replay()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e-3 / self.calls
+
+
+def _refuse_synchronisation(call: Call) -> None:
+    """Raises RuntimeError where `call` waits for the device: a capture that breaks off there can
+    leave the default generator unusable."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call.run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def device_times(
+    case: Case, what: str, device: torch.device, rounds: int, compiler: str
+) -> tuple[dict[str, Summary], dict[str, str], bool]:
+    """Times by implementation, why some have none, and whether the buffers exceed the L2 twice.
+
+    The inputs and outputs of a graph's calls lie in different memory. The graphs are replayed in
+    turns, so that each finds the L2 as another left it.
+    """
+    first = case.make(device)
+    moved = case.moved(what, first) or 1
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    count = min(MAX_BUFFERS, max(2, math.ceil(2 * cache / moved)))
+    inputs = [first, *(case.make(device) for _ in range(count - 1))]
+    makers: dict[str, Callable[[Any], Call]] = {
+        name: lambda i, name=name: case.call(name, what, i, compiler)
+        for name in case.implementations(device)
+    }
+    makers[FLOOR] = lambda i: copy_floor(moved, device)
+    graphs: dict[str, Captured] = {}
+    failed: dict[str, str] = {}
+    for name, make in makers.items():
+        calls = [make(i) for i in inputs]
+        try:
+            graphs[name] = Captured(calls)
+        except Exception as error:
+            if calls[0].backend != "reference":
+                raise
+            failed[name] = f"not captured: {error}".splitlines()[0][:200]
+            torch.cuda.synchronize()
+    seconds: dict[str, list[float]] = {name: [] for name in graphs}
+    order, names = random.Random(0), list(graphs)
+    for done in range(rounds + 1):
+        order.shuffle(names)
+        for name in names:
+            value = graphs[name].seconds()
+            if done:
+                seconds[name].append(value)
+    times = {name: summarize(values) for name, values in seconds.items()}
+    return times, failed, count * moved >= 2 * cache
+
+
+def launches(call: Call) -> int:
+    """Kernels, copies and fills that one call puts on the device."""
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with vf.backend(call.backend):
+        call.run()
+        torch.cuda.synchronize()
+        with torch.profiler.profile(activities=activities) as profile:
+            call.run()
+            torch.cuda.synchronize()
+    cuda = torch.autograd.DeviceType.CUDA
+    return sum(event.device_type == cuda for event in profile.events())

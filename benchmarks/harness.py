@@ -1,0 +1,120 @@
+"""Interleaved timing in one process: medians and quartiles that ratios may be taken of."""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+import vaefast as vf
+
+from .case import Call
+
+FLOOR = "copy_"
+# A sample is at least this long, in seconds: the clock and the loop then cost under 0.1%.
+SAMPLE = 5e-4
+WARM_UPS = 3
+MIN_ROUNDS = 7
+
+
+class Summary(NamedTuple):
+    """Seconds per call: median and quartiles over `rounds` samples of `batch` calls each."""
+
+    median: float
+    q1: float
+    q3: float
+    rounds: int
+    batch: int
+
+
+def summarize(seconds: Sequence[float], batch: int = 1) -> Summary:
+    """Of samples in seconds per call."""
+    if len(seconds) == 1:
+        return Summary(seconds[0], seconds[0], seconds[0], 1, batch)
+    q1, median, q3 = statistics.quantiles(seconds, n=4, method="inclusive")
+    return Summary(median, q1, q3, len(seconds), batch)
+
+
+def interleaved(
+    calls: Mapping[str, Call],
+    *,
+    rounds: int = 40,
+    budget: float = 30.0,
+    sample: float = SAMPLE,
+    wait: Callable[[], None] = lambda: None,
+) -> dict[str, Summary]:
+    """Times `calls` in turns, in a new random order each round.
+
+    Args:
+        calls: by name; each must have run before (see `warm_up`).
+        rounds: samples of each, fewer where `budget` seconds are spent, but at least 7.
+        sample: the least length of a sample in seconds; short calls are timed in batches.
+        wait: returns when the device is done.
+    """
+    names = list(calls)
+    batches = {name: _batch(calls[name], sample, wait) for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    order = random.Random(0)
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        for done in range(rounds):
+            if done >= min(rounds, MIN_ROUNDS) and time.perf_counter() - start > budget:
+                break
+            order.shuffle(names)
+            for name in names:
+                seconds[name].append(_time(calls[name], batches[name], wait))
+    finally:
+        if enabled:
+            gc.enable()
+    return {name: summarize(seconds[name], batches[name]) for name in calls}
+
+
+def warm_up(calls: Mapping[str, Call], wait: Callable[[], None] = lambda: None) -> dict[str, str]:
+    """Runs every call a few times, which compiles what is to be compiled.
+
+    Returns:
+        The message of each baseline that cannot run here, by name; ours must run.
+    """
+    failed = {}
+    for name, call in calls.items():
+        try:
+            for _ in range(WARM_UPS):
+                _time(call, 1, wait)
+        except Exception as error:
+            if call.backend != "reference":
+                raise
+            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    return failed
+
+
+def copy_floor(moved: int, device: torch.device) -> Call:
+    """`dst.copy_(src)` into warm memory, which reads and writes `moved` bytes in all."""
+    # float32: half of the bytes are read, half written.
+    source = torch.ones(max(1, moved // 8), device=device)
+    target = torch.empty_like(source)
+    return Call(lambda: target.copy_(source), "reference")
+
+
+def _batch(call: Call, sample: float, wait: Callable[[], None]) -> int:
+    fastest = min(_time(call, 1, wait) for _ in range(3))
+    return max(1, math.ceil(sample / max(fastest, 1e-9)))
+
+
+def _time(call: Call, batch: int, wait: Callable[[], None]) -> float:
+    run = call.run
+    with vf.backend(call.backend):
+        wait()
+        start = time.perf_counter()
+        for _ in range(batch):
+            run()
+        wait()
+        return (time.perf_counter() - start) / batch

@@ -1,0 +1,285 @@
+"""Tables, verdicts and plots from the result files: the README's section and docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import ROOT
+from .case import BOTH, COMPILED, EAGER, FUSED, STEP
+from .harness import FLOOR
+
+Entry = dict[str, Any]
+
+BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+IMAGES = Path("docs") / "img"
+LABELS = {
+    EAGER: "eager",
+    COMPILED: "torch.compile",
+    "functional": "torch.nn.functional",
+    "distributions": "torch.distributions",
+    FLOOR: "copy_",
+}
+# What a peak may exceed outputs and gradients by: pages and malloc's headers; a state, a scalar.
+SLACK = {"resident": 256 << 10, "cuda": 16 << 10, "allocator": 1 << 10}
+
+
+def write(results: Path, root: Path = ROOT) -> None:
+    """Rewrites the marked sections of README.md and docs/benchmarks.md, and the plots.
+
+    Raises:
+        ValueError: there are no results, or a document lacks the markers.
+    """
+    from . import plots
+
+    machines = load(results)
+    (root / IMAGES).mkdir(parents=True, exist_ok=True)
+    for name, data in machines.items():
+        for chosen, cases in (("", headline(data)), ("-all", data["cases"])):
+            plots.speed(data["machine"], cases, root / IMAGES / f"speed{chosen}-{name}.png")
+            plots.memory(data["machine"], cases, root / IMAGES / f"memory{chosen}-{name}.png")
+    replace_section(root / "README.md", readme(machines))
+    replace_section(root / "docs" / "benchmarks.md", document(machines))
+    for data in machines.values():
+        print(data["machine"]["device"])
+        for entry in data["cases"]:
+            print(entry["name"], *judged(entry), sep="\n")
+
+
+def load(results: Path) -> dict[str, dict[str, Any]]:
+    """The result files by name, CPUs first, without those of quick runs."""
+    found = {p.stem: json.loads(p.read_text()) for p in sorted(results.glob("*.json"))}
+    kept = {name: data for name, data in found.items() if not data["machine"]["quick"]}
+    if not kept:
+        raise ValueError(f"no results in {results}; measure with python -m benchmarks run")
+    return dict(sorted(kept.items(), key=lambda item: item[1]["machine"]["kind"]))
+
+
+def headline(data: dict[str, Any]) -> list[Entry]:
+    """The cases with a target, whole training steps last."""
+    chosen = [entry for entry in data["cases"] if entry["targets"]]
+    return sorted(chosen, key=lambda entry: STEP in entry["passes"])
+
+
+def replace_section(path: Path, text: str) -> None:
+    """Puts `text` between the markers of `path`."""
+    before = path.read_text()
+    if before.count(BEGIN) != 1 or before.count(END) != 1:
+        raise ValueError(f"{path} must hold the lines {BEGIN} and {END} once each")
+    head, rest = before.split(BEGIN)
+    _, tail = rest.split(END)
+    path.write_text(f"{head}{BEGIN}\n{text.strip()}\n{END}{tail}")
+
+
+def readme(machines: dict[str, dict[str, Any]]) -> str:
+    parts = []
+    for name, data in machines.items():
+        cases = headline(data)
+        parts += [
+            f"{provenance(data, cases)} Forward and backward.",
+            summary_table(cases),
+            f"![Speed-up over eager]({IMAGES.as_posix()}/speed-{name}.png)",
+            f"![Peak memory]({IMAGES.as_posix()}/memory-{name}.png)",
+        ]
+    return "\n\n".join(parts)
+
+
+def document(machines: dict[str, dict[str, Any]]) -> str:
+    parts = []
+    for name, data in machines.items():
+        cases = data["cases"]
+        parts += [
+            f"## {data['machine']['device']}",
+            provenance(data, cases),
+            f"![Speed-up over eager](img/speed-all-{name}.png)",
+            f"![Peak memory](img/memory-all-{name}.png)",
+            "### Forward and backward",
+            summary_table(cases),
+            "### Targets",
+            target_table(cases),
+            "### Every figure",
+            full_table(cases, data["machine"]["kind"] == "cuda"),
+        ]
+        if any(entry.get("capabilities") for entry in cases):
+            parts += ["### Instruction sets", capability_table(data["machine"], cases)]
+    return "\n\n".join(parts)
+
+
+def provenance(data: dict[str, Any], cases: Sequence[Entry]) -> str:
+    """One sentence on where and from what the figures come."""
+    about = data["machine"]
+    marks = sorted({f"{(e['commit'] or 'none')[:10]}{'+' * e['dirty']}" for e in cases})
+    where = [about["device"]]
+    if about["kind"] == "cpu":
+        where += [f"{about['threads']} threads", f"{about['capability']} kernels"]
+    with_ = [f"torch {about['torch']}", f"Python {about['python']}", f"vaefast {about['vaefast']}"]
+    if about["kind"] == "cuda":
+        with_.append(f"triton {about['triton']}")
+    last = max((e["date"] for e in cases), default="never")
+    return (
+        f"Measured on {', '.join(where)}; {', '.join(with_)}; commit {', '.join(marks)}; {last}. "
+        "float32, medians of interleaved runs in one process."
+    )
+
+
+def last_pass(entry: Entry) -> Entry:
+    """Forward and backward, or the step."""
+    passes: dict[str, Entry] = entry["passes"]
+    return passes[STEP] if STEP in passes else passes[BOTH]
+
+
+def fused_in(part: Entry) -> list[str]:
+    return [n for n in part["implementations"] if n.startswith(FUSED)]
+
+
+def summary_table(cases: Sequence[Entry]) -> str:
+    """Times, speed-ups and memory, one row per case and vaefast backend."""
+    head = [
+        *("case", "eager", "torch.compile", "torch.distributions", "vaefast"),
+        *("over eager", "over compile", "× copy_", "memory, eager", "memory, vaefast"),
+    ]
+    rows = []
+    for entry in cases:
+        part = last_pass(entry)
+        found = part["implementations"]
+        ours = fused_in(part)
+        for name in ours:
+            mine = found[name]
+            label = entry["name"] + (f" ({name.removeprefix(FUSED)})" if len(ours) > 1 else "")
+            rows.append(
+                [
+                    label,
+                    *(duration(found.get(n)) for n in (EAGER, COMPILED, "distributions")),
+                    duration(mine),
+                    *(times(mine.get("speedup", {}).get(n)) for n in (EAGER, COMPILED)),
+                    times(mine.get("floors")),
+                    *(size(found.get(n, {}).get("peak", {}).get("bytes")) for n in (EAGER, name)),
+                ]
+            )
+    return table(head, rows)
+
+
+def target_table(cases: Sequence[Entry]) -> str:
+    rows = [
+        [entry["name"], what, wanted, got, "reached" if reached else "**missed**"]
+        for entry in cases
+        for what, wanted, got, reached in verdicts(entry)
+    ]
+    return table(["case", "what", "target", "measured", ""], rows)
+
+
+def verdicts(entry: Entry) -> Iterable[tuple[str, str, str, bool]]:
+    """(what, target, measured, reached) for each target of a case, and for its memory."""
+    part = last_pass(entry)
+    for name in fused_in(part):
+        mine, backend = part["implementations"][name], name.removeprefix(FUSED)
+        for other, wanted in entry["targets"].items():
+            if other == FLOOR:
+                got = mine.get("floors")
+                reached = got is not None and got <= wanted
+                what, sign = "time, multiple of copy_", "≤"
+            else:
+                got = mine.get("speedup", {}).get(other)
+                reached = got is not None and got >= wanted
+                what, sign = f"speed-up over {LABELS[other]}", "≥"
+            yield f"{backend}: {what}", f"{sign} {times(wanted)}", times(got), reached
+        peak = mine.get("peak")
+        if peak is not None and part["allowed"] is not None:
+            allowed = part["allowed"]
+            reached = peak["bytes"] <= allowed * 1.01 + SLACK[peak["by"]]
+            yield f"{backend}: peak memory", f"≤ {size(allowed)}", size(peak["bytes"]), reached
+
+
+def full_table(cases: Sequence[Entry], on_gpu: bool) -> str:
+    """Every implementation and pass, with quartiles."""
+    head = ["case", "pass", "implementation", "median", "quartiles", "ns/element", "GB/s"]
+    head += ["over eager", "× copy_", "peak memory"]
+    head += ["wall", "launches"] * on_gpu
+    rows = []
+    for entry in cases:
+        for what, part in entry["passes"].items():
+            for name, f in part["implementations"].items():
+                quartiles = f"{micro(f['q1_us'])} – {micro(f['q3_us'])}" if "q1_us" in f else "–"
+                row = [entry["name"], what, LABELS.get(name, name), duration(f), quartiles]
+                row += [number(f.get("ns_per_element")), number(f.get("gb_per_s"))]
+                row += [times(f.get("speedup", {}).get(EAGER)), times(f.get("floors"))]
+                row.append(size(f.get("peak", {}).get("bytes")))
+                if on_gpu:
+                    row += [micro(f.get("wall_us")), str(f.get("launches", "–"))]
+                rows.append(row)
+    return table(head, rows)
+
+
+def capability_table(about: Entry, cases: Sequence[Entry]) -> str:
+    """Speed-up over eager per instruction set, eager measured anew beside each."""
+    others = sorted({c for entry in cases for c in entry.get("capabilities", {})})
+    rows = []
+    for entry in cases:
+        found = {**entry.get("capabilities", {}), about["capability"]: entry["passes"]}
+        row = [entry["name"]]
+        for capability in (*others, about["capability"]):
+            part = last_pass({"passes": found[capability]}) if capability in found else None
+            mine = part["implementations"][fused_in(part)[0]] if part else {}
+            row.append(f"{duration(mine)} ({times(mine.get('speedup', {}).get(EAGER))})")
+        rows.append(row)
+    return table(["case", *others, about["capability"]], rows)
+
+
+def lines(entry: Entry) -> list[str]:
+    """A case for the terminal."""
+    result = [entry["name"]]
+    for what, part in entry["passes"].items():
+        for name, f in part["implementations"].items():
+            ratio = times(f.get("speedup", {}).get(EAGER))
+            result.append(
+                f"  {what:17} {LABELS.get(name, name):20} {duration(f):>10} {ratio:>7} "
+                f"{times(f.get('floors')):>7} {size(f.get('peak', {}).get('bytes')):>10}"
+                f"  {f.get('error', '')}".rstrip()
+            )
+    return result
+
+
+def judged(entry: Entry) -> list[str]:
+    """A case's verdicts for the terminal."""
+    return [
+        f"  {'reached' if reached else 'MISSED '} {what} {wanted}: {got}"
+        for what, wanted, got, reached in verdicts(entry)
+    ]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
+
+
+def duration(figures: Entry | None) -> str:
+    return micro((figures or {}).get("median_us"))
+
+
+def micro(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value / 1000:.3g} ms" if value >= 999.5 else f"{value:.3g} µs"
+
+
+def times(value: float | None) -> str:
+    return "–" if value is None else f"{number(value)}x"
+
+
+def number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if value >= 100 else re.sub(r"\.0+$", "", f"{value:.3g}")
+
+
+def size(value: float | None) -> str:
+    if value is None:
+        return "–"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 999.5 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{value:.3g} {unit}"
