@@ -19,6 +19,11 @@
   bool nll(const NllArgs& args);                     \
   bool noise(const NoiseArgs& args);                 \
   bool scale(const ScaleArgs& args);                 \
+  bool mixture_log_prob(const MixtureArgs& args); \
+  bool mixture_log_prob_backward(const MixtureArgs& args); \
+  bool tc_terms(const MixtureArgs& args); \
+  bool tc_terms_backward(const MixtureArgs& args); \
+  bool mmd(const MmdArgs& args); \
   }                                                  \
   }
 
@@ -69,6 +74,11 @@ VAEFAST_DISPATCH(sample_kl_backward, SampleKlArgs)
 VAEFAST_DISPATCH(nll, NllArgs)
 VAEFAST_DISPATCH(noise, NoiseArgs)
 VAEFAST_DISPATCH(scale, ScaleArgs)
+VAEFAST_DISPATCH(mixture_log_prob, MixtureArgs)
+VAEFAST_DISPATCH(mixture_log_prob_backward, MixtureArgs)
+VAEFAST_DISPATCH(tc_terms, MixtureArgs)
+VAEFAST_DISPATCH(tc_terms_backward, MixtureArgs)
+VAEFAST_DISPATCH(mmd, MmdArgs)
 
 #define VAEFAST_NAME(name) #name,
 const char* const kForms[] = {VAEFAST_LIKELIHOODS(VAEFAST_NAME) nullptr};
