@@ -23,7 +23,7 @@ _lib.define(
 def run(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> Tensor:
     """The log density `[B]` of z `[B, D]` under mu, logvar `[K, D]`, all of one dtype."""
     tensors = (z, mu, logvar, log_weights)
-    backend = backends.select(z.device.type)
+    backend = backends.select(z.device.type, "mixture_log_prob")
     if backend == "reference" or needs_reference() or not z.numel() or not mu.numel():
         return reference.mixture_log_prob(*tensors)
     if grad_needed(*tensors):
@@ -35,9 +35,9 @@ def run(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> Te
 class _Mixture(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        *tensors, backend = args
-        values, joint = _call(*tensors, backend)
-        ctx.save_for_backward(*tensors, joint)
+        z, mu, logvar, log_weights, backend = args
+        values, joint = _call(z, mu, logvar, log_weights, backend)
+        ctx.save_for_backward(z, mu, logvar, log_weights, joint)
         ctx.backend = backend
         return values
 

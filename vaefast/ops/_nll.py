@@ -40,7 +40,7 @@ def run(
     if backend == "reference" or needs_reference(target, weight):
         return reference.nll(params, target, mask, weight, state, options)
     if grad_needed(*params):
-        loss: Tensor = _NLL.apply(  # type: ignore[no-untyped-call]
+        loss: Tensor = _NLL.apply(
             target, mask, weight, state, options, backend, *params
         )
         return loss
