@@ -37,8 +37,10 @@ def bernoulli_probs(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float,
     (probs,) = params
     bad = torch.isnan(probs)
     inside = torch.where(bad, 0.5, probs).clamp(0.0, 1.0)
-    values = F.binary_cross_entropy(inside, x.expand_as(inside), reduction="none")
-    return torch.where(bad, probs, values)
+    # Linear in x, so taken at 0 and 1: torch's function refuses a target that is NaN.
+    yes = F.binary_cross_entropy(inside, torch.ones_like(inside), reduction="none")
+    no = F.binary_cross_entropy(inside, torch.zeros_like(inside), reduction="none")
+    return torch.where(bad, probs, x * yes + (1 - x) * no)
 
 
 @formula
