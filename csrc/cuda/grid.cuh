@@ -129,9 +129,7 @@ struct DimCut {
 // Whether vectors of V elements can be loaded from every row of a view.
 inline bool vectors_fit(const View& view, int vector, int64_t largest) {
   const int64_t size = size_of(view.dtype);
-  if (view.col_stride != 1 || size > largest || view.dtype == DType::kI32 ||
-      view.dtype == DType::kI64)
-    return false;
+  if (view.col_stride != 1 || size > largest) return false;
   // A row's start in bytes; one row begins where the data does.
   const int64_t unit = vector * size < 16 ? vector * size : 16;
   return reinterpret_cast<uintptr_t>(view.data) % static_cast<uintptr_t>(unit) == 0 &&

@@ -157,6 +157,11 @@ VAEFAST_FN void decode_as(const uint32_t* words, T* out) {
       out[j] = static_cast<T>(as_float(j % 2 ? word & 0xffff0000u : word << 16));
     } else if constexpr (kType == DType::kF16) {
       out[j] = static_cast<T>(half_to_float(static_cast<uint16_t>(words[j / 2] >> 16 * (j % 2))));
+    } else if constexpr (kType == DType::kI32) {
+      out[j] = static_cast<T>(static_cast<int32_t>(words[j]));
+    } else if constexpr (kType == DType::kI64) {
+      const uint64_t x = words[2 * j] | static_cast<uint64_t>(words[2 * j + 1]) << 32;
+      out[j] = static_cast<T>(static_cast<int64_t>(x));
     } else {
       out[j] = static_cast<T>((words[j / 4] >> 8 * (j % 4)) & 0xffu);
     }
@@ -208,54 +213,77 @@ VAEFAST_FN Row<T> enter(const Source& source, int64_t row, int64_t col, int64_t 
   return result;
 }
 
-// Reads columns [col, col + n) of the stretch, n <= V, of an operand that is `wide` and stored as kStored, or of
-// any. An operand that is known not to repeat one value along its rows spares the question.
+// n elements of kSize bytes, packed as a vector load would; zeros behind them.
+template <int kSize, int V>
+VAEFAST_FN void load_each(const char* at, int n, uint32_t* words) {
+#pragma unroll
+  for (int i = 0; i < V * kSize / 4; ++i) words[i] = 0;
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    if (j >= n) continue;
+    if constexpr (kSize == 8) {
+      put_bits(words, j, *reinterpret_cast<const double*>(at + 8 * j));
+    } else if constexpr (kSize == 4) {
+      words[j] = *reinterpret_cast<const uint32_t*>(at + 4 * j);
+    } else if constexpr (kSize == 2) {
+      words[j / 2] |= uint32_t{*reinterpret_cast<const uint16_t*>(at + 2 * j)} << 16 * (j % 2);
+    } else {
+      words[j / 4] |= uint32_t{*reinterpret_cast<const uint8_t*>(at + j)} << 8 * (j % 4);
+    }
+  }
+}
+
+template <int kSize, int V>
+VAEFAST_FN void load_packed(const char* at, bool whole, int n, uint32_t* words) {
+  if (whole) return load_words<kSize * V>(at, words);
+  load_each<kSize, V>(at, n, words);
+}
+
+// Reads columns [col, col + n) of the stretch, n <= V, of an operand that is `wide` and stored as
+// kStored, or of any. An operand that is known not to repeat one value spares the question.
 template <int kStored, bool kRepeats, class T, int V>
 VAEFAST_FN void fetch(const Source& source, const Row<T>& row, int col, int n, Raw<T, V>& raw) {
   if (kRepeats && (!source || source.repeats())) return;
   const DType dtype = kStored == kAny ? source.view.dtype : static_cast<DType>(kStored);
   const int64_t size = size_of(dtype);
   const char* at = row.at + col * size;
-  if ((kStored != kAny || source.wide) && n == V) {
-    if constexpr (sizeof(T) == 8) {
-      if (size == 8) return load_words<8 * V>(at, raw.words);
-    }
-    if (size == 4) return load_words<4 * V>(at, raw.words);
-    if (size == 2) return load_words<2 * V>(at, raw.words);
-    return load_words<V>(at, raw.words);
-  }
+  const bool whole = (kStored != kAny || source.wide) && n == V;
+  if (size == 1) return load_packed<1, V>(at, whole, n, raw.words);
+  if (size == 2) return load_packed<2, V>(at, whole, n, raw.words);
+  if (size == 4) return load_packed<4, V>(at, whole, n, raw.words);
+  if constexpr (sizeof(T) == 8) {
+    load_packed<8, V>(at, whole, n, raw.words);
+  } else {
+    // No room for what it is stored as.
 #pragma unroll
-  for (int j = 0; j < V; ++j)
-    put_bits(raw.words, j, j < n ? load_one<T>(dtype, at + j * size) : T(0));
+    for (int j = 0; j < V; ++j) put_bits(raw.words, j, j < n ? load_one<T>(dtype, at + 8 * j) : T(0));
+  }
 }
 
 // In the compute type; columns past n are 0 or the row's constant.
 template <int kStored, bool kRepeats, class T, int V>
-VAEFAST_FN void decode(const Source& source, const Row<T>& row, int n, const Raw<T, V>& raw,
-                       T* out) {
+VAEFAST_FN void decode(const Source& source, const Row<T>& row, const Raw<T, V>& raw, T* out) {
   if (kRepeats && (!source || source.repeats())) {
 #pragma unroll
     for (int j = 0; j < V; ++j) out[j] = row.constant;
     return;
   }
-  const DType dtype = kStored == kAny ? source.view.dtype : static_cast<DType>(kStored);
-  if (!((kStored != kAny || source.wide) && n == V)) {
-#pragma unroll
-    for (int j = 0; j < V; ++j) get_bits(raw.words, j, out[j]);
-    return;
-  }
-  if constexpr (sizeof(T) == 8) {
-    if (dtype == DType::kF64) return decode_as<DType::kF64, T, V>(raw.words, out);
-  }
-  switch (dtype) {
-    case DType::kF32:
-      return decode_as<DType::kF32, T, V>(raw.words, out);
+  switch (kStored == kAny ? source.view.dtype : static_cast<DType>(kStored)) {
     case DType::kBF16:
       return decode_as<DType::kBF16, T, V>(raw.words, out);
     case DType::kF16:
       return decode_as<DType::kF16, T, V>(raw.words, out);
-    default:
+    case DType::kU8:
+    case DType::kBool:
       return decode_as<DType::kU8, T, V>(raw.words, out);
+    case DType::kI32:
+      return decode_as<DType::kI32, T, V>(raw.words, out);
+    case DType::kI64:
+      return decode_as<sizeof(T) == 8 ? DType::kI64 : DType::kF32, T, V>(raw.words, out);
+    case DType::kF64:
+      return decode_as<sizeof(T) == 8 ? DType::kF64 : DType::kF32, T, V>(raw.words, out);
+    default:
+      return decode_as<DType::kF32, T, V>(raw.words, out);
   }
 }
 

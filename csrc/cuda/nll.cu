@@ -7,11 +7,14 @@ namespace vaefast {
 namespace VAEFAST_ISA {
 namespace {
 
+// kStored says how the parameters are stored, or kAny. With it there are no mask, weight and
+// binarisation, the loss is summed, and the target is `wide`.
 template <class F, class T, int kStored, int V>
 struct Evaluate {
+  static constexpr bool kPlain = kStored != kAny;
   // The loss, and the gradient in a scalar parameter.
   static constexpr int kSums = F::kParams > 1 ? 2 : 1;
-  static constexpr int kBlocksPerSm = sizeof(T) == 8 ? 1 : V > 4 ? 3 : 4;
+  static constexpr int kBlocksPerSm = sizeof(T) == 8 ? 1 : V > 4 ? 3 : kPlain ? 4 : 3;
   using Sum = T;
   Work work;
   RowCut cut;
@@ -34,41 +37,54 @@ struct Evaluate {
     if constexpr (kSums > 1) scalar_grad.add(index, static_cast<double>(sums[1]));
   }
 
+  // What is read beside the parameters and the target.
+  struct Weights {
+    Row<T> mask_row, weight_row;
+    Raw<T, V> mask, weight;
+  };
+
   VAEFAST_MEMBER void run(int64_t unit, int lane, T* sums) const {
     const Walk walk = cut.template walk<V>(unit, lane);
     const int64_t start = walk.row * shape.cols + walk.first;
     Row<T> rows[F::kParams];
 #pragma unroll
-    for (int j = 0; j < F::kParams; ++j) rows[j] = enter<kStored, kAny, T>(params[j], walk.row, walk.first);
+    for (int j = 0; j < F::kParams; ++j)
+      rows[j] = enter<kStored, kAny, T>(params[j], walk.row, walk.first);
     const Row<T> x_row = enter<kAny, kAny, T>(x, walk.row, walk.first);
-    const Row<T> mask_row = enter<kAny, kAny, T>(mask, walk.row, walk.first), weight_row = enter<kAny, kAny, T>(weight, walk.row, walk.first);
+    Weights weights;
     StreamRow noise_row = {};
-    if (stream.state != nullptr)
-      noise_row = enter<true>(stream, shape, remainder(walk.row, target_rows), walk.first);
+    if constexpr (!kPlain) {
+      weights.mask_row = enter<kAny, kAny, T>(mask, walk.row, walk.first);
+      weights.weight_row = enter<kAny, kAny, T>(weight, walk.row, walk.first);
+      if (stream.state != nullptr)
+        noise_row = enter<true>(stream, shape, remainder(walk.row, target_rows), walk.first);
+    }
     for (int col = walk.col; col < walk.count; col += walk.step) {
       const int n = walk.count - col < V ? walk.count - col : V;
-      Raw<T, V> raw[F::kParams], raw_x, raw_mask, raw_weight;
+      Raw<T, V> raw[F::kParams], raw_x;
 #pragma unroll
       for (int j = 0; j < F::kParams; ++j)
         fetch<kStored, true>(params[j], rows[j], col, n, raw[j]);
-      fetch<kAny, true>(x, x_row, col, n, raw_x);
-      fetch<kAny, true>(mask, mask_row, col, n, raw_mask);
-      fetch<kAny, true>(weight, weight_row, col, n, raw_weight);
+      fetch<kAny, !kPlain>(x, x_row, col, n, raw_x);
+      if constexpr (!kPlain) {
+        fetch<kAny, true>(mask, weights.mask_row, col, n, weights.mask);
+        fetch<kAny, true>(weight, weights.weight_row, col, n, weights.weight);
+      }
       T theta[F::kParams][V], target[V], value[V];
 #pragma unroll
       for (int j = 0; j < F::kParams; ++j)
-        decode<kStored, true>(params[j], rows[j], n, raw[j], theta[j]);
-      decode<kAny, true>(x, x_row, n, raw_x, target);
+        decode<kStored, true>(params[j], rows[j], raw[j], theta[j]);
+      decode<kAny, !kPlain>(x, x_row, raw_x, target);
       if (x.view.divisor != 1) divide(target);
-      if (stream.state != nullptr) draw(noise_row, col, target);
+      if (!kPlain && stream.state != nullptr) draw(noise_row, col, target);
       if (any_grad) {
         T slopes[F::kParams][V];
         evaluate<true>(target, theta, value, slopes);
 #pragma unroll
         for (int j = 0; j < F::kParams; ++j) {
           if (!grads[j]) continue;
-          weigh(mask_row, weight_row, n, raw_mask, raw_weight, slopes[j]);
-          if (F::kParams > 1 && j == scalar) {
+          weigh(weights, slopes[j]);
+          if (j > 0 && j == scalar) {
             sums[kSums - 1] += sum_of<T, V>(slopes[j], n);
           } else {
             put<kStored, T, V>(grads[j], start + col, n, slopes[j]);
@@ -77,8 +93,8 @@ struct Evaluate {
       } else {
         evaluate<false>(target, theta, value, theta);
       }
-      weigh(mask_row, weight_row, n, raw_mask, raw_weight, value);
-      if (elements) {
+      weigh(weights, value);
+      if (!kPlain && elements) {
 #pragma unroll
         for (int l = 0; l < V; ++l) value[l] *= factor;
         put<kAny, T, V>(elements, start + col, n, value);
@@ -123,18 +139,17 @@ struct Evaluate {
   }
 
   // Elements that the mask leaves out become 0, whatever they were; the others are weighed.
-  VAEFAST_MEMBER void weigh(const Row<T>& mask_row, const Row<T>& weight_row, int n,
-                            const Raw<T, V>& raw_mask, const Raw<T, V>& raw_weight,
-                            T* values) const {
+  VAEFAST_MEMBER void weigh(const Weights& weights, T* values) const {
+    if constexpr (kPlain) return;
     if (mask) {
       T keep[V];
-      decode<kAny, true>(mask, mask_row, n, raw_mask, keep);
+      decode<kAny, true>(mask, weights.mask_row, weights.mask, keep);
 #pragma unroll
       for (int l = 0; l < V; ++l) values[l] = keep[l] != T(0) ? values[l] : T(0);
     }
     if (weight) {
       T by[V];
-      decode<kAny, true>(weight, weight_row, n, raw_weight, by);
+      decode<kAny, true>(weight, weights.weight_row, weights.weight, by);
 #pragma unroll
       for (int l = 0; l < V; ++l) values[l] *= by[l];
     }
@@ -142,16 +157,19 @@ struct Evaluate {
 };
 
 // True where the kernel for one storage type can run this call.
-template <class T, int kParams>
-bool known_params(const NllArgs& args, DType dtype, int vector) {
+template <int kParams>
+bool plain(const NllArgs& args, DType dtype, int vector) {
   const int64_t rows = args.shape.rows;
+  if (args.mask || args.weight || args.stream.state != nullptr || args.reduce == Reduce::kElem ||
+      !source<float>(args.target, rows, vector).wide)
+    return false;
   for (int j = 0; j < kParams; ++j) {
     if (j == args.scalar) continue;
-    if (!known(source<T>(args.params[j], rows, vector), rows, dtype, true) ||
+    if (!known(source<float>(args.params[j], rows, vector), rows, dtype, true) ||
         !known(target(args.grads[j], rows, args.shape.cols, vector), dtype))
       return false;
   }
-  return true;
+  return args.scalar != 0;
 }
 
 template <class F, class T, int kStored, int V>
@@ -195,11 +213,11 @@ template <template <class> class F>
 void choose(const NllArgs& args, const cuda::Place& place) {
   constexpr int kParams = F<float>::kParams;
   if (args.wide) return run<F<double>, double, kAny, 4>(args, place);
-  if (known_params<float, kParams>(args, DType::kF32, 4))
+  if (plain<kParams>(args, DType::kF32, 4))
     return run<F<float>, float, kStoredAs<DType::kF32>, 4>(args, place);
-  if (known_params<float, kParams>(args, DType::kBF16, 8))
+  if (plain<kParams>(args, DType::kBF16, 8))
     return run<F<float>, float, kStoredAs<DType::kBF16>, 8>(args, place);
-  if (known_params<float, kParams>(args, DType::kF16, 8))
+  if (plain<kParams>(args, DType::kF16, 8))
     return run<F<float>, float, kStoredAs<DType::kF16>, 8>(args, place);
   run<F<float>, float, kAny, 4>(args, place);
 }

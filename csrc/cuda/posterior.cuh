@@ -130,9 +130,9 @@ struct Vector {
       fetch<kAny, true>(in.mask, rows.mask, col, n, raw_mask);
       fetch<kAny, true>(in.weight, rows.weight, col, n, raw_weight);
     }
-    decode<kStored, !kPlain>(in.mu, rows.mu, n, raw_mu, mu);
+    decode<kStored, !kPlain>(in.mu, rows.mu, raw_mu, mu);
     T s[V];
-    decode<kStored, !kPlain>(in.scale, rows.scale, n, raw_scale, s);
+    decode<kStored, !kPlain>(in.scale, rows.scale, raw_scale, s);
     if constexpr (kPlain) {
 #pragma unroll
       for (int j = 0; j < V; ++j) {
@@ -143,11 +143,11 @@ struct Vector {
       }
     } else {
       in.transform.template apply<V>(s, true, q);
-      decode<kAny, true>(in.prior_mu, rows.prior_mu, n, raw_prior_mu, prior_mu);
-      decode<kAny, true>(in.mask, rows.mask, n, raw_mask, keep);
-      decode<kAny, true>(in.weight, rows.weight, n, raw_weight, weight);
+      decode<kAny, true>(in.prior_mu, rows.prior_mu, raw_prior_mu, prior_mu);
+      decode<kAny, true>(in.mask, rows.mask, raw_mask, keep);
+      decode<kAny, true>(in.weight, rows.weight, raw_weight, weight);
       if (in.prior_scale) {
-        decode<kAny, true>(in.prior_scale, rows.prior_scale, n, raw_prior_scale, s);
+        decode<kAny, true>(in.prior_scale, rows.prior_scale, raw_prior_scale, s);
         in.transform.template apply<V>(s, false, prior);
       } else {
 #pragma unroll
@@ -170,7 +170,7 @@ VAEFAST_FN void epsilon(const Inputs<T, kStored, V>& in, const InputRows<T, kSto
       const Row<T> place = enter<kAny, kAny, T>(in.noise, row, first, k);
       Raw<T, V> raw;
       fetch<kAny, true>(in.noise, place, col, n, raw);
-      return decode<kAny, true>(in.noise, place, n, raw, eps);
+      return decode<kAny, true>(in.noise, place, raw, eps);
     }
   }
   stream_values<true, T, V>(rows.stream.seed, rows.stream.first + static_cast<uint64_t>(col),

@@ -45,7 +45,7 @@ struct Backward {
           v.read(in, at, col, n);
           divergence(v, kl_row, raw_kl, start + col, n, by_mu, by_scale);
         }
-        decode<kStored, true>(grad_z, z_row, n, raw_z, g);
+        decode<kStored, true>(grad_z, z_row, raw_z, g);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
           by_mu[j] += g[j];
@@ -71,7 +71,7 @@ struct Backward {
     for (int j = 0; j < V; ++j) by_mu[j] = by_scale[j] = T(0);
     if (!grad_kl) return;
     T upstream[V], by_prior_mu[V], by_prior_scale[V];
-    decode<kKl, true>(grad_kl, kl_row, n, raw_kl, upstream);
+    decode<kKl, true>(grad_kl, kl_row, raw_kl, upstream);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       T g = upstream[j] * factor;

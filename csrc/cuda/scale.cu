@@ -29,8 +29,8 @@ struct Multiply {
       fetch<kAny, true>(upstream, by, col, n, raw_by);
       fetch<kAny, true>(grad, row, col, n, raw_grad);
       T times[V], values[V];
-      decode<kAny, true>(upstream, by, n, raw_by, times);
-      decode<kAny, true>(grad, row, n, raw_grad, values);
+      decode<kAny, true>(upstream, by, raw_by, times);
+      decode<kAny, true>(grad, row, raw_grad, values);
 #pragma unroll
       for (int j = 0; j < V; ++j) values[j] *= times[j] * factor;
       put<kAny, T, V>(out, start + col, n, values);
