@@ -97,10 +97,13 @@ def _serving(forced: str | None, device_type: str, op: str) -> str:
     return wanted
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _constant(forced: str | None, device_type: str, op: str) -> str:
     """What a compiler need not trace: it ends in imports."""
     return _serving(forced, device_type, op)
+
+
+# What torch.compiler.assume_constant_result does, but for importing the compiler: 3 s.
+_constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def available_backends(device: str = "cpu") -> tuple[str, ...]:
@@ -162,7 +165,7 @@ def _native_cause(device_type: str | None) -> str | None:
         core = importlib.import_module("vaefast._C")
     except ImportError as error:
         return f"the compiled core vaefast._C did not load ({error}); `vaefast info` says more"
-    if device_type == "cuda" and not core.build_info()["cuda"]:
+    if device_type == "cuda" and not core.build_info()["cuda_archs"]:
         return "vaefast._C was built without CUDA; reinstall with VAEFAST_CUDA=1"
     if device_type not in (None, "cpu", "cuda"):
         return f"there are no native kernels for {device_type}"

@@ -42,7 +42,6 @@ class Likelihood:
     )
     # A uint8 target is a pixel: divided by this on its way into the kernel.
     uint8_scale: ClassVar[float] = 255.0
-    binarize: ClassVar[bool] = False
 
     def form(self, params: tuple[Tensor, ...]) -> Form:
         """The kernel for `params`.
@@ -51,6 +50,10 @@ class Likelihood:
             ValueError: there are too few or too many parameters, or their shapes do not fit.
         """
         raise NotImplementedError
+
+    def draws_target(self) -> bool:
+        """True where the target is drawn from the intensities that are given."""
+        return False
 
     def mean(self, params: Params) -> Tensor:
         """E[x | params]."""

@@ -26,12 +26,15 @@ class Bernoulli(Likelihood):
     """
 
     logits: bool = True
-    binarize: bool = False  # type: ignore[misc]
+    binarize: bool = False
     param_names: ClassVar[tuple[str, ...]] = ("logits",)
 
     def form(self, params: tuple[Tensor, ...]) -> Form:
         self._expect(params, 1)
         return Form("bernoulli" if self.logits else "bernoulli_probs", params, ())
+
+    def draws_target(self) -> bool:
+        return self.binarize
 
     def mean(self, params: Params) -> Tensor:
         (value,) = as_tuple(params)

@@ -66,7 +66,7 @@ def nll(
     if validate:
         check_support(target, model)
     state = None
-    if model.binarize:
+    if model.draws_target():
         state = random.make_state(target, target.shape[0], seed, generator)
     shape = tensors[0].shape
     if form.name == "gaussian_optimal":
