@@ -11,8 +11,6 @@ import importlib
 import os
 from types import ModuleType, TracebackType
 
-import torch
-
 BACKENDS = ("auto", "native", "triton", "reference")
 
 _forced: str | None = None
@@ -100,7 +98,6 @@ def load(name: str, op: str) -> ModuleType:
 
 
 @functools.cache
-@torch.compiler.assume_constant_result
 def _automatic(device_type: str) -> str:
     if device_type == "cpu":
         return "reference" if _native_cause("cpu") else "native"
@@ -112,7 +109,6 @@ def _automatic(device_type: str) -> str:
 
 
 @functools.cache
-@torch.compiler.assume_constant_result
 def _from_environment() -> str:
     name = os.environ.get("VAEFAST_BACKEND", "auto")
     _check_name(name, "VAEFAST_BACKEND")
@@ -125,7 +121,6 @@ def _check_name(name: str, what: str) -> None:
 
 
 @functools.cache
-@torch.compiler.assume_constant_result
 def _require(name: str, device_type: str) -> None:
     cause = unavailable(name, device_type)
     if cause:
