@@ -7,7 +7,7 @@ benchmarks and docs walk the registry.
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ Params = Tensor | tuple[Tensor, ...]
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 _registry: dict[str, type[Likelihood]] = {}
+_defaults: dict[str, Likelihood] = {}
 L = TypeVar("L", bound="type[Likelihood]")
 
 
@@ -121,6 +122,9 @@ def register(name: str) -> Callable[[L], L]:
     def add(cls: L) -> L:
         cls.name = name
         _registry[name] = cls
+        # A likelihood that has to be told something has no default.
+        with contextlib.suppress(TypeError):
+            _defaults[name] = cls()
         return cls
 
     return add
@@ -136,17 +140,14 @@ def resolve(likelihood: Likelihood | str) -> Likelihood:
     if isinstance(likelihood, Likelihood):
         return likelihood
     if isinstance(likelihood, str):
-        return _by_name(likelihood)
+        _args.one_of("likelihood", likelihood, tuple(_registry))
+        if likelihood not in _defaults:
+            raise ValueError(f"likelihood {likelihood!r} has no default settings; pass an object")
+        return _defaults[likelihood]
     raise TypeError(
         f"likelihood must be a Likelihood or one of {', '.join(map(repr, _registry))}, "
         f"got {type(likelihood).__name__}"
     )
-
-
-@functools.cache
-def _by_name(name: str) -> Likelihood:
-    _args.one_of("likelihood", name, tuple(_registry))
-    return _registry[name]()
 
 
 def registered() -> dict[str, type[Likelihood]]:
@@ -157,6 +158,29 @@ def registered() -> dict[str, type[Likelihood]]:
 def as_tuple(params: Params) -> tuple[Tensor, ...]:
     """`params` as a tuple of tensors."""
     return (params,) if isinstance(params, Tensor) else tuple(params)
+
+
+def check_scale(name: str, value: object, *words: str) -> None:
+    """Raises unless `value` is a positive number, a one-element tensor or one of `words`."""
+    if isinstance(value, Tensor):
+        _args.float_tensor(name, value)
+        if value.numel() != 1:
+            raise ValueError(f"{name} as a Tensor must be a scalar, got {list(value.shape)}")
+        return
+    if isinstance(value, str) and value in words:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        also = "".join(f" or {word!r}" for word in words)
+        raise TypeError(f"{name} must be a number, a scalar Tensor{also}, got {value!r}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def scalar_like(value: Tensor, params: Tensor, name: str) -> Tensor:
+    """A learned scalar as a 0-dimensional tensor, on the parameters' device."""
+    if value.device != params.device:
+        raise ValueError(f"{name} must be on device {params.device}, got {value.device}")
+    return value.reshape(())
 
 
 @register("bernoulli")
@@ -281,26 +305,3 @@ class Laplace(Likelihood):
         u = noise("uniform")
         tail = torch.log(2 * torch.minimum(u, 1 - u + 2.0**-33))
         return params[0] - scale * torch.sign(u - 0.5) * torch.minimum(tail, torch.zeros_like(tail))
-
-
-def check_scale(name: str, value: object, *words: str) -> None:
-    """Raises unless `value` is a positive number, a one-element tensor or one of `words`."""
-    if isinstance(value, Tensor):
-        _args.float_tensor(name, value)
-        if value.numel() != 1:
-            raise ValueError(f"{name} as a Tensor must be a scalar, got {list(value.shape)}")
-        return
-    if isinstance(value, str) and value in words:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        also = "".join(f" or {word!r}" for word in words)
-        raise TypeError(f"{name} must be a number, a scalar Tensor{also}, got {value!r}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be positive and finite, got {value}")
-
-
-def scalar_like(value: Tensor, params: Tensor, name: str) -> Tensor:
-    """A learned scalar as a 0-dimensional tensor, on the parameters' device."""
-    if value.device != params.device:
-        raise ValueError(f"{name} must be on device {params.device}, got {value.device}")
-    return value.reshape(())

@@ -11,6 +11,8 @@ import importlib
 import os
 from types import ModuleType, TracebackType
 
+import torch
+
 BACKENDS = ("auto", "native", "triton", "reference")
 
 _forced: str | None = None
@@ -65,12 +67,26 @@ class backend:
 
 def select(device_type: str) -> str:
     """The backend for a call on `device_type`: the one asked for, else the first that serves."""
-    wanted = _forced or _from_environment()
+    if torch.compiler.is_compiling():
+        name: str = _constant(_forced, device_type)
+        return name
+    return _serving(_forced, device_type)
+
+
+@functools.cache
+def _serving(forced: str | None, device_type: str) -> str:
+    wanted = forced or _from_environment()
     if wanted == "auto":
         return _automatic(device_type)
     if wanted != "reference":
         _require(wanted, device_type)
     return wanted
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constant(forced: str | None, device_type: str) -> str:
+    """What a compiler need not trace: it ends in imports."""
+    return _serving(forced, device_type)
 
 
 def available_backends(device: str = "cpu") -> tuple[str, ...]:
@@ -97,7 +113,6 @@ def load(name: str, op: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}.{op}")
 
 
-@functools.cache
 def _automatic(device_type: str) -> str:
     if device_type == "cpu":
         return "reference" if _native_cause("cpu") else "native"
@@ -108,7 +123,6 @@ def _automatic(device_type: str) -> str:
     return "reference"
 
 
-@functools.cache
 def _from_environment() -> str:
     name = os.environ.get("VAEFAST_BACKEND", "auto")
     _check_name(name, "VAEFAST_BACKEND")
@@ -120,7 +134,6 @@ def _check_name(name: str, what: str) -> None:
         raise ValueError(f"{what} must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
 
 
-@functools.cache
 def _require(name: str, device_type: str) -> None:
     cause = unavailable(name, device_type)
     if cause:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -42,22 +44,48 @@ def plan(shape: Sequence[int], lead: int, operands: Sequence[Tensor | None]) -> 
     The innermost dimensions that every operand can walk with one stride become the columns. An
     operand that needs more than one stride outside of them is materialised.
     """
-    shape = tuple(shape)
-    samples = math.prod(shape[:lead])
-    if dense(shape, operands):
-        cols = math.prod(shape[lead:])
-        mod = max(samples, 1)
-        whole = [None if t is None else View(t, 1, mod, cols, 1) for t in operands]
-        return Plan(samples, cols, 1, tuple(whole))
-    fitted = [None if t is None else _unit_inner(t) for t in operands]
-    strides = [None if t is None else _strides(t, shape) for t in fitted]
+    keys = tuple([None if t is None else (t.shape, t.stride()) for t in operands])
+    found = _places(tuple(shape), lead, keys)
+    if found is None:
+        return plan(shape, lead, [None if t is None else _unit_inner(t) for t in operands])
+    rows, cols, segments, places = found
+    views = [
+        None
+        if t is None or place is None
+        else View(t.expand(shape).contiguous() if place.copy else t, *place[:4])
+        for t, place in zip(operands, places, strict=True)
+    ]
+    return Plan(rows, cols, segments, tuple(views))
+
+
+class _Place(NamedTuple):
+    """A View's numbers; `copy`: those of a dense copy of the operand."""
+
+    div: int
+    mod: int
+    row_stride: int
+    col_stride: int
+    copy: bool
+
+
+_Key = tuple[torch.Size, tuple[int, ...]] | None
+
+
+# A model calls with the same few shapes again and again, and this takes 30 us.
+@functools.lru_cache(maxsize=4096)
+def _places(
+    shape: tuple[int, ...], lead: int, keys: tuple[_Key, ...]
+) -> tuple[int, int, int, tuple[_Place | None, ...]] | None:
+    """The grid and the operands' places, from shapes and strides; None: an innermost dimension
+    must be made dense first."""
+    for key in keys:
+        if key is not None and _inner_stride(*key) not in (0, 1):
+            return None
+    strides = [None if key is None else _strides(*key, len(shape)) for key in keys]
     split = max((_split(shape, lead, s) for s in strides if s is not None), default=lead)
-    rows, cols = math.prod(shape[:split]), math.prod(shape[split:])
-    views = tuple(
-        None if t is None or s is None else _view(t, s, shape, split)
-        for t, s in zip(fitted, strides, strict=True)
-    )
-    return Plan(rows, cols, rows // samples if samples else 1, views)
+    samples, rows, cols = (math.prod(part) for part in (shape[:lead], shape[:split], shape[split:]))
+    places = [None if s is None else _place(s, shape, split) for s in strides]
+    return rows, cols, rows // samples if samples else 1, tuple(places)
 
 
 def dense(shape: Sequence[int], operands: Sequence[Tensor | None]) -> bool:
@@ -70,18 +98,22 @@ def dense(shape: Sequence[int], operands: Sequence[Tensor | None]) -> bool:
 
 def _unit_inner(tensor: Tensor) -> Tensor:
     """`tensor`, copied where its innermost dimension is neither dense nor expanded."""
-    for size, stride in zip(reversed(tensor.shape), reversed(tensor.stride()), strict=True):
+    dense_already = _inner_stride(tensor.shape, tensor.stride()) in (0, 1)
+    return tensor if dense_already else tensor.contiguous()
+
+
+def _inner_stride(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """The stride of the innermost dimension that is not of size 1."""
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
         if size != 1:
-            return tensor if stride in (0, 1) else tensor.contiguous()
-    return tensor
+            return stride
+    return 0
 
 
-def _strides(tensor: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides of `tensor` expanded to `shape`, 0 wherever it is broadcast or of size 1."""
-    own = [
-        0 if size == 1 else step for size, step in zip(tensor.shape, tensor.stride(), strict=True)
-    ]
-    return (0,) * (len(shape) - len(own)) + tuple(own)
+def _strides(shape: Sequence[int], strides: Sequence[int], dims: int) -> tuple[int, ...]:
+    """Strides expanded to `dims` dimensions, 0 wherever it is broadcast or of size 1."""
+    own = [0 if size == 1 else step for size, step in zip(shape, strides, strict=True)]
+    return (0,) * (dims - len(own)) + tuple(own)
 
 
 def _split(shape: tuple[int, ...], lead: int, strides: tuple[int, ...]) -> int:
@@ -103,15 +135,8 @@ def _split(shape: tuple[int, ...], lead: int, strides: tuple[int, ...]) -> int:
     return split
 
 
-def _view(tensor: Tensor, strides: tuple[int, ...], shape: tuple[int, ...], split: int) -> View:
-    inner = next(
-        (
-            step
-            for size, step in zip(reversed(shape[split:]), reversed(strides[split:]), strict=True)
-            if size != 1
-        ),
-        0,
-    )
+def _place(strides: tuple[int, ...], shape: tuple[int, ...], split: int) -> _Place:
+    inner = _inner_stride(shape[split:], strides[split:])
     outer = [
         (size, step) for size, step in zip(shape[:split], strides[:split], strict=True) if size != 1
     ]
@@ -125,11 +150,7 @@ def _view(tensor: Tensor, strides: tuple[int, ...], shape: tuple[int, ...], spli
         if mod == 1:
             step = stride
         elif stride != step * mod:
-            return _view_of_copy(tensor, shape, split)
+            rows, cols = math.prod(shape[:split]), math.prod(shape[split:])
+            return _Place(1, max(rows, 1), cols, 1, copy=True)
         mod *= size
-    return View(tensor, div, mod, step, inner)
-
-
-def _view_of_copy(tensor: Tensor, shape: tuple[int, ...], split: int) -> View:
-    dense = tensor.expand(shape).contiguous()
-    return View(dense, 1, max(math.prod(shape[:split]), 1), math.prod(shape[split:]), 1)
+    return _Place(div, mod, step, inner, copy=False)
