@@ -11,20 +11,20 @@
 
 // The kernels' declarations, once per instruction set that is built.
 #undef VAEFAST_ISA
-#define VAEFAST_DECLARE(isa)                         \
-  namespace vaefast {                                \
-  namespace isa {                                    \
-  bool sample_kl(const SampleKlArgs& args);          \
-  bool sample_kl_backward(const SampleKlArgs& args); \
-  bool nll(const NllArgs& args);                     \
-  bool noise(const NoiseArgs& args);                 \
-  bool scale(const ScaleArgs& args);                 \
-  bool mixture_log_prob(const MixtureArgs& args); \
+#define VAEFAST_DECLARE(isa)                               \
+  namespace vaefast {                                      \
+  namespace isa {                                          \
+  bool sample_kl(const SampleKlArgs& args);                \
+  bool sample_kl_backward(const SampleKlArgs& args);       \
+  bool nll(const NllArgs& args);                           \
+  bool noise(const NoiseArgs& args);                       \
+  bool scale(const ScaleArgs& args);                       \
+  bool mixture_log_prob(const MixtureArgs& args);          \
   bool mixture_log_prob_backward(const MixtureArgs& args); \
-  bool tc_terms(const MixtureArgs& args); \
-  bool tc_terms_backward(const MixtureArgs& args); \
-  bool mmd(const MmdArgs& args); \
-  }                                                  \
+  bool tc_terms(const MixtureArgs& args);                  \
+  bool tc_terms_backward(const MixtureArgs& args);         \
+  bool mmd(const MmdArgs& args);                           \
+  }                                                        \
   }
 
 VAEFAST_DECLARE(isa_default)

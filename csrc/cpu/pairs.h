@@ -76,21 +76,24 @@ struct Columns {
   int64_t padded(int64_t block) const { return ceil_div(size(block), kPairLanes) * kPairLanes; }
 };
 
-// row_blocks x col_blocks tiles in rounds. The tiles of a round share neither rows nor columns, so
-// that threads add to both without a lock, each place in the order of the rounds.
+// A grid of tiles in rounds. The parts of a round share neither rows nor columns, so that threads
+// add to both without a lock, each place in the order of the rounds. Few rounds: a thread that
+// waits at the end of one for another that lost its core waits long.
 struct Rounds {
-  int64_t row_blocks, col_blocks, count, per_round;
+  int64_t row_blocks, col_blocks, count;
 
-  Rounds(int64_t rows, int64_t cols)
-      : row_blocks(rows),
-        col_blocks(cols),
-        count(rows > cols ? rows : cols),
-        per_round(rows > cols ? cols : rows) {}
-  int64_t row(int64_t round, int64_t k) const {
-    return row_blocks > col_blocks ? (k + round) % row_blocks : k;
+  Rounds(int64_t rows, int64_t cols) : row_blocks(rows), col_blocks(cols) {
+    const int64_t fewer = rows < cols ? rows : cols;
+    count = fewer < 64 ? fewer : 64;
   }
-  int64_t col(int64_t round, int64_t k) const {
-    return row_blocks > col_blocks ? k : (k + round) % col_blocks;
+
+  // Calls tile(row_block, col_block) for every tile of part `part` of a round.
+  template <class Tile>
+  void visit(int64_t round, int64_t part, const Tile& tile) const {
+    const int64_t rows = (part + round) % count;
+    for (int64_t col = part * col_blocks / count; col < (part + 1) * col_blocks / count; ++col)
+      for (int64_t row = rows * row_blocks / count; row < (rows + 1) * row_blocks / count; ++row)
+        tile(row, col);
   }
 };
 
