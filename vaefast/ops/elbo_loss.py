@@ -87,6 +87,10 @@ def elbo_loss(
     posterior = _posterior(mu, scale, kl, free_bits, free_bits_per)
     first = likelihoods.as_tuple(params)[0]
     lead = 1 + first.dim() - target.dim()
+    if isinstance(beta, Tensor):
+        _per_sample("beta", beta, first.shape, lead)
+    if isinstance(capacity, Tensor):
+        _per_sample("capacity", capacity, first.shape, lead)
     sample_weight = None
     if isinstance(weight, Tensor) and weight.shape == target.shape[:1]:
         sample_weight = weight
@@ -160,6 +164,16 @@ def _posterior(
     if mu is None or scale is None:
         raise ValueError("elbo_loss takes mu and scale, or kl; both are missing")
     return mu, scale
+
+
+def _per_sample(name: str, value: Tensor, shape: torch.Size, lead: int) -> None:
+    """Checks that `value` is a scalar or one number per sample."""
+    batch = shape[lead - 1 : lead]
+    if value.numel() != 1 and value.shape not in (batch, shape[:lead]):
+        raise ValueError(
+            f"{name} must be a scalar or one value per sample, {list(batch)}, got "
+            f"{list(value.shape)}"
+        )
 
 
 def _check_kl(kl: Tensor, shape: torch.Size, lead: int) -> None:
