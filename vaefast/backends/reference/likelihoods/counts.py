@@ -74,7 +74,9 @@ def _signed(x: Tensor, rate: Tensor, value: Tensor) -> Tensor:
 
 def _log_ratio(x: Tensor, rate: Tensor) -> Tensor:
     """|log(x / rate)|."""
-    low, high = torch.minimum(x, rate), torch.maximum(x, rate)
+    # Not minimum and maximum, which halve the gradient where the two are equal.
+    below = x > rate
+    low, high = torch.where(below, rate, x), torch.where(below, x, rate)
     return torch.log1p((high - low) / low)
 
 

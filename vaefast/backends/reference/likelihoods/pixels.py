@@ -34,8 +34,8 @@ def bin_nll(
     upper = ((d + 0.5 * bin_width) * inverse).clamp(-largest, largest)
     lower = ((d - 0.5 * bin_width) * inverse).clamp(-largest, largest)
     width = (bin_width * inverse).clamp(max=largest)
-    over = F.softplus(-upper, threshold=100)
-    under = F.softplus(lower, threshold=100)
+    over = F.softplus(-upper, threshold=40)
+    under = F.softplus(lower, threshold=40)
     narrow = width < 1e-20
     wide = width > 0.7
     by_expm1 = torch.log(-torch.expm1(-torch.where(narrow | wide, 1.0, width)))
