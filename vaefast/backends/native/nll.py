@@ -9,6 +9,7 @@ from ... import _C
 from ..._args import compute_dtype
 from .._options import Nll
 from ._pack import REDUCE, fresh, fresh_like, pack, result, stream
+from ._place import place
 
 _FORMS = _C.forms()
 
@@ -47,6 +48,8 @@ def nll(
     if x is not None and target.dtype == torch.uint8:
         x = (*x[:6], options.uint8_scale)
     copies = shape[0] if lead == 2 else 1
+    target_rows = grid[0] // copies if copies else 0
+    reduce, scalar = REDUCE[options.reduce], options.scalar
     _C.nll(
         grid,
         tuple(packed[:count]),
@@ -57,15 +60,17 @@ def nll(
         (
             _FORMS[options.form],
             options.numbers,
-            options.scalar,
-            grid[0] // copies if copies else 0,
-            REDUCE[options.reduce],
+            scalar,
+            target_rows,
+            reduce,
             options.factor,
             options.grad_factor,
             dtype == torch.float64,
         ),
         loss.data_ptr(),
         tuple([result(g) for g in grads]),
-        torch.get_num_threads(),
+        torch.get_num_threads()
+        if first.is_cpu
+        else place(first, grid, reduce, scalar >= 0 and need[scalar], target_rows),
     )
     return [loss, *[g for g in grads if g is not None]]

@@ -12,6 +12,7 @@ from ..._args import PARAMS, compute_dtype
 from .._options import Posterior
 from ..layout import View
 from ._pack import REDUCE, Packed, fresh, fresh_like, operand, pack, result, stream
+from ._place import place
 
 _PARAM = {name: index for index, name in enumerate(PARAMS)}
 
@@ -47,7 +48,9 @@ def sample_kl(
         result(z),
         0 if kl is None else kl.data_ptr(),
         0 if kept is None else kept.data_ptr(),
-        torch.get_num_threads(),
+        torch.get_num_threads()
+        if mu.is_cpu
+        else place(mu, grid, REDUCE[options.reduce], target_rows=grid[0]),
     )
     return z, kl
 
@@ -116,7 +119,7 @@ def sample_kl_backward(
         upstream,
         0 if kept is None else kept.data_ptr(),
         tuple([result(g) for g in grads]),
-        torch.get_num_threads(),
+        torch.get_num_threads() if mu.is_cpu else place(mu, grid),
     )
     return [
         g if g.shape == t.shape else g.sum_to_size(t.shape)
