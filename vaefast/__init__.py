@@ -1,6 +1,6 @@
 """Fused operators for variational autoencoders: sampling, KL, likelihoods, the ELBO."""
 
-from . import likelihoods, random
+from . import likelihoods, metrics, random, schedules
 from ._info import info
 from .backends import BackendError, available_backends, backend
 from .likelihoods import Bernoulli, Gaussian, Laplace
@@ -35,10 +35,12 @@ __all__ = [
     "likelihoods",
     "log_marginal",
     "log_weights",
+    "metrics",
     "monte_carlo_kl",
     "nll",
     "random",
     "rsample",
     "sample_kl",
+    "schedules",
     "tril_sample_kl",
 ]
