@@ -16,6 +16,8 @@ namespace py = pybind11;
 namespace {
 
 using vaefast::LogRatioArgs;
+using vaefast::MixtureArgs;
+using vaefast::MmdArgs;
 using vaefast::NllArgs;
 using vaefast::NoiseArgs;
 using vaefast::Output;
@@ -224,6 +226,92 @@ void scale(const py::tuple& grid, const py::object& grad, const py::object& upst
   vaefast::cpu::scale(a);
 }
 
+// A pair costs about as much as 8 elements.
+template <class Args>
+void set_pair_threads(Args& args, int64_t pairs, int threads) {
+  args.threads = useful_threads(8 * pairs * args.dims, threads);
+}
+
+template <class T = void>
+T* address(const py::tuple& tuple, size_t index) {
+  return reinterpret_cast<T*>(static_cast<uintptr_t>(at<uint64_t>(tuple, index)));
+}
+
+// sizes: points, components, dims; inputs: z, mu, logvar, log_weights;
+// weighing: log_weight, first, own, stratum; saved: joint, marginals. Addresses, 0 for none.
+MixtureArgs mixture_args(const py::tuple& sizes, const py::tuple& inputs, const py::tuple& weighing,
+                         const py::tuple& saved, bool wide, int threads) {
+  MixtureArgs a;
+  a.points = at<int64_t>(sizes, 0);
+  a.components = at<int64_t>(sizes, 1);
+  a.dims = at<int64_t>(sizes, 2);
+  a.z = address(inputs, 0);
+  a.mu = address(inputs, 1);
+  a.logvar = address(inputs, 2);
+  a.log_weights = address(inputs, 3);
+  a.log_weight = at<double>(weighing, 0);
+  a.first = at<int64_t>(weighing, 1);
+  a.own = at<double>(weighing, 2);
+  a.stratum = at<double>(weighing, 3);
+  a.joint = address<double>(saved, 0);
+  a.marginals = address(saved, 1);
+  a.wide = wide;
+  set_pair_threads(a, a.points * a.components, threads);
+  return a;
+}
+
+template <void (*kernel)(const MixtureArgs&)>
+void mixture_forward(const py::tuple& sizes, const py::tuple& inputs, const py::tuple& weighing,
+                     const py::tuple& saved, uint64_t values, bool wide, int threads) {
+  MixtureArgs a = mixture_args(sizes, inputs, weighing, saved, wide, threads);
+  a.values = reinterpret_cast<void*>(static_cast<uintptr_t>(values));
+  py::gil_scoped_release release;
+  kernel(a);
+}
+
+// grads: of z, mu, logvar and log_weights.
+template <void (*kernel)(const MixtureArgs&)>
+void mixture_backward(const py::tuple& sizes, const py::tuple& inputs, const py::tuple& weighing,
+                      const py::tuple& saved, uint64_t upstream, const py::tuple& grads, bool wide,
+                      int threads) {
+  MixtureArgs a = mixture_args(sizes, inputs, weighing, saved, wide, threads);
+  a.upstream = reinterpret_cast<const void*>(static_cast<uintptr_t>(upstream));
+  a.grad_z = address(grads, 0);
+  a.grad_mu = address(grads, 1);
+  a.grad_logvar = address(grads, 2);
+  a.grad_log_weights = address(grads, 3);
+  py::gil_scoped_release release;
+  kernel(a);
+}
+
+// sizes: x's points, y's points, dims; inputs: x, y; factors: xx, yy, xy, constant;
+// results: value, grad_x, grad_y. Addresses, 0 for none.
+void mmd(const py::tuple& sizes, const py::tuple& inputs, bool rbf, const py::tuple& scales,
+         const py::tuple& factors, const py::tuple& results, bool wide, int threads) {
+  MmdArgs a;
+  a.x_points = at<int64_t>(sizes, 0);
+  a.y_points = at<int64_t>(sizes, 1);
+  a.dims = at<int64_t>(sizes, 2);
+  a.x = address(inputs, 0);
+  a.y = address(inputs, 1);
+  a.rbf = rbf;
+  if (scales.size() > vaefast::kMaxScales) throw py::value_error("too many scales");
+  a.scales = static_cast<int>(scales.size());
+  for (size_t i = 0; i < scales.size(); ++i) a.scale[i] = at<double>(scales, i);
+  a.factor_xx = at<double>(factors, 0);
+  a.factor_yy = at<double>(factors, 1);
+  a.factor_xy = at<double>(factors, 2);
+  a.constant = at<double>(factors, 3);
+  a.value = address(results, 0);
+  a.grad_x = address(results, 1);
+  a.grad_y = address(results, 2);
+  a.wide = wide;
+  const int64_t points = a.x_points + a.y_points;
+  set_pair_threads(a, points * points / 2, threads);
+  py::gil_scoped_release release;
+  vaefast::cpu::mmd(a);
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = VAEFAST_BUILD_VERSION;
@@ -275,4 +363,10 @@ PYBIND11_MODULE(_C, module) {
   module.def("nll", &nll);
   module.def("noise", &noise);
   module.def("scale", &scale);
+  module.def("mixture_log_prob", &mixture_forward<vaefast::cpu::mixture_log_prob>);
+  module.def("mixture_log_prob_backward",
+             &mixture_backward<vaefast::cpu::mixture_log_prob_backward>);
+  module.def("tc_terms", &mixture_forward<vaefast::cpu::tc_terms>);
+  module.def("tc_terms_backward", &mixture_backward<vaefast::cpu::tc_terms_backward>);
+  module.def("mmd", &mmd);
 }

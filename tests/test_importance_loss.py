@@ -46,6 +46,7 @@ def linear(gap: float, batch: int = 6) -> Linear:
 
     The columns of W are orthogonal, so the posterior is diagonal.
     """
+    torch.manual_seed(0)
     generator = torch.Generator().manual_seed(3)
     basis = torch.linalg.qr(torch.randn(5, 2, generator=generator, dtype=F64))[0]
     decoder = basis * torch.tensor([1.5, 0.8], dtype=F64)
@@ -73,7 +74,8 @@ def test_bounds_rise_to_log_px_with_k() -> None:
             for k in (1, 2, 8, 64, 512)
         ]
     assert all(a < b for a, b in itertools.pairwise(values))
-    assert values[-1] < exact + 1e-3 and exact - values[-1] < 0.02
+    # What is left is the noise of 32768 samples of each x.
+    assert abs(values[-1] - exact) < 0.01
     assert exact - values[0] > 0.1
 
 

@@ -1,18 +1,33 @@
 """Fused operators for variational autoencoders: sampling, KL, likelihoods, the ELBO."""
 
-from . import likelihoods, metrics, random, schedules
+from . import distributions, likelihoods, metrics, nn, random, schedules
 from ._info import info
 from .backends import BackendError, available_backends, backend
-from .likelihoods import Bernoulli, Gaussian, Laplace
+from .distributions import DiagonalGaussian
+from .likelihoods import (
+    Bernoulli,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    Gaussian,
+    Laplace,
+    LogCosh,
+    NegativeBinomial,
+    Poisson,
+    StudentT,
+    ZeroInflatedNegativeBinomial,
+)
 from .ops.elbo_loss import ELBO, elbo_loss
 from .ops.gaussian_kl import gaussian_kl
 from .ops.importance_loss import PIWAE, importance_loss
 from .ops.log_marginal import LogMarginal, log_marginal
 from .ops.log_weights import log_weights
+from .ops.mixture_log_prob import mixture_log_prob
+from .ops.mmd import mmd
 from .ops.monte_carlo_kl import monte_carlo_kl
 from .ops.nll import nll
 from .ops.rsample import rsample
 from .ops.sample_kl import sample_kl
+from .ops.tc_terms import TCTerms, tc_terms
 from .ops.tril_sample_kl import tril_sample_kl
 
 __version__ = "0.1.0"
@@ -22,12 +37,22 @@ __all__ = [
     "PIWAE",
     "BackendError",
     "Bernoulli",
+    "ContinuousBernoulli",
+    "DiagonalGaussian",
+    "DiscretizedLogistic",
     "Gaussian",
     "Laplace",
+    "LogCosh",
     "LogMarginal",
+    "NegativeBinomial",
+    "Poisson",
+    "StudentT",
+    "TCTerms",
+    "ZeroInflatedNegativeBinomial",
     "__version__",
     "available_backends",
     "backend",
+    "distributions",
     "elbo_loss",
     "gaussian_kl",
     "importance_loss",
@@ -36,11 +61,15 @@ __all__ = [
     "log_marginal",
     "log_weights",
     "metrics",
+    "mixture_log_prob",
+    "mmd",
     "monte_carlo_kl",
     "nll",
+    "nn",
     "random",
     "rsample",
     "sample_kl",
     "schedules",
+    "tc_terms",
     "tril_sample_kl",
 ]

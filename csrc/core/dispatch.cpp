@@ -11,17 +11,22 @@
 
 // The kernels' declarations, once per instruction set that is built.
 #undef VAEFAST_ISA
-#define VAEFAST_DECLARE(isa)                         \
-  namespace vaefast {                                \
-  namespace isa {                                    \
-  bool sample_kl(const SampleKlArgs& args);          \
-  bool sample_kl_backward(const SampleKlArgs& args); \
-  bool log_ratio(const LogRatioArgs& args);          \
-  bool log_ratio_backward(const LogRatioArgs& args); \
-  bool nll(const NllArgs& args);                     \
-  bool noise(const NoiseArgs& args);                 \
-  bool scale(const ScaleArgs& args);                 \
-  }                                                  \
+#define VAEFAST_DECLARE(isa)                               \
+  namespace vaefast {                                      \
+  namespace isa {                                          \
+  bool sample_kl(const SampleKlArgs& args);                \
+  bool sample_kl_backward(const SampleKlArgs& args);       \
+  bool log_ratio(const LogRatioArgs& args);                \
+  bool log_ratio_backward(const LogRatioArgs& args);       \
+  bool nll(const NllArgs& args);                           \
+  bool noise(const NoiseArgs& args);                       \
+  bool scale(const ScaleArgs& args);                       \
+  bool mixture_log_prob(const MixtureArgs& args);          \
+  bool mixture_log_prob_backward(const MixtureArgs& args); \
+  bool tc_terms(const MixtureArgs& args);                  \
+  bool tc_terms_backward(const MixtureArgs& args);         \
+  bool mmd(const MmdArgs& args);                           \
+  }                                                        \
   }
 
 VAEFAST_DECLARE(isa_default)
@@ -73,6 +78,11 @@ VAEFAST_DISPATCH(log_ratio_backward, LogRatioArgs)
 VAEFAST_DISPATCH(nll, NllArgs)
 VAEFAST_DISPATCH(noise, NoiseArgs)
 VAEFAST_DISPATCH(scale, ScaleArgs)
+VAEFAST_DISPATCH(mixture_log_prob, MixtureArgs)
+VAEFAST_DISPATCH(mixture_log_prob_backward, MixtureArgs)
+VAEFAST_DISPATCH(tc_terms, MixtureArgs)
+VAEFAST_DISPATCH(tc_terms_backward, MixtureArgs)
+VAEFAST_DISPATCH(mmd, MmdArgs)
 
 #define VAEFAST_NAME(name) #name,
 const char* const kForms[] = {VAEFAST_LIKELIHOODS(VAEFAST_NAME) nullptr};

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/args.h"
+#include "core/pairs.h"
 
 namespace vaefast {
 namespace cpu {
@@ -14,6 +15,11 @@ void log_ratio_backward(const LogRatioArgs& args);
 void nll(const NllArgs& args);
 void noise(const NoiseArgs& args);
 void scale(const ScaleArgs& args);
+void mixture_log_prob(const MixtureArgs& args);
+void mixture_log_prob_backward(const MixtureArgs& args);
+void tc_terms(const MixtureArgs& args);
+void tc_terms_backward(const MixtureArgs& args);
+void mmd(const MmdArgs& args);
 
 }  // namespace cpu
 

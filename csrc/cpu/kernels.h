@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/args.h"
+#include "core/pairs.h"
 #include "math/config.h"
 
 namespace vaefast {
@@ -14,6 +15,11 @@ bool log_ratio_backward(const LogRatioArgs& args);
 bool nll(const NllArgs& args);
 bool noise(const NoiseArgs& args);
 bool scale(const ScaleArgs& args);
+bool mixture_log_prob(const MixtureArgs& args);
+bool mixture_log_prob_backward(const MixtureArgs& args);
+bool tc_terms(const MixtureArgs& args);
+bool tc_terms_backward(const MixtureArgs& args);
+bool mmd(const MmdArgs& args);
 
 }  // namespace VAEFAST_ISA
 }  // namespace vaefast

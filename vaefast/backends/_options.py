@@ -50,3 +50,24 @@ class Nll(NamedTuple):
     reduce: str
     factor: float
     grad_factor: float
+
+
+class Weighing(NamedTuple):
+    """Settings of `tc_terms`: the weights of the posteriors in a point's estimate of q(z).
+
+    `log_weight` is what all have in common. Point i came from posterior `first + i`, whose
+    weight is `own` times that; that of the posterior after it is `stratum` times.
+    """
+
+    log_weight: float
+    first: int
+    own: float
+    stratum: float
+
+
+class Mmd(NamedTuple):
+    """Settings of `mmd`: the sum over `scales` of exp(-d^2 / scale) or scale / (scale + d^2)."""
+
+    rbf: bool
+    scales: tuple[float, ...]
+    unbiased: bool

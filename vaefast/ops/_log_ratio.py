@@ -52,12 +52,11 @@ def run(
         options = {"prior_mu": prior_mu, "prior_scale": prior_scale}
         return run(z.unsqueeze(0), mu, scale, transform, prior=prior, **options).squeeze(0)
     tensors = (z, mu, scale, prior_mu, prior_scale)
-    backend = backends.select(z.device.type)
-    # There is a kernel for the CPU; elsewhere plain PyTorch serves.
-    if backend != "native" or not z.is_cpu or needs_reference() or not z.numel():
+    backend = backends.select(z.device.type, "log_ratio")
+    if backend == "reference" or needs_reference() or not z.numel():
         return reference.log_ratio(*tensors, transform, prior)
     if grad_needed(*tensors):
-        value: Tensor = _LogRatio.apply(*tensors, transform, prior, backend)  # type: ignore[no-untyped-call]
+        value: Tensor = _LogRatio.apply(*tensors, transform, prior, backend)
         return value
     return _call(tensors, transform, prior, backend)
 
@@ -76,7 +75,12 @@ class _LogRatio(torch.autograd.Function):
         transform, prior, backend = ctx.transform, ctx.prior, ctx.backend
         if torch.is_grad_enabled():
             grads = reference_grads(
-                lambda *t: (reference.log_ratio(*t, transform, prior),), tensors, need, (upstream,)
+                lambda z, mu, scale, prior_mu, prior_scale: (
+                    reference.log_ratio(z, mu, scale, prior_mu, prior_scale, transform, prior),
+                ),
+                tensors,
+                need,
+                (upstream,),
             )
             return (*grads, None, None, None)
         if direct(upstream, *tensors):

@@ -1,0 +1,33 @@
+"""`mmd` by the compiled core."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import _C
+from .._options import Mmd
+
+
+def mmd(x: Tensor, y: Tensor, options: Mmd, need: list[bool]) -> list[Tensor]:
+    """The squared discrepancy and its gradients in those of x and y that `need` asks for."""
+    x, y = x.contiguous(), y.contiguous()
+    value = x.new_empty(())
+    grads = [torch.empty_like(t) if n else None for t, n in zip((x, y), need, strict=True)]
+    n, m = x.shape[0], y.shape[0]
+    if options.unbiased:
+        factors = (1 / (n * (n - 1)), 1 / (m * (m - 1)), -2 / (n * m), 0.0)
+    else:
+        # k(x, x) = 1 at each scale, which the kernel leaves out of its sums.
+        factors = (1 / n**2, 1 / m**2, -2 / (n * m), len(options.scales) * (1 / n + 1 / m))
+    _C.mmd(
+        (n, m, x.shape[1]),
+        (x.data_ptr(), y.data_ptr()),
+        options.rbf,
+        options.scales,
+        factors,
+        (value.data_ptr(), *(0 if g is None else g.data_ptr() for g in grads)),
+        x.dtype == torch.float64,
+        torch.get_num_threads(),
+    )
+    return [value, *(g for g in grads if g is not None)]

@@ -1,0 +1,37 @@
+"""The terms of beta-TCVAE's decomposition of the KL as differentiable PyTorch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .._options import Weighing
+from .mixture_log_prob import normal_log_prob
+
+
+def tc_terms(z: Tensor, mu: Tensor, logvar: Tensor, weighing: Weighing) -> Tensor:
+    """mi, tc and dim_kl as `[3, B]`, for z `[B, D]` and mu, logvar `[M, D]`."""
+    first = weighing.first
+    pairs = normal_log_prob(z[:, None], mu, logvar)
+    weights = log_weight_matrix(z, mu.shape[0], weighing)
+    log_qz = torch.logsumexp(weights + pairs.sum(-1), 1)
+    log_product = torch.logsumexp(weights[..., None] + pairs, 1).sum(-1)
+    own = slice(first, first + z.shape[0])
+    log_qzx = normal_log_prob(z, mu[own], logvar[own]).sum(-1)
+    log_pz = (-0.5 * (z**2 + math.log(2 * math.pi))).sum(-1)
+    return torch.stack([log_qzx - log_qz, log_qz - log_product, log_product - log_pz])
+
+
+def log_weight_matrix(like: Tensor, components: int, weighing: Weighing) -> Tensor:
+    """log W `[B, M]`: the logarithm of each posterior's weight in each point's estimate."""
+    matrix = like.new_full((like.shape[0], components), weighing.log_weight)
+    if weighing.own == 1 and weighing.stratum == 1:
+        return matrix
+    rows = torch.arange(like.shape[0], device=like.device)
+    own = rows + weighing.first
+    # The order matters only where a component is its own successor.
+    matrix[rows, (own + 1) % components] = weighing.log_weight + math.log(weighing.stratum)
+    matrix[rows, own] = weighing.log_weight + math.log(weighing.own)
+    return matrix

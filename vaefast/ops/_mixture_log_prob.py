@@ -1,0 +1,106 @@
+"""The registered operator of a mixture's log density, and its autograd function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from .._args import grad_needed
+from ..backends.reference import mixture_log_prob as reference
+from ._autograd import direct, needs_reference, reference_grads
+
+_lib = torch.library.Library("vaefast", "FRAGMENT")
+_TENSORS = "Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights"
+_lib.define(f"mixture_log_prob({_TENSORS}, str backend) -> (Tensor, Tensor)")
+_lib.define(
+    f"mixture_log_prob_backward(Tensor upstream, {_TENSORS}, Tensor joint, str backend) -> Tensor[]"
+)
+
+
+def run(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> Tensor:
+    """The log density `[B]` of z `[B, D]` under mu, logvar `[K, D]`, all of one dtype."""
+    tensors = (z, mu, logvar, log_weights)
+    backend = backends.select(z.device.type, "mixture_log_prob")
+    if backend == "reference" or needs_reference() or not z.numel() or not mu.numel():
+        return reference.mixture_log_prob(*tensors)
+    if grad_needed(*tensors):
+        values: Tensor = _Mixture.apply(*tensors, backend)  # type: ignore[no-untyped-call]
+        return values
+    return _call(z, mu, logvar, log_weights, backend)[0]
+
+
+class _Mixture(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        z, mu, logvar, log_weights, backend = args
+        values, joint = _call(z, mu, logvar, log_weights, backend)
+        ctx.save_for_backward(z, mu, logvar, log_weights, joint)
+        ctx.backend = backend
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        *tensors, joint = ctx.saved_tensors
+        need = ctx.needs_input_grad[:4]
+        if torch.is_grad_enabled():
+            grads = reference_grads(
+                lambda *t: (reference.mixture_log_prob(*t),), tensors, need, (upstream,)
+            )
+            return (*grads, None)
+        if direct(upstream, *tensors):
+            module = backends.load(ctx.backend, "mixture_log_prob")
+            made = module.mixture_log_prob_backward(upstream, *tensors, joint)
+        else:
+            made = torch.ops.vaefast.mixture_log_prob_backward(
+                upstream, *tensors, joint, ctx.backend
+            )
+        if len(made) < 4:
+            made = [*made, None]
+        return (*[grad if n else None for grad, n in zip(made, need, strict=True)], None)
+
+
+def _call(
+    z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None, backend: str
+) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor]
+    if direct(z, mu, logvar, log_weights):
+        result = _forward(z, mu, logvar, log_weights, backend)
+    else:
+        result = torch.ops.vaefast.mixture_log_prob(z, mu, logvar, log_weights, backend)
+    return result
+
+
+def _forward(*args: Any) -> tuple[Tensor, Tensor]:
+    *tensors, backend = args
+    module = backends.load(backend, "mixture_log_prob")
+    result: tuple[Tensor, Tensor] = module.mixture_log_prob(*tensors)
+    return result
+
+
+def _backward(*args: Any) -> list[Tensor]:
+    *tensors, backend = args
+    module = backends.load(backend, "mixture_log_prob")
+    grads: list[Tensor] = module.mixture_log_prob_backward(*tensors)
+    return grads
+
+
+def _forward_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    count = args[0].shape[0]
+    return args[0].new_empty(count), args[0].new_empty(count, dtype=torch.float64)
+
+
+def _backward_fake(*args: Any) -> list[Tensor]:
+    return [
+        torch.empty_like(t, memory_format=torch.contiguous_format)
+        for t in args[1:5]
+        if t is not None
+    ]
+
+
+_lib.impl("mixture_log_prob", _forward, "CompositeExplicitAutograd")
+_lib.impl("mixture_log_prob_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("vaefast::mixture_log_prob", _forward_fake, lib=_lib)
+torch.library.register_fake("vaefast::mixture_log_prob_backward", _backward_fake, lib=_lib)

@@ -1,0 +1,78 @@
+"""Log density of a mixture of diagonal Gaussians: VampPrior, GMM prior, aggregate posterior."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import _args
+from .._args import Clamp, Param, compute_dtype
+from ..backends.reference.sample_kl import log_variance
+from . import _mixture_log_prob
+from .rsample import transform_of
+
+
+def mixture_log_prob(
+    z: Tensor,
+    mu: Tensor,
+    scale: Tensor,
+    log_weights: Tensor | None = None,
+    *,
+    param: Param = "logvar",
+    min_std: float = 0.0,
+    clamp: Clamp = None,
+) -> Tensor:
+    """log sum_k w_k N(z; mu_k, sigma_k^2), in nats.
+
+    As a prior it replaces the closed-form KL: KL = E_q[log q(z|x) - log p(z)] at samples of q.
+
+    Args:
+        z: the points, `[..., *latent]`, float64, float32, bfloat16 or float16.
+        mu: the components' means, `[K, *latent]`.
+        scale: as mu; what it is, `param` says.
+        log_weights: log w_k, `[K]`, taken as they are: pass `torch.log_softmax(logits, 0)` for
+            learned weights that sum to one. None for 1/K each.
+        param, min_std, clamp: of scale, as in `rsample`.
+
+    Returns:
+        `[...]`, z's leading dimensions, in float32, or float64 if any argument is. Gradients flow
+        to z, mu, scale and log_weights. Nothing of the size of all pairs is stored.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: shapes, devices or settings do not fit together.
+
+    Example:
+        >>> import torch, vaefast as vf
+        >>> mu, logvar = torch.zeros(5, 2), torch.zeros(5, 2)
+        >>> round(float(vf.mixture_log_prob(torch.zeros(2), mu, logvar)), 4)
+        -1.8379
+
+    Source: Tomczak & Welling 2018, "VAE with a VampPrior", equation 9.
+    """
+    _args.float_tensor("z", z)
+    _args.posterior(mu, scale)
+    latent = mu.shape[1:]
+    lead = z.dim() - len(latent)
+    if lead < 0 or z.shape[lead:] != latent:
+        raise ValueError(
+            f"z must have shape [..., *{list(latent)}], as mu {list(mu.shape)}, got {list(z.shape)}"
+        )
+    if log_weights is not None:
+        _args.float_tensor("log_weights", log_weights)
+        if log_weights.shape != mu.shape[:1]:
+            raise ValueError(
+                f"log_weights must have one value per component, [{mu.shape[0]}], got "
+                f"{list(log_weights.shape)}"
+            )
+    _args.same_device("mu", mu, z=z, log_weights=log_weights)
+    transform = transform_of(param, min_std, clamp)
+    dtype = compute_dtype(z, mu, scale, log_weights)
+    dims = latent.numel()
+    logvar = log_variance(scale.to(dtype), transform).reshape(mu.shape[0], dims)
+    values = _mixture_log_prob.run(
+        z.to(dtype).reshape(z.shape[:lead].numel(), dims),
+        mu.to(dtype).reshape(mu.shape[0], dims),
+        logvar,
+        None if log_weights is None else log_weights.to(dtype),
+    )
+    return values.view(z.shape[:lead])
