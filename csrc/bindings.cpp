@@ -18,6 +18,7 @@ namespace py = pybind11;
 
 namespace {
 
+using vaefast::LogRatioArgs;
 using vaefast::MixtureArgs;
 using vaefast::MmdArgs;
 using vaefast::NllArgs;
@@ -163,6 +164,38 @@ void sample_kl_backward(const py::tuple& grid, const py::tuple& operands, const 
   a.grad_prior_mu = output(grads[2]);
   a.grad_prior_scale = output(grads[3]);
   run<SampleKlArgs>(VAEFAST_KERNEL(sample_kl_backward), a, where, a.samples > 1 ? a.samples : 1);
+}
+
+// The operands' noise is None; settings as for sample_kl.
+LogRatioArgs log_ratio_args(const py::tuple& grid, const py::tuple& operands, const py::object& z,
+                            const py::tuple& settings, bool prior, int threads) {
+  LogRatioArgs a;
+  a.q = sample_kl_args(grid, operands, py::none(), settings, threads);
+  a.prior = prior;
+  a.z = view(z);
+  return a;
+}
+
+void log_ratio(const py::tuple& grid, const py::tuple& operands, const py::object& z,
+               const py::tuple& settings, bool prior, uint64_t value, int threads) {
+  LogRatioArgs a = log_ratio_args(grid, operands, z, settings, prior, threads);
+  a.value = reinterpret_cast<void*>(static_cast<uintptr_t>(value));
+  py::gil_scoped_release release;
+  vaefast::cpu::log_ratio(a);
+}
+
+void log_ratio_backward(const py::tuple& grid, const py::tuple& operands, const py::object& z,
+                        const py::tuple& settings, bool prior, const py::object& upstream,
+                        const py::tuple& grads, int threads) {
+  LogRatioArgs a = log_ratio_args(grid, operands, z, settings, prior, threads);
+  a.upstream = view(upstream);
+  a.grad_z = output(grads[0]);
+  a.q.grad_mu = output(grads[1]);
+  a.q.grad_scale = output(grads[2]);
+  a.q.grad_prior_mu = output(grads[3]);
+  a.q.grad_prior_scale = output(grads[4]);
+  py::gil_scoped_release release;
+  vaefast::cpu::log_ratio_backward(a);
 }
 
 // settings: form, numbers, scalar, target_rows, reduce, factor, grad_factor, wide.
@@ -359,6 +392,8 @@ PYBIND11_MODULE(_C, module) {
 #endif
   module.def("sample_kl", &sample_kl);
   module.def("sample_kl_backward", &sample_kl_backward);
+  module.def("log_ratio", &log_ratio);
+  module.def("log_ratio_backward", &log_ratio_backward);
   module.def("nll", &nll);
   module.def("noise", &noise);
   module.def("scale", &scale);

@@ -108,7 +108,9 @@ def test_a_new_likelihood_has_cases_of_its_own(registry: dict[str, Any]) -> None
     small.check(inputs, CPU)
 
 
-@pytest.mark.parametrize("op", ["sample_kl", "rsample", "gaussian_kl", "elbo_loss", "nll", "step"])
+@pytest.mark.parametrize(
+    "op", ["sample_kl", "rsample", "gaussian_kl", "elbo_loss", "nll", "log_weights", "step"]
+)
 def test_implementations_agree_at_a_small_size(op: str) -> None:
     torch.manual_seed(0)
     for case in load("cases").collect(op):

@@ -76,6 +76,22 @@ struct SampleKlArgs {
   Output grad_mu, grad_scale, grad_prior_mu, grad_prior_scale;
 };
 
+// log p(z) - log q(z|x) of given samples, [q.samples * rows, cols]; `q` holds the posterior, the
+// prior, and room for their gradients.
+struct LogRatioArgs {
+  SampleKlArgs q;
+  // False: -log q(z|x) alone.
+  bool prior = true;
+  View z;
+
+  // Forward: one number per sample and posterior, float, or double if wide.
+  void* value = nullptr;
+
+  // Backward: upstream is over [samples * rows, cols].
+  View upstream;
+  Output grad_z;
+};
+
 constexpr int kMaxParams = 3;
 
 struct NllArgs {
