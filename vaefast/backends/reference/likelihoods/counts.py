@@ -63,21 +63,12 @@ def poisson_rate(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ..
         return _checked(rate - torch.where(none, 0.0, x * torch.log(rate)), x, params)
     safe = torch.where(none, 1.0, x)
     inside = torch.where(none, 1.0, rate)
-    deviance = (inside - safe) - _signed(safe, inside, safe * _log_ratio(safe, inside))
+    above = safe > inside
+    low, high = torch.where(above, inside, safe), torch.where(above, safe, inside)
+    ratio = safe * torch.log1p((high - low) / low)
+    deviance = (inside - safe) + torch.where(above, ratio, -ratio)
     value = torch.where(none, rate, deviance + _factorial_rest(safe))
     return _checked(value, x, params)
-
-
-def _signed(x: Tensor, rate: Tensor, value: Tensor) -> Tensor:
-    return torch.where(x > rate, -value, value)
-
-
-def _log_ratio(x: Tensor, rate: Tensor) -> Tensor:
-    """|log(x / rate)|."""
-    # Not minimum and maximum, which halve the gradient where the two are equal.
-    below = x > rate
-    low, high = torch.where(below, rate, x), torch.where(below, x, rate)
-    return torch.log1p((high - low) / low)
 
 
 @formula
@@ -94,10 +85,13 @@ def zero_inflated_negative_binomial(
     """n + softplus(pi) for x > 0; -log1p(sigmoid(-pi) (e^-n - 1)) for x = 0, n = -log NB(x)."""
     (mu, theta, pi), x = _wide(params, x)
     n = _negative_binomial(x, mu, theta)
-    joint = torch.sigmoid(-pi) * torch.expm1(-n)
+    # expm1's derivative in torch is its result + 1, which is 0 where e^-n is small.
+    fall = torch.where(n < 1, torch.expm1(-n), torch.exp(-n) - 1)
+    soft = -F.logsigmoid(-pi)
+    # sigmoid(-pi), whose own derivative in torch is lost where it is near 1.
+    joint = torch.exp(-soft) * fall
     direct = joint > -0.5
     near = -torch.log1p(torch.where(direct, joint, 0.0))
-    soft = F.softplus(pi, threshold=100)
     far = soft - torch.logaddexp(pi, -n)
     return _checked(torch.where(x == 0, torch.where(direct, near, far), n + soft), x, params)
 
@@ -111,13 +105,35 @@ def _negative_binomial(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
     none, above = x == 0, x > mu
     low, high = torch.where(above, mu, x), torch.where(above, x, mu)
     d = high - low
-    share = d * theta / (high + theta) / torch.where(none, 1.0, low)
-    first = torch.where(none, 0.0, x * torch.log1p(torch.where(none, 0.0, share)))
-    deviance = first - theta * torch.log1p(d / (low + theta))
+    odds = d / torch.where(none, 1.0, low) * _share(theta, high)
+    first = torch.where(none, 0.0, x * torch.log1p(torch.where(none, 0.0, odds)))
+    deviance = first - _theta_log1p(theta, d, low)
     safe = torch.where(none, 1.0, x)
     rest = _stirling_rest(theta) - _stirling_rest(safe + theta)
     binomial = 0.5 * torch.log1p(safe / theta) + rest + _factorial_rest(safe)
     return torch.where(above, deviance, -deviance) + torch.where(none, 0.0, binomial)
+
+
+def _share(theta: Tensor, other: Tensor) -> Tensor:
+    """theta / (theta + other), in a form whose derivative does not cancel for large theta."""
+    whole = theta + other
+    return torch.where(theta < other, theta / whole, 1 - other / whole)
+
+
+def _theta_log1p(theta: Tensor, d: Tensor, low: Tensor) -> Tensor:
+    """theta log(1 + q), q = d / (theta + low); for small q as theta q - theta (q - log(1 + q)).
+
+    theta q = d theta / (theta + low), and q - log(1 + q) is a series: what is left of the
+    derivative for large theta is of second order, and nothing of first order is subtracted.
+    """
+    q = d / (theta + low)
+    near = q < 0.05
+    close = torch.where(near, q, 0.0)
+    series = torch.zeros_like(close)
+    for k in range(16, 1, -1):
+        series = series * -close + 1 / k
+    inside = d * _share(theta, low) - theta * (series * close * close)
+    return torch.where(near, inside, theta * torch.log1p(torch.where(near, 0.0, q)))
 
 
 def _factorial_rest(x: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def student_t(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...])
 
 def _inverse(log_scale: Tensor) -> Tensor:
     """e^-s, finite, so that an exact 0 times it stays 0."""
-    return torch.exp(-log_scale).clamp(max=torch.finfo(log_scale.dtype).max)
+    return torch.exp(-log_scale.clamp(min=1 - math.log(torch.finfo(log_scale.dtype).max)))
 
 
 def _log_cosh(d: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,12 +32,13 @@ def bin_nll(
     last bin reach to infinity and lack the terms of that side.
     """
     largest = torch.finfo(d.dtype).max
-    inverse = torch.exp(-log_scale).clamp(max=largest)
+    # Bounded before the exponential: behind it 0 times its infinite derivative would be NaN.
+    inverse = torch.exp(-log_scale.clamp(min=1 - math.log(largest)))
     upper = ((d + 0.5 * bin_width) * inverse).clamp(-largest, largest)
     lower = ((d - 0.5 * bin_width) * inverse).clamp(-largest, largest)
     width = (bin_width * inverse).clamp(max=largest)
-    over = F.softplus(-upper, threshold=40)
-    under = F.softplus(lower, threshold=40)
+    over = -F.logsigmoid(upper)
+    under = -F.logsigmoid(-lower)
     narrow = width < 1e-20
     wide = width > 0.7
     by_expm1 = torch.log(-torch.expm1(-torch.where(narrow | wide, 1.0, width)))

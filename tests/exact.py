@@ -1,0 +1,95 @@
+"""A likelihood's value and gradient against 150 digits, up to its inputs' rounding."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import mpmath as mp
+import torch
+from torch import Tensor
+
+import vaefast as vf
+from vaefast.likelihoods import Likelihood
+
+# Of (x, *theta), all mpmath numbers.
+Density = Callable[..., mp.mpf]
+Point = tuple[float, ...]
+
+
+@functools.cache
+def truth(density: Density, points: tuple[Point, ...]) -> tuple[Tensor, Tensor]:
+    """Per point the value and the gradient, and what an input's relative change adds to each.
+
+    Returns `[points, 1 + parameters]` twice, in float64.
+    """
+    values, conditions = [], []
+    with mp.workdps(150):
+        for point in points:
+            # A likelihood of integers is taken as the function of a real x that its formula is.
+            arguments = list(map(mp.mpf, point))
+            free = range(1 if arguments[0] == 0 else 0, len(arguments))
+
+            def derivative(
+                *which: int, at: Density = density, of: list[mp.mpf] = arguments
+            ) -> mp.mpf:
+                return _difference(at, of, which)
+
+            row = [density(*arguments)]
+            condition = [sum(abs(arguments[k] * derivative(k)) for k in free)]
+            for j in range(1, len(arguments)):
+                row.append(derivative(j))
+                condition.append(sum(abs(arguments[k] * derivative(j, k)) for k in free))
+            values.append([float(v) for v in row])
+            conditions.append([float(c) for c in condition])
+    wide = torch.float64
+    return torch.tensor(values, dtype=wide), torch.tensor(conditions, dtype=wide)
+
+
+def _difference(at: Density, of: list[mp.mpf], which: tuple[int, ...]) -> mp.mpf:
+    """The central difference in each argument of `which`, one after the other."""
+    if not which:
+        return at(*of)
+    first, *rest = which
+    step = mp.mpf(10) ** -25 * (abs(of[first]) or 1)
+    up, down = list(of), list(of)
+    up[first] += step
+    down[first] -= step
+    return (_difference(at, up, tuple(rest)) - _difference(at, down, tuple(rest))) / (2 * step)
+
+
+def check(
+    likelihood: Likelihood,
+    density: Density,
+    points: Sequence[Point],
+    device: str,
+    dtype: torch.dtype,
+    ulps: float = 8.0,
+) -> None:
+    """Asserts value and gradients within `ulps` of the truth and of what the inputs' rounding does.
+
+    An input is known to half an ulp: no formula can tell the value better than that leaves it.
+    """
+    columns = torch.tensor(points, dtype=torch.float64).to(dtype).T.contiguous()
+    rounded = tuple(tuple(p) for p in columns.T.double().tolist())
+    values, conditions = truth(density, rounded)
+    x, *theta = (c.to(device) for c in columns)
+    leaves = [t.clone().requires_grad_() for t in theta]
+    params = leaves[0] if len(leaves) == 1 else tuple(leaves)
+    loss = vf.nll(params, x, likelihood, reduction="none")
+    loss.sum().backward()
+    got = torch.stack([loss.detach(), *(t.grad for t in leaves)], 1).double().cpu()
+    assert torch.isfinite(got).all(), (
+        f"not finite at {rounded[int((~got.isfinite()).nonzero()[0, 0])]}"
+    )
+    info = torch.finfo(dtype)
+    # Below 1e-100 the truth's own difference quotients end.
+    floor = max(info.smallest_normal, 1e-100)
+    allowed = ulps * info.eps * (values.abs() + conditions) + floor
+    excess = (got - values).abs() / allowed
+    worst = divmod(int(excess.argmax()), excess.shape[1])
+    what = "value" if worst[1] == 0 else f"derivative {worst[1]}"
+    assert excess.max() <= 1, (
+        f"{what} at {rounded[worst[0]]}: {got[worst].item()!r}, wanted {values[worst].item()!r}, "
+        f"{excess.max().item():.3g} of what is allowed"
+    )
