@@ -27,7 +27,7 @@ def run(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> Te
     if backend == "reference" or needs_reference() or not z.numel() or not mu.numel():
         return reference.mixture_log_prob(*tensors)
     if grad_needed(*tensors):
-        values: Tensor = _Mixture.apply(*tensors, backend)  # type: ignore[no-untyped-call]
+        values: Tensor = _Mixture.apply(*tensors, backend)
         return values
     return _call(z, mu, logvar, log_weights, backend)[0]
 

@@ -30,7 +30,7 @@ def run(x: Tensor, y: Tensor, options: Mmd) -> Tensor:
     if backend == "reference" or needs_reference() or not x.numel():
         return reference.mmd(x, y, options)
     if grad_needed(x, y):
-        value: Tensor = _MMD.apply(x, y, options, backend)  # type: ignore[no-untyped-call]
+        value: Tensor = _MMD.apply(x, y, options, backend)
         return value
     return _call(x, y, options, [False, False], backend)[0]
 
