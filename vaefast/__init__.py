@@ -1,9 +1,21 @@
 """Fused operators for variational autoencoders: sampling, KL, likelihoods, the ELBO."""
 
-from . import likelihoods, random
+from . import distributions, likelihoods, nn, random
 from ._info import info
 from .backends import BackendError, available_backends, backend
-from .likelihoods import Bernoulli, Gaussian, Laplace
+from .distributions import DiagonalGaussian
+from .likelihoods import (
+    Bernoulli,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    Gaussian,
+    Laplace,
+    LogCosh,
+    NegativeBinomial,
+    Poisson,
+    StudentT,
+    ZeroInflatedNegativeBinomial,
+)
 from .ops.elbo_loss import ELBO, elbo_loss
 from .ops.gaussian_kl import gaussian_kl
 from .ops.mixture_log_prob import mixture_log_prob
@@ -19,12 +31,21 @@ __all__ = [
     "ELBO",
     "BackendError",
     "Bernoulli",
+    "ContinuousBernoulli",
+    "DiagonalGaussian",
+    "DiscretizedLogistic",
     "Gaussian",
     "Laplace",
+    "LogCosh",
+    "NegativeBinomial",
+    "Poisson",
+    "StudentT",
     "TCTerms",
+    "ZeroInflatedNegativeBinomial",
     "__version__",
     "available_backends",
     "backend",
+    "distributions",
     "elbo_loss",
     "gaussian_kl",
     "info",
@@ -32,6 +53,7 @@ __all__ = [
     "mixture_log_prob",
     "mmd",
     "nll",
+    "nn",
     "random",
     "rsample",
     "sample_kl",

@@ -4,17 +4,30 @@
 // A functor has kParams, is made from the form's numbers, and is listed in VAEFAST_LIKELIHOODS.
 #pragma once
 
+#include "likelihoods_counts.h"
+#include "likelihoods_pixels.h"
+#include "likelihoods_real.h"
 #include "special.h"
 
-#define VAEFAST_LIKELIHOODS(X) \
-  X(bernoulli)                 \
-  X(bernoulli_probs)           \
-  X(gaussian_fixed)            \
-  X(gaussian_scalar)           \
-  X(gaussian)                  \
-  X(laplace_fixed)             \
-  X(laplace_scalar)            \
-  X(laplace)
+#define VAEFAST_LIKELIHOODS(X)       \
+  X(bernoulli)                       \
+  X(bernoulli_probs)                 \
+  X(continuous_bernoulli)            \
+  X(gaussian_fixed)                  \
+  X(gaussian_scalar)                 \
+  X(gaussian)                        \
+  X(laplace_fixed)                   \
+  X(laplace_scalar)                  \
+  X(laplace)                         \
+  X(log_cosh_fixed)                  \
+  X(log_cosh)                        \
+  X(student_t_fixed)                 \
+  X(student_t)                       \
+  X(poisson)                         \
+  X(poisson_rate)                    \
+  X(negative_binomial)               \
+  X(zero_inflated_negative_binomial) \
+  X(discretized_logistic)
 
 namespace vaefast {
 namespace VAEFAST_ISA {

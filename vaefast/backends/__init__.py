@@ -15,6 +15,9 @@ import torch
 
 BACKENDS = ("auto", "native", "triton", "reference")
 
+# Operators that have kernels for the CPU alone; on a GPU plain PyTorch serves them.
+CPU_ONLY = frozenset({"tc_terms", "mixture_log_prob", "mmd"})
+
 _forced: str | None = None
 
 
@@ -65,28 +68,42 @@ class backend:
         _forced = self._previous
 
 
-def select(device_type: str) -> str:
-    """The backend for a call on `device_type`: the one asked for, else the first that serves."""
+def select(device_type: str, op: str = "") -> str:
+    """The backend for a call of `op` on `device_type`: the one asked for, else the first that
+    serves.
+
+    Raises:
+        BackendError: the one asked for cannot.
+    """
     if torch.compiler.is_compiling():
-        name: str = _constant(_forced, device_type)
+        name: str = _constant(_forced, device_type, op)
         return name
-    return _serving(_forced, device_type)
+    return _serving(_forced, device_type, op)
 
 
 @functools.cache
-def _serving(forced: str | None, device_type: str) -> str:
+def _serving(forced: str | None, device_type: str, op: str) -> str:
     wanted = forced or _from_environment()
+    cpu_only = op in CPU_ONLY
     if wanted == "auto":
-        return _automatic(device_type)
+        return "reference" if cpu_only and device_type != "cpu" else _automatic(device_type)
     if wanted != "reference":
         _require(wanted, device_type)
+        if cpu_only and (wanted, device_type) != ("native", "cpu"):
+            raise BackendError(
+                f"backend {wanted!r} was asked for but has no kernel of {op} for {device_type} "
+                "tensors; 'auto' and 'reference' serve it"
+            )
     return wanted
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _constant(forced: str | None, device_type: str) -> str:
+def _constant(forced: str | None, device_type: str, op: str) -> str:
     """What a compiler need not trace: it ends in imports."""
-    return _serving(forced, device_type)
+    return _serving(forced, device_type, op)
+
+
+# What torch.compiler.assume_constant_result does, but for importing the compiler: 3 s.
+_constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def available_backends(device: str = "cpu") -> tuple[str, ...]:
@@ -148,7 +165,7 @@ def _native_cause(device_type: str | None) -> str | None:
         core = importlib.import_module("vaefast._C")
     except ImportError as error:
         return f"the compiled core vaefast._C did not load ({error}); `vaefast info` says more"
-    if device_type == "cuda" and not core.build_info()["cuda"]:
+    if device_type == "cuda" and not core.build_info()["cuda_archs"]:
         return "vaefast._C was built without CUDA; reinstall with VAEFAST_CUDA=1"
     if device_type not in (None, "cpu", "cuda"):
         return f"there are no native kernels for {device_type}"

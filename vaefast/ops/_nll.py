@@ -40,9 +40,7 @@ def run(
     if backend == "reference" or needs_reference(target, weight):
         return reference.nll(params, target, mask, weight, state, options)
     if grad_needed(*params):
-        loss: Tensor = _NLL.apply(  # type: ignore[no-untyped-call]
-            target, mask, weight, state, options, backend, *params
-        )
+        loss: Tensor = _NLL.apply(target, mask, weight, state, options, backend, *params)
         return loss
     return _call(params, target, mask, weight, state, options, [False] * len(params), backend)[0]
 

@@ -51,7 +51,7 @@ def run(
     if backend == "reference" or needs_reference(weight, noise):
         return reference.sample_kl(*tensors, options)
     if grad_needed(mu, scale, prior_mu, prior_scale):
-        z, kl = _SampleKL.apply(*tensors, options, backend)  # type: ignore[no-untyped-call]
+        z, kl = _SampleKL.apply(*tensors, options, backend)
     else:
         z, kl = _forward_direct(tensors, options, backend)
     return z if options.num_samples >= 0 else None, kl if options.reduce else None

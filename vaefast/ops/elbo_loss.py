@@ -87,11 +87,14 @@ def elbo_loss(
     posterior = _posterior(mu, scale, kl, free_bits, free_bits_per)
     first = likelihoods.as_tuple(params)[0]
     lead = 1 + first.dim() - target.dim()
+    sample_weight = None
+    if isinstance(weight, Tensor) and weight.shape == target.shape[:1]:
+        sample_weight = weight
     apart = (
         reduction == "sample"
         or capacity is not None
         or (isinstance(beta, Tensor) and beta.dim() > 0)
-        or (weight is not None and weight.dim() == 1)
+        or sample_weight is not None
     )
     data = nll(
         params,
@@ -125,8 +128,8 @@ def elbo_loss(
         )
     if capacity is not None:
         cost = (cost - capacity).abs()
-    if apart and weight is not None and weight.dim() == 1:
-        cost = cost * weight
+    if sample_weight is not None:
+        cost = cost * sample_weight
     loss = data + (cost if isinstance(beta, (int, float)) and beta == 1 else beta * cost)
     data, raw = data.detach(), raw.detach()
     if reduction == "sample":

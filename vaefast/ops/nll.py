@@ -56,7 +56,9 @@ def nll(
         6.9315
     """
     model = likelihoods.resolve(likelihood)
-    form = model.form(_checked_params(params))
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target must be a Tensor, got {type(target).__name__}")
+    form = model.form_for(_checked_params(params), target)
     tensors, lead = _fit(form, target, model)
     sample_shape = tensors[0].shape[lead - 1 :]
     mask, weight = _args.mask_and_weight(mask, weight, sample_shape, target)
@@ -64,7 +66,7 @@ def nll(
     if validate:
         check_support(target, model)
     state = None
-    if model.binarize:
+    if model.draws_target():
         state = random.make_state(target, target.shape[0], seed, generator)
     shape = tensors[0].shape
     if form.name == "gaussian_optimal":
@@ -114,8 +116,6 @@ def _checked_params(params: Params) -> tuple[Tensor, ...]:
 
 def _fit(form: Form, target: Tensor, model: Likelihood) -> tuple[tuple[Tensor, ...], int]:
     """The parameters at their common shape, and how many leading dimensions index samples."""
-    if not isinstance(target, Tensor):
-        raise TypeError(f"target must be a Tensor, got {type(target).__name__}")
     if target.dtype not in model.target_dtypes:
         raise TypeError(
             f"target of likelihood {model.name!r} must be one of "

@@ -9,7 +9,7 @@ from ..._args import compute_dtype
 from .._options import BINARIZE, Nll
 from .likelihoods import FORMULAS
 from .noise import noise
-from .sample_kl import reduce
+from .sample_kl import reduce, unmasked
 
 
 def nll(
@@ -22,8 +22,12 @@ def nll(
 ) -> Tensor:
     """-log p(target | params), reduced as `options` says."""
     dtype = compute_dtype(*params)
-    x = wide_target(target, state, options, dtype)
-    elements = FORMULAS[options.form](x, tuple(p.to(dtype) for p in params), options.numbers)
+    x = unmasked(wide_target(target, state, options, dtype), mask)
+    wide = tuple(
+        p.to(dtype) if index == options.scalar else unmasked(p.to(dtype), mask)
+        for index, p in enumerate(params)
+    )
+    elements = FORMULAS[options.form](x, wide, options.numbers)
     return reduce(elements, mask, weight, options.reduce, options.lead) * options.factor
 
 

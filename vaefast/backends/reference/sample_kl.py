@@ -30,15 +30,22 @@ def sample_kl(
 ) -> tuple[Tensor | None, Tensor | None]:
     """(z, kl), each None where `options` does not ask for it."""
     dtype = compute_dtype(mu, scale, prior_mu, prior_scale)
-    wide_mu = mu.to(dtype)
-    logvar = log_variance(scale.to(dtype), options.transform)
+    # Widened once: two conversions would add two gradients in the narrow dtype.
+    wide_mu, wide_scale = mu.to(dtype), scale.to(dtype)
     z = kl = None
     if options.num_samples >= 0:
-        std = standard_deviation(scale.to(dtype), options.transform)
+        std = standard_deviation(wide_scale, options.transform)
         eps = _epsilon(mu, state, noise, options, dtype)
         z = (wide_mu + options.temperature * std * eps).to(mu.dtype)
     if options.reduce:
-        elements = kl_elements(wide_mu, logvar, prior_mu, prior_scale, options.transform)
+        logvar = log_variance(unmasked(wide_scale, mask), options.transform)
+        elements = kl_elements(
+            unmasked(wide_mu, mask),
+            logvar,
+            None if prior_mu is None else unmasked(prior_mu.to(dtype), mask),
+            None if prior_scale is None else unmasked(prior_scale.to(dtype), mask),
+            options.transform,
+        )
         kl = reduce(elements, mask, weight, options.reduce) * options.factor
     return z, kl
 
@@ -89,10 +96,10 @@ def kl_elements(
     transform: Transform,
 ) -> Tensor:
     """KL(N(mu, e^logvar) || prior) per element, exact where the two nearly coincide."""
-    distance = mu if prior_mu is None else mu - prior_mu.to(mu.dtype)
+    distance = mu if prior_mu is None else mu - prior_mu
     if prior_scale is None:
         return 0.5 * (distance**2 + expm1_minus_x(logvar))
-    prior_logvar = log_variance(prior_scale.to(mu.dtype), transform._replace(clamp=()))
+    prior_logvar = log_variance(prior_scale, transform._replace(clamp=()))
     squared = distance**2 * torch.exp(-prior_logvar)
     return 0.5 * (squared + expm1_minus_x(logvar - prior_logvar))
 
@@ -106,6 +113,11 @@ def expm1_minus_x(x: Tensor) -> Tensor:
         series = series * small + coefficient
     large = torch.where(near, 0.0, x)
     return torch.where(near, small * small * series, torch.expm1(large) - large)
+
+
+def unmasked(value: Tensor, mask: Tensor | None) -> Tensor:
+    """`value` with 0.5 where the mask hides it: a NaN there would come back in the gradient."""
+    return value if mask is None else torch.where(mask, value, 0.5)
 
 
 def reduce(

@@ -1,9 +1,4 @@
-"""p(x|z): what the decoder's output means, as small frozen dataclasses.
-
-A likelihood names a form (a kernel of that name on every backend), the parameter tensors that
-the form reads, and its numbers. `Likelihood.forms()` lists every form there is; tests,
-benchmarks and docs walk the registry.
-"""
+"""What every likelihood is, the registry of them, and what they share."""
 
 from __future__ import annotations
 
@@ -16,11 +11,10 @@ from typing import ClassVar, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from . import _args, random
+from .. import _args, random
 
 Params = Tensor | tuple[Tensor, ...]
 
-_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 _registry: dict[str, type[Likelihood]] = {}
 _defaults: dict[str, Likelihood] = {}
 L = TypeVar("L", bound="type[Likelihood]")
@@ -48,7 +42,6 @@ class Likelihood:
     )
     # A uint8 target is a pixel: divided by this on its way into the kernel.
     uint8_scale: ClassVar[float] = 255.0
-    binarize: ClassVar[bool] = False
 
     def form(self, params: tuple[Tensor, ...]) -> Form:
         """The kernel for `params`.
@@ -57,6 +50,10 @@ class Likelihood:
             ValueError: there are too few or too many parameters, or their shapes do not fit.
         """
         raise NotImplementedError
+
+    def draws_target(self) -> bool:
+        """True where the target is drawn from the intensities that are given."""
+        return False
 
     def mean(self, params: Params) -> Tensor:
         """E[x | params]."""
@@ -73,6 +70,10 @@ class Likelihood:
             if target.is_floating_point()
             else torch.ones_like(target, dtype=torch.bool)
         )
+
+    def form_for(self, params: tuple[Tensor, ...], target: Tensor) -> Form:
+        """As `form`, where it depends on how the target is stored."""
+        return self.form(params)
 
     @torch.no_grad()
     def sample(
@@ -106,14 +107,23 @@ class Likelihood:
 
 
 class Noise:
-    """Uniform or normal noise for `Likelihood.draw`, of the parameters' shape."""
+    """Uniform or normal noise for `Likelihood.draw`, of the parameters' shape.
+
+    `draw` counts independent draws from one state: each has a Philox purpose of its own.
+    """
 
     def __init__(self, state: Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
         self.state, self.shape, self.dtype = state, shape, dtype
 
-    def __call__(self, kind: Literal["normal", "uniform"]) -> Tensor:
+    def __call__(
+        self,
+        kind: Literal["normal", "uniform"],
+        draw: int = 0,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
         make = random.normal if kind == "normal" else random.uniform
-        return make(self.shape, self.state, dtype=self.dtype, purpose=random.LIKELIHOOD)
+        purpose = random.LIKELIHOOD + (draw << 8)
+        return make(self.shape, self.state, dtype=dtype or self.dtype, purpose=purpose)
 
 
 def register(name: str) -> Callable[[L], L]:
@@ -176,132 +186,25 @@ def check_scale(name: str, value: object, *words: str) -> None:
         raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
+def check_number(name: str, value: object) -> None:
+    """Raises unless `value` is a positive, finite number."""
+    if isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a number, got a Tensor")
+    check_scale(name, value)
+
+
+def check_levels(bits: int, low: float, high: float) -> None:
+    """Raises unless there are 2 to 2^16 levels between `low` and a greater `high`."""
+    if isinstance(bits, bool) or not isinstance(bits, int):
+        raise TypeError(f"bits must be an int, got {bits!r}")
+    if not 1 <= bits <= 16:
+        raise ValueError(f"bits must be between 1 and 16, got {bits}")
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"low must be below high, both finite, got {low} and {high}")
+
+
 def scalar_like(value: Tensor, params: Tensor, name: str) -> Tensor:
     """A learned scalar as a 0-dimensional tensor, on the parameters' device."""
     if value.device != params.device:
         raise ValueError(f"{name} must be on device {params.device}, got {value.device}")
     return value.reshape(())
-
-
-@register("bernoulli")
-@dataclass(frozen=True, eq=False)
-class Bernoulli(Likelihood):
-    """x ~ Bernoulli(sigmoid(logits)); -log p = softplus(l) - x l.
-
-    Args:
-        logits: params are logits; False: probabilities, with each logarithm at least -100 as in
-            `torch.nn.functional.binary_cross_entropy`.
-        binarize: targets are intensities, and a binary target is drawn from them.
-
-    A target in (0, 1) gives the cross-entropy, which is no density in x: see
-    `ContinuousBernoulli`.
-    """
-
-    logits: bool = True
-    binarize: bool = False  # type: ignore[misc]
-    param_names: ClassVar[tuple[str, ...]] = ("logits",)
-
-    def form(self, params: tuple[Tensor, ...]) -> Form:
-        self._expect(params, 1)
-        return Form("bernoulli" if self.logits else "bernoulli_probs", params, ())
-
-    def mean(self, params: Params) -> Tensor:
-        (value,) = as_tuple(params)
-        return torch.sigmoid(value) if self.logits else value
-
-    def draw(self, params: tuple[Tensor, ...], noise: Noise) -> Tensor:
-        return (noise("uniform") <= self.mean(params)).to(params[0].dtype)
-
-    def support(self, target: Tensor) -> Tensor:
-        return (
-            (target >= 0) & (target <= 1) if target.is_floating_point() else super().support(target)
-        )
-
-
-@register("gaussian")
-@dataclass(frozen=True, eq=False)
-class Gaussian(Likelihood):
-    """x ~ N(mean, std^2); -log p = (x - mean)^2 / (2 std^2) + log std + log(2 pi) / 2.
-
-    Args:
-        std: for params that are the mean alone: a number, a learned scalar tensor, or
-            `"optimal"`, std^2 = the mean squared error over the whole unmasked batch, the
-            maximum-likelihood value (sigma-VAE, Rybkin et al. 2021). Where params are
-            (mean, logvar), std is not used.
-        const: False drops the terms that no parameter enters: log(2 pi) / 2, and log std where
-            std is a number.
-    """
-
-    std: float | Tensor | Literal["optimal"] = 1.0
-    const: bool = True
-    param_names: ClassVar[tuple[str, ...]] = ("mean", "logvar")
-
-    def __post_init__(self) -> None:
-        check_scale("std", self.std, "optimal")
-
-    def form(self, params: tuple[Tensor, ...]) -> Form:
-        self._expect(params, 1, 2)
-        constant = _HALF_LOG_2PI if self.const else 0.0
-        if len(params) == 2:
-            return Form("gaussian", params, (constant,))
-        if isinstance(self.std, Tensor):
-            std = scalar_like(self.std, params[0], "std")
-            return Form("gaussian_scalar", (*params, std), (constant,), scalar=1)
-        if isinstance(self.std, str):
-            return Form("gaussian_optimal", params, (constant,))
-        fixed = math.log(self.std) if self.const else 0.0
-        return Form("gaussian_fixed", params, (0.5 / self.std**2, constant + fixed))
-
-    def mean(self, params: Params) -> Tensor:
-        return as_tuple(params)[0]
-
-    def draw(self, params: tuple[Tensor, ...], noise: Noise) -> Tensor:
-        if len(params) == 2:
-            return params[0] + torch.exp(0.5 * params[1]) * noise("normal")
-        if isinstance(self.std, str):
-            raise ValueError(
-                "a Gaussian with std='optimal' knows its std only beside a target; sample with "
-                "a number or a tensor for std"
-            )
-        return params[0] + self.std * noise("normal")
-
-
-@register("laplace")
-@dataclass(frozen=True, eq=False)
-class Laplace(Likelihood):
-    """x ~ Laplace(loc, b); -log p = |x - loc| / b + log(2 b).
-
-    Args:
-        scale: b, for params that are the location alone: a number or a learned scalar tensor.
-            Where params are (loc, log_scale), it is not used.
-        const: False drops the terms that no parameter enters: log 2, and log b where b is a
-            number.
-    """
-
-    scale: float | Tensor = 1.0
-    const: bool = True
-    param_names: ClassVar[tuple[str, ...]] = ("loc", "log_scale")
-
-    def __post_init__(self) -> None:
-        check_scale("scale", self.scale)
-
-    def form(self, params: tuple[Tensor, ...]) -> Form:
-        self._expect(params, 1, 2)
-        constant = math.log(2.0) if self.const else 0.0
-        if len(params) == 2:
-            return Form("laplace", params, (constant,))
-        if isinstance(self.scale, Tensor):
-            scale = scalar_like(self.scale, params[0], "scale")
-            return Form("laplace_scalar", (*params, scale), (constant,), scalar=1)
-        fixed = math.log(self.scale) if self.const else 0.0
-        return Form("laplace_fixed", params, (1 / self.scale, constant + fixed))
-
-    def mean(self, params: Params) -> Tensor:
-        return as_tuple(params)[0]
-
-    def draw(self, params: tuple[Tensor, ...], noise: Noise) -> Tensor:
-        scale = torch.exp(params[1]) if len(params) == 2 else self.scale
-        # The quantile function at u, from the side of the median that u is on.
-        u = noise("uniform")
-        tail = torch.log(2 * torch.minimum(u, 1 - u + 2.0**-33))
-        return params[0] - scale * torch.sign(u - 0.5) * torch.minimum(tail, torch.zeros_like(tail))

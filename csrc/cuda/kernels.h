@@ -1,0 +1,29 @@
+// The CUDA kernels. Each call only queues work: it allocates nothing and waits for nothing.
+#pragma once
+
+#include "core/args.h"
+
+namespace vaefast {
+namespace cuda {
+
+// Where a call runs, and memory for its partial sums: `workspace` says how much it takes.
+struct Place {
+  int device = 0;
+  void* stream = nullptr;
+  void* workspace = nullptr;
+  int64_t bytes = 0;
+};
+
+// Bytes for a call over `shape`. target_rows: those of NllArgs, or the shape's rows.
+int64_t workspace(const Shape& shape, Reduce reduce, bool scalar_grad, int64_t target_rows);
+
+// Each throws std::runtime_error where the launch fails, std::invalid_argument where the workspace
+// is too small.
+void sample_kl(const SampleKlArgs& args, const Place& place);
+void sample_kl_backward(const SampleKlArgs& args, const Place& place);
+void nll(const NllArgs& args, const Place& place);
+void noise(const NoiseArgs& args, const Place& place);
+void scale(const ScaleArgs& args, const Place& place);
+
+}  // namespace cuda
+}  // namespace vaefast

@@ -1,0 +1,170 @@
+// Runs an operation over its units of work and sums what its lanes give.
+//
+// An operation has `work`, kSums, `Sum`, `run(unit, lane, sums)`, and `finish(index, sums)`, which
+// is given the sums of a span. A plain C++ compiler gives the same code as a loop over blocks and
+// threads: that is how the kernels are tested without a GPU.
+#pragma once
+
+#include <atomic>
+#include <stdexcept>
+#include <string>
+
+#include "cuda/grid.cuh"
+#include "cuda/kernels.h"
+
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+#endif
+
+namespace vaefast {
+namespace VAEFAST_ISA {
+
+constexpr int kWarp = 32;
+constexpr int kWarps = kThreads / kWarp;
+
+#if defined(__CUDACC__)
+
+template <class Sum>
+static __device__ __forceinline__ Sum sum_lanes(Sum value, int lanes) {
+  for (int other = lanes / 2; other > 0; other /= 2)
+    value += __shfl_xor_sync(0xffffffffu, value, other);
+  return value;
+}
+
+template <class Op>
+__global__ void __launch_bounds__(kThreads, Op::kBlocksPerSm)
+    run_kernel(const __grid_constant__ Op op) {
+  const int lane = threadIdx.x % op.work.lanes, group = threadIdx.x / op.work.lanes;
+  const int64_t stride = int64_t{gridDim.x} * op.work.per_block();
+  int turn = 0;
+  for (int64_t base = int64_t{blockIdx.x} * op.work.per_block(); base < op.work.units;
+       base += stride) {
+    const int64_t unit = base + group;
+    typename Op::Sum sums[Op::kSums > 0 ? Op::kSums : 1] = {};
+    if (unit < op.work.units) op.run(unit, lane, sums);
+    if constexpr (Op::kSums > 0) {
+      if (!op.sums_up()) continue;
+      const bool whole_block = op.work.span == kThreads;
+#pragma unroll
+      for (int s = 0; s < Op::kSums; ++s)
+        sums[s] = sum_lanes(sums[s], whole_block ? kWarp : op.work.span);
+      if (!whole_block) {
+        if (lane == 0 && unit < op.work.units) op.finish(unit, sums);
+        continue;
+      }
+      // Two buffers in turn: one barrier parts their next writers from their last readers.
+      __shared__ typename Op::Sum shared[2][Op::kSums][kWarps];
+      if (threadIdx.x % kWarp == 0) {
+#pragma unroll
+        for (int s = 0; s < Op::kSums; ++s) shared[turn][s][threadIdx.x / kWarp] = sums[s];
+      }
+      __syncthreads();
+      if (threadIdx.x == 0) {
+#pragma unroll
+        for (int s = 0; s < Op::kSums; ++s) {
+          sums[s] = shared[turn][s][0];
+          for (int w = 1; w < kWarps; ++w) sums[s] += shared[turn][s][w];
+        }
+        op.finish(base / op.work.per_block(), sums);
+      }
+      turn ^= 1;
+    }
+  }
+}
+
+inline void check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess)
+    throw std::runtime_error(std::string("vaefast: ") + what + ": " + cudaGetErrorString(status));
+}
+
+// The device of the call for as long as this lives, where another one is current.
+class Current {
+ public:
+  explicit Current(int device) {
+    check(cudaGetDevice(&before_), "no current CUDA device");
+    if (before_ == device) return;
+    check(cudaSetDevice(device), "cannot switch to the CUDA device");
+    restore_ = true;
+  }
+  ~Current() {
+    if (restore_) (void)cudaSetDevice(before_);
+  }
+  Current(const Current&) = delete;
+  Current& operator=(const Current&) = delete;
+
+ private:
+  int before_ = 0;
+  bool restore_ = false;
+};
+
+inline int64_t multiprocessors(int device) {
+  constexpr int kDevices = 64;
+  static std::atomic<int> cache[kDevices];
+  int count = device < kDevices ? cache[device].load(std::memory_order_relaxed) : 0;
+  if (count > 0) return count;
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+        "cannot read the number of multiprocessors");
+  if (device < kDevices) cache[device].store(count, std::memory_order_relaxed);
+  return count;
+}
+
+template <class Op>
+void launch(Op op, const cuda::Place& place) {
+  if (op.work.units == 0) return;
+  const Current current(place.device);
+  // As many blocks as can be resident at once, and each walks over its share.
+  const int64_t most = multiprocessors(place.device) * (2048 / kThreads);
+  const int64_t blocks = op.work.blocks();
+  void* arguments[] = {&op};
+  check(cudaLaunchKernel(reinterpret_cast<const void*>(&run_kernel<Op>),
+                         dim3(static_cast<unsigned>(blocks < most ? blocks : most)),
+                         dim3(kThreads), arguments, 0, static_cast<cudaStream_t>(place.stream)),
+        "the kernel did not start");
+}
+
+#else
+
+template <class Sum>
+static Sum sum_lanes(const Sum* first, int lanes) {
+  // Lane 0's view of the butterfly.
+  Sum values[kWarp];
+  for (int i = 0; i < lanes; ++i) values[i] = first[i];
+  for (int other = lanes / 2; other > 0; other /= 2)
+    for (int i = 0; i < other; ++i) values[i] += values[i + other];
+  return values[0];
+}
+
+template <class Op>
+void launch(Op op, const cuda::Place&) {
+  constexpr int kSums = Op::kSums > 0 ? Op::kSums : 1;
+  for (int64_t base = 0; base < op.work.units; base += op.work.per_block()) {
+    typename Op::Sum lanes[kSums][kThreads] = {};
+    for (int thread = 0; thread < kThreads; ++thread) {
+      const int64_t unit = base + thread / op.work.lanes;
+      typename Op::Sum sums[kSums] = {};
+      if (unit < op.work.units) op.run(unit, thread % op.work.lanes, sums);
+      for (int s = 0; s < kSums; ++s) lanes[s][thread] = sums[s];
+    }
+    if constexpr (Op::kSums > 0) {
+      if (!op.sums_up()) continue;
+      for (int first = 0; first < kThreads; first += op.work.span) {
+        const int64_t index = op.work.span == kThreads ? base / op.work.per_block()
+                                                       : base + first / op.work.span;
+        if (op.work.span != kThreads && index >= op.work.units) break;
+        typename Op::Sum sums[kSums];
+        for (int s = 0; s < kSums; ++s) {
+          const bool whole_block = op.work.span == kThreads;
+          sums[s] = sum_lanes(&lanes[s][first], whole_block ? kWarp : op.work.span);
+          for (int w = 1; whole_block && w < kWarps; ++w)
+            sums[s] += sum_lanes(&lanes[s][w * kWarp], kWarp);
+        }
+        op.finish(index, sums);
+      }
+    }
+  }
+}
+
+#endif
+
+}  // namespace VAEFAST_ISA
+}  // namespace vaefast

@@ -1,0 +1,74 @@
+// A stored gradient times the upstream one, in place; nothing is touched where the product is 1.
+#include "cuda/launch.cuh"
+
+namespace vaefast {
+namespace VAEFAST_ISA {
+namespace {
+
+template <class T, int V>
+struct Multiply {
+  static constexpr int kSums = 0;
+  static constexpr int kBlocksPerSm = 4;
+  using Sum = T;
+  Work work;
+  RowCut cut;
+  Source upstream, grad;
+  Target out;
+  bool one_value;
+  T factor;
+
+  VAEFAST_MEMBER void run(int64_t unit, int lane, T*) const {
+    const Walk walk = cut.template walk<V>(unit, lane);
+    const int64_t start = walk.row * cut.cols + walk.first;
+    const Row<T> by = enter<kAny, kAny, T>(upstream, walk.row, walk.first);
+    if (one_value && by.constant * factor == T(1)) return;
+    const Row<T> row = enter<kAny, kAny, T>(grad, walk.row, walk.first);
+    for (int col = walk.col; col < walk.count; col += walk.step) {
+      const int n = walk.count - col < V ? walk.count - col : V;
+      Raw<T, V> raw_by, raw_grad;
+      fetch<kAny, true>(upstream, by, col, n, raw_by);
+      fetch<kAny, true>(grad, row, col, n, raw_grad);
+      T times[V], values[V];
+      decode<kAny, true>(upstream, by, raw_by, times);
+      decode<kAny, true>(grad, row, raw_grad, values);
+#pragma unroll
+      for (int j = 0; j < V; ++j) values[j] *= times[j] * factor;
+      put<kAny, T, V>(out, start + col, n, values);
+    }
+  }
+};
+
+template <class T, int V>
+void multiply(const ScaleArgs& args, const cuda::Place& place) {
+  Shape shape = args.shape;
+  View upstream = args.upstream;
+  View* const views[] = {&upstream};
+  collapse(shape, shape.rows, views, 1);
+  View grad;
+  grad.data = args.grad.data;
+  grad.dtype = args.grad.dtype;
+  grad.mod = shape.rows > 0 ? shape.rows : 1;
+  grad.row_stride = shape.cols;
+  grad.col_stride = 1;
+  const RowCut cut(shape.rows, shape.cols, V);
+  const bool one_value = upstream.col_stride == 0 && upstream.row_stride == 0;
+  launch(Multiply<T, V>{cut.work(false), cut, source<T>(upstream, shape.rows, V), source<T>(grad, shape.rows, V),
+                        target(args.grad, shape.rows, shape.cols, V), one_value, T(args.factor)},
+         place);
+}
+
+}  // namespace
+}  // namespace VAEFAST_ISA
+
+void cuda::scale(const ScaleArgs& args, const Place& place) {
+  switch (args.grad.dtype) {
+    case DType::kF64:
+      return VAEFAST_ISA::multiply<double, 4>(args, place);
+    case DType::kF32:
+      return VAEFAST_ISA::multiply<float, 4>(args, place);
+    default:
+      return VAEFAST_ISA::multiply<float, 8>(args, place);
+  }
+}
+
+}  // namespace vaefast

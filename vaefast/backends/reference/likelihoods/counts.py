@@ -1,0 +1,147 @@
+"""Formulas of counts, by Stirling's formula with its large parts combined by hand.
+
+log Gamma(z + 1) = z log z - z + log(2 pi z)/2 + S(z): what is left of a count likelihood is its
+deviance and S, which is small. Computed in float64 where the device has it: differences of order
+1/theta^2 are formed from terms of order 1/theta in the derivative.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._base import formula
+
+_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+# From here on the terms below give S to the last place.
+_LARGE = 10.0
+# B_2n / (2n (2n - 1)).
+_STIRLING = (
+    1 / 12,
+    -1 / 360,
+    1 / 1260,
+    -1 / 1680,
+    1 / 1188,
+    -691 / 360360,
+    1 / 156,
+    -3617 / 122400,
+)
+
+
+@formula
+def poisson(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
+    """x (e^r - 1 - r) + log(x! / (x/e)^x), r = l - log x; numbers: (0 to leave out log x!,)."""
+    (log_rate,), x = _wide(params, x)
+    rate = torch.exp(log_rate)
+    bare = rate - torch.where(x == 0, 0.0, x * torch.where(x == 0, 0.0, log_rate))
+    if not numbers[0]:
+        return _checked(bare, x, params)
+    positive = x >= 1
+    safe = torch.where(positive, x, 1.0)
+    r = log_rate - torch.log(safe)
+    near = r.abs() < 0.5
+    close = torch.where(near, r, 0.0)
+    series = torch.zeros_like(close)
+    for k in range(18, 1, -1):
+        series = series * close + 1 / math.factorial(k)
+    far = torch.where(near, 1.0, r)
+    excess = torch.where(near, series * close * close, torch.expm1(far) - far)
+    large = safe * excess + _factorial_rest(safe)
+    small = bare + torch.lgamma(torch.where(positive, 1.0, x) + 1)
+    return _checked(torch.where(positive, large, small), x, params)
+
+
+@formula
+def poisson_rate(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
+    """rate - x log rate + log x!; numbers: (0 to leave out log x!,)."""
+    (rate,), x = _wide(params, x)
+    none = x == 0
+    if not numbers[0]:
+        return _checked(rate - torch.where(none, 0.0, x * torch.log(rate)), x, params)
+    safe = torch.where(none, 1.0, x)
+    inside = torch.where(none, 1.0, rate)
+    deviance = (inside - safe) - _signed(safe, inside, safe * _log_ratio(safe, inside))
+    value = torch.where(none, rate, deviance + _factorial_rest(safe))
+    return _checked(value, x, params)
+
+
+def _signed(x: Tensor, rate: Tensor, value: Tensor) -> Tensor:
+    return torch.where(x > rate, -value, value)
+
+
+def _log_ratio(x: Tensor, rate: Tensor) -> Tensor:
+    """|log(x / rate)|."""
+    low, high = torch.minimum(x, rate), torch.maximum(x, rate)
+    return torch.log1p((high - low) / low)
+
+
+@formula
+def negative_binomial(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
+    """-log NB(x; mu, theta): see `_negative_binomial`."""
+    (mu, theta), x = _wide(params, x)
+    return _checked(_negative_binomial(x, mu, theta), x, params)
+
+
+@formula
+def zero_inflated_negative_binomial(
+    x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]
+) -> Tensor:
+    """n + softplus(pi) for x > 0; -log1p(sigmoid(-pi) (e^-n - 1)) for x = 0, n = -log NB(x)."""
+    (mu, theta, pi), x = _wide(params, x)
+    n = _negative_binomial(x, mu, theta)
+    joint = torch.sigmoid(-pi) * torch.expm1(-n)
+    direct = joint > -0.5
+    near = -torch.log1p(torch.where(direct, joint, 0.0))
+    soft = F.softplus(pi, threshold=100)
+    far = soft - torch.logaddexp(pi, -n)
+    return _checked(torch.where(x == 0, torch.where(direct, near, far), n + soft), x, params)
+
+
+def _negative_binomial(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
+    """The deviance, with lo, hi the lesser and the greater of x and mu and d = hi - lo,
+        +-(x log(1 + d/lo theta/(hi + theta)) - theta log(1 + d/(lo + theta)))   [+: x > mu],
+    and log(1 + x/theta)/2 + S(theta) - S(x + theta) + log(x! / (x/e)^x).
+    """
+    x, mu, theta = torch.broadcast_tensors(x, mu, theta)
+    none, above = x == 0, x > mu
+    low, high = torch.where(above, mu, x), torch.where(above, x, mu)
+    d = high - low
+    share = d * theta / (high + theta) / torch.where(none, 1.0, low)
+    first = torch.where(none, 0.0, x * torch.log1p(torch.where(none, 0.0, share)))
+    deviance = first - theta * torch.log1p(d / (low + theta))
+    safe = torch.where(none, 1.0, x)
+    rest = _stirling_rest(theta) - _stirling_rest(safe + theta)
+    binomial = 0.5 * torch.log1p(safe / theta) + rest + _factorial_rest(safe)
+    return torch.where(above, deviance, -deviance) + torch.where(none, 0.0, binomial)
+
+
+def _factorial_rest(x: Tensor) -> Tensor:
+    """log Gamma(x + 1) - (x log x - x), x > 0."""
+    return 0.5 * torch.log(x) + _HALF_LOG_2PI + _stirling_rest(x)
+
+
+def _stirling_rest(z: Tensor) -> Tensor:
+    """S(z), z > 0."""
+    large = z >= _LARGE
+    w = 1 / torch.where(large, z, _LARGE)
+    square = w * w
+    series = torch.zeros_like(w)
+    for coefficient in reversed(_STIRLING):
+        series = series * square + coefficient
+    safe = torch.where(large, 1.0, z)
+    direct = torch.lgamma(safe + 1) - (safe + 0.5) * torch.log(safe) + safe - _HALF_LOG_2PI
+    return torch.where(large, series * w, direct)
+
+
+def _wide(params: tuple[Tensor, ...], x: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    if x.device.type == "mps":
+        return params, x
+    return tuple(p.double() for p in params), x.double()
+
+
+def _checked(value: Tensor, x: Tensor, params: tuple[Tensor, ...]) -> Tensor:
+    """`value` in the compute dtype; NaN for a negative count."""
+    return torch.where(x < 0, math.nan, value).to(params[0].dtype)

@@ -1,0 +1,105 @@
+"""Formulas of real values around a location."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._base import formula
+
+
+@formula
+def gaussian_fixed(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
+    """(x - m)^2 / (2 s^2) + constant; numbers: (1 / (2 s^2), constant)."""
+    half_precision, constant = numbers
+    return (x - params[0]) ** 2 * half_precision + constant
+
+
+@formula
+def gaussian_scalar(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
+    """(x - m)^2 / (2 s^2) + log s + constant with a learned scalar s; numbers: (constant,)."""
+    mean, std = params
+    return ((x - mean) / std) ** 2 * 0.5 + torch.log(std) + numbers[0]
+
+
+@formula
+def gaussian(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
+    """((x - m)^2 e^-v + v) / 2 + constant; numbers: (constant,)."""
+    mean, logvar = params
+    return 0.5 * ((x - mean) ** 2 * torch.exp(-logvar) + logvar) + numbers[0]
+
+
+@formula
+def laplace_fixed(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
+    """|x - m| / b + constant; numbers: (1 / b, constant)."""
+    inverse, constant = numbers
+    return (x - params[0]).abs() * inverse + constant
+
+
+@formula
+def laplace_scalar(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
+    """|x - m| / b + log b + constant with a learned scalar b; numbers: (constant,)."""
+    loc, scale = params
+    return (x - loc).abs() / scale + torch.log(scale) + numbers[0]
+
+
+@formula
+def laplace(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
+    """|x - m| e^-s + s + constant; numbers: (constant,)."""
+    loc, log_scale = params
+    return (x - loc).abs() * torch.exp(-log_scale) + log_scale + numbers[0]
+
+
+@formula
+def log_cosh_fixed(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
+    """log cosh((x - m) / b) + constant; numbers: (1 / b, constant)."""
+    inverse, constant = numbers
+    return _log_cosh((x - params[0]) * inverse) + constant
+
+
+@formula
+def log_cosh(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
+    """log cosh((x - m) e^-s) + s + constant; numbers: (constant,)."""
+    loc, log_scale = params
+    return _log_cosh((x - loc) * _inverse(log_scale)) + log_scale + numbers[0]
+
+
+@formula
+def student_t_fixed(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
+    """h log(1 + r^2) + constant, r = (x - m) n; numbers: (n = 1 / (b sqrt(df)), h, constant)."""
+    inverse, half, constant = numbers
+    return half * _log1p_square((x - params[0]) * inverse) + constant
+
+
+@formula
+def student_t(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
+    """h log(1 + r^2) + s + constant, r = (x - m) e^-s n; numbers: (n = df^-1/2, h, constant)."""
+    loc, log_scale = params
+    root, half, constant = numbers
+    r = (x - loc) * (_inverse(log_scale) * root)
+    return half * _log1p_square(r) + log_scale + constant
+
+
+def _inverse(log_scale: Tensor) -> Tensor:
+    """e^-s, finite, so that an exact 0 times it stays 0."""
+    return torch.exp(-log_scale).clamp(max=torch.finfo(log_scale.dtype).max)
+
+
+def _log_cosh(d: Tensor) -> Tensor:
+    """log1p(2 sinh(d/2)^2) near 0, where it does not cancel; |d| + softplus(-2 |d|) - log 2."""
+    near = d.abs() < 1
+    half = torch.sinh(0.5 * torch.where(near, d, 0.0))
+    size = torch.where(near, 1.0, d).abs()
+    far = size + F.softplus(-2 * size, threshold=100) - math.log(2)
+    return torch.where(near, torch.log1p(2 * half * half), far)
+
+
+def _log1p_square(r: Tensor) -> Tensor:
+    """log(1 + r^2), also where r^2 overflows."""
+    size = r.abs()
+    far = size > 1e15
+    near = torch.where(far, 0.0, r)
+    return torch.where(far, 2 * torch.log(torch.where(far, size, 1.0)), torch.log1p(near * near))

@@ -1,0 +1,217 @@
+"""Diagonal Gaussians with the interfaces of diffusers and of torch.distributions."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Size, Tensor
+from torch.distributions import Normal
+from torch.distributions.kl import register_kl
+
+from . import _args, random
+from .likelihoods import Gaussian
+from .ops.gaussian_kl import gaussian_kl
+from .ops.nll import nll
+from .ops.rsample import rsample
+from .ops.sample_kl import sample_kl
+
+__all__ = ["DiagonalGaussian", "FusedNormal"]
+
+
+class DiagonalGaussian:
+    """N(mean, exp(logvar)) from one tensor of both, as diffusers' `DiagonalGaussianDistribution`.
+
+    mean and logvar are views of `parameters`; std and var are computed when they are asked for.
+
+    Args:
+        parameters: `[B, *data]` with mean and logvar one behind the other along `dim`.
+        dim: the dimension that holds both.
+        clamp: (lo, hi), the bounds on logvar, with zero gradient outside; None for none.
+        deterministic: the point mass at mean: std and var are 0, `kl` and `nll` give `[0.]`.
+
+    Raises:
+        TypeError: parameters is no floating-point tensor.
+        ValueError: there is no such `dim`, or its size is odd.
+
+    Example:
+        >>> posterior = DiagonalGaussian(torch.zeros(2, 8, 4, 4))
+        >>> posterior.sample(torch.Generator().manual_seed(0)).shape, posterior.kl()
+        (torch.Size([2, 4, 4, 4]), tensor([0., 0.]))
+    """
+
+    def __init__(
+        self,
+        parameters: Tensor,
+        dim: int = 1,
+        clamp: tuple[float, float] | None = (-30.0, 20.0),
+        *,
+        deterministic: bool = False,
+    ) -> None:
+        _args.float_tensor("parameters", parameters)
+        _args.clamp_bounds(clamp)
+        if not -parameters.dim() <= dim < parameters.dim():
+            raise ValueError(
+                f"dim must be a dimension of parameters, {list(parameters.shape)}, got {dim}"
+            )
+        if parameters.shape[dim] % 2:
+            raise ValueError(
+                f"parameters must hold mean and logvar along dimension {dim}, an even size, got "
+                f"{list(parameters.shape)}"
+            )
+        self.parameters = parameters
+        self.clamp = clamp
+        self.deterministic = deterministic
+        self.mean, self._scale = parameters.tensor_split(2, dim)
+
+    @functools.cached_property
+    def logvar(self) -> Tensor:
+        """log sigma^2 within the bounds."""
+        return self._scale if self.clamp is None else self._scale.clamp(*self.clamp)
+
+    @functools.cached_property
+    def std(self) -> Tensor:
+        """sigma; 0 if deterministic."""
+        return torch.zeros_like(self.mean) if self.deterministic else torch.exp(0.5 * self.logvar)
+
+    @functools.cached_property
+    def var(self) -> Tensor:
+        """sigma^2; 0 if deterministic."""
+        return torch.zeros_like(self.mean) if self.deterministic else torch.exp(self.logvar)
+
+    def mode(self) -> Tensor:
+        """The most likely value: mean."""
+        return self.mean
+
+    def sample(
+        self,
+        generator: random.Generator | None = None,
+        *,
+        seed: random.Seed | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """mean + temperature * std * eps, differentiable in the parameters, of their dtype."""
+        if self.deterministic:
+            return self.mean
+        return rsample(
+            self.mean,
+            self._scale,
+            clamp=self.clamp,
+            generator=generator,
+            seed=seed,
+            temperature=temperature,
+        )
+
+    def kl(self, other: DiagonalGaussian | None = None) -> Tensor:
+        """KL(self || other), or against N(0, I), summed over all but the batch: `[B]`, in nats.
+
+        The result is float32, or float64 for float64 parameters.
+
+        Raises:
+            ValueError: other is deterministic; the KL to a point mass is infinite.
+        """
+        if self.deterministic:
+            return self._nothing()
+        if other is None:
+            return gaussian_kl(self.mean, self._scale, clamp=self.clamp, reduction="sample")
+        if other.deterministic:
+            raise ValueError("other must not be deterministic: the KL to a point mass is infinite")
+        return gaussian_kl(
+            self.mean,
+            self._scale,
+            other.mean,
+            other.logvar,
+            clamp=self.clamp,
+            reduction="sample",
+        )
+
+    def sample_kl(
+        self,
+        generator: random.Generator | None = None,
+        *,
+        seed: random.Seed | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(`sample()`, `kl()`) in one read of the parameters."""
+        if self.deterministic:
+            return self.mean, self._nothing()
+        return sample_kl(self.mean, self._scale, clamp=self.clamp, generator=generator, seed=seed)
+
+    def nll(self, sample: Tensor, dims: Sequence[int] | None = None) -> Tensor:
+        """-log q(sample), summed over `dims`, by default all but the batch, in nats.
+
+        Args:
+            sample: broadcasts to mean.
+            dims: the dimensions to sum over.
+        """
+        if self.deterministic:
+            return self._nothing()
+        sample = sample.expand_as(self.mean)
+        params = (self.mean, self.logvar)
+        rank = self.mean.dim()
+        if dims is None or sorted(d % rank for d in dims) == list(range(1, rank)):
+            return nll(params, sample, Gaussian(), reduction="sample")
+        return nll(params, sample, Gaussian(), reduction="none").sum(tuple(dims))
+
+    def __repr__(self) -> str:
+        return f"DiagonalGaussian(mean: {self.mean.dtype} {list(self.mean.shape)})"
+
+    def _nothing(self) -> Tensor:
+        return torch.zeros(
+            1, dtype=_args.compute_dtype(self.parameters), device=self.parameters.device
+        )
+
+
+class FusedNormal(Normal):
+    """`torch.distributions.Normal` that samples, and takes its KL to a Normal, in one kernel.
+
+    `rsample`, `sample` and `torch.distributions.kl_divergence(FusedNormal, Normal)` are fused;
+    all else is Normal's. A KL of half-precision parameters is float32.
+
+    Example:
+        >>> q = FusedNormal(torch.zeros(3, 2), torch.ones(3, 2))
+        >>> q.rsample((5,)).shape
+        torch.Size([5, 3, 2])
+        >>> torch.distributions.kl_divergence(q, Normal(1.0, 1.0)).sum()
+        tensor(3.)
+    """
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """loc + scale * eps, `[*sample_shape, *batch_shape]`."""
+        shape = self._extended_shape(Size(sample_shape))
+        copies, width = math.prod(sample_shape), math.prod(self.batch_shape)
+        loc = self.loc.to(torch.promote_types(self.loc.dtype, self.scale.dtype))
+        # Many samples of few elements are one wide draw: each sample begins its own counters.
+        if len(sample_shape) == 0 or copies >= max(width, 1):
+            wide = (_at_least_1d(t, shape) for t in (loc, self.scale))
+            return rsample(*wide, param="std").view(shape)
+        if not copies:
+            return (loc + self.scale).expand(0, *loc.shape).reshape(shape)
+        return rsample(loc, self.scale, param="std", num_samples=copies).view(shape)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """As `rsample`, without a gradient."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+
+def _kl_fused_normal(p: FusedNormal, q: Normal) -> Tensor:
+    """KL(p || q) per element of the common batch shape."""
+    shape = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
+    return gaussian_kl(
+        _at_least_1d(p.loc, shape),
+        _at_least_1d(p.scale, shape),
+        q.loc,
+        q.scale,
+        param="std",
+        reduction="none",
+    ).view(shape)
+
+
+register_kl(FusedNormal, Normal)(_kl_fused_normal)
+
+
+def _at_least_1d(tensor: Tensor, shape: Size) -> Tensor:
+    """`tensor` expanded to `shape`; a scalar as `[1]`, for the operators want a batch."""
+    return tensor.expand(shape if shape else (1,))

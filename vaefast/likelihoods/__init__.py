@@ -1,0 +1,45 @@
+"""p(x|z): what the decoder's output means, as small frozen dataclasses.
+
+A likelihood names a form (a kernel of that name on every backend), the parameter tensors that
+the form reads, and its numbers. Tests, benchmarks and docs walk `registered()`.
+"""
+
+from ._base import (
+    Form,
+    Likelihood,
+    Noise,
+    Params,
+    as_tuple,
+    check_scale,
+    register,
+    registered,
+    resolve,
+    scalar_like,
+)
+from ._bernoulli import Bernoulli, ContinuousBernoulli
+from ._counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
+from ._location import Gaussian, Laplace, LogCosh, StudentT
+from ._pixels import DiscretizedLogistic
+
+__all__ = [
+    "Bernoulli",
+    "ContinuousBernoulli",
+    "DiscretizedLogistic",
+    "Form",
+    "Gaussian",
+    "Laplace",
+    "Likelihood",
+    "LogCosh",
+    "NegativeBinomial",
+    "Noise",
+    "Params",
+    "Poisson",
+    "StudentT",
+    "ZeroInflatedNegativeBinomial",
+    "as_tuple",
+    "check_scale",
+    "register",
+    "registered",
+    "resolve",
+    "scalar_like",
+]

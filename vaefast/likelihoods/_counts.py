@@ -1,0 +1,114 @@
+"""Likelihoods of counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .. import _args
+from ._base import Form, Likelihood, Noise, Params, as_tuple, register
+from ._draws import gamma, poisson
+
+_COUNTS = (*_args.FLOAT_DTYPES, torch.uint8, torch.int32, torch.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Counts(Likelihood):
+    """What the likelihoods of counts share: targets of integers, stored in any dtype."""
+
+    target_dtypes: ClassVar[tuple[torch.dtype, ...]] = _COUNTS
+    uint8_scale: ClassVar[float] = 1.0
+
+    def support(self, target: Tensor) -> Tensor:
+        if not target.is_floating_point():
+            return target >= 0
+        return (target >= 0) & (target == torch.floor(target)) & torch.isfinite(target)
+
+
+@register("poisson")
+@dataclass(frozen=True, eq=False)
+class Poisson(Counts):
+    """x ~ Poisson(rate); -log p = rate - x log rate + log x!.
+
+    Args:
+        log: params are log rates; False: rates.
+        const: False drops log x!, as `torch.nn.PoissonNLLLoss` does.
+
+    Example:
+        >>> import torch, vaefast as vf
+        >>> float(vf.nll(torch.zeros(1, 1), torch.zeros(1, 1), "poisson"))
+        1.0
+    """
+
+    log: bool = True
+    const: bool = True
+    param_names: ClassVar[tuple[str, ...]] = ("log_rate",)
+
+    def form(self, params: tuple[Tensor, ...]) -> Form:
+        self._expect(params, 1)
+        return Form("poisson" if self.log else "poisson_rate", params, (float(self.const),))
+
+    def mean(self, params: Params) -> Tensor:
+        (value,) = as_tuple(params)
+        return torch.exp(value) if self.log else value
+
+    def draw(self, params: tuple[Tensor, ...], noise: Noise) -> Tensor:
+        return poisson(self.mean(params).double(), noise)
+
+
+@register("negative_binomial")
+@dataclass(frozen=True, eq=False)
+class NegativeBinomial(Counts):
+    """x ~ Poisson(Gamma(theta, mu / theta)): mean mu, variance mu + mu^2 / theta.
+
+    -log p = (x + theta) log((mu + theta) / theta) - x log(mu / theta)
+             + log Gamma(theta) + log x! - log Gamma(x + theta),
+    computed without those differences, so that it is right for counts to 1e6 and theta to 1e8.
+    params are (mu, theta), both positive, as in scvi-tools (Lopez et al. 2018); theta may be
+    `[G]`, one per column.
+    """
+
+    param_names: ClassVar[tuple[str, ...]] = ("mu", "theta")
+
+    def form(self, params: tuple[Tensor, ...]) -> Form:
+        self._expect(params, 2)
+        return Form("negative_binomial", params, ())
+
+    def mean(self, params: Params) -> Tensor:
+        mu, theta = as_tuple(params)
+        return mu.expand(torch.broadcast_shapes(mu.shape, theta.shape))
+
+    def draw(self, params: tuple[Tensor, ...], noise: Noise) -> Tensor:
+        mu, theta = (p.double() for p in params)
+        rate = gamma(theta.expand(noise.shape), noise, first=64) * (mu / theta)
+        return poisson(rate, noise)
+
+
+@register("zero_inflated_negative_binomial")
+@dataclass(frozen=True, eq=False)
+class ZeroInflatedNegativeBinomial(Counts):
+    """A `NegativeBinomial` whose count is lost, and 0, with probability sigmoid(dropout_logits).
+
+    params are (mu, theta, dropout_logits), as in scvi-tools (Lopez et al. 2018); theta may be
+    `[G]`, one per column.
+    """
+
+    param_names: ClassVar[tuple[str, ...]] = ("mu", "theta", "dropout_logits")
+
+    def form(self, params: tuple[Tensor, ...]) -> Form:
+        self._expect(params, 3)
+        return Form("zero_inflated_negative_binomial", params, ())
+
+    def mean(self, params: Params) -> Tensor:
+        mu, theta, dropout = as_tuple(params)
+        shape = torch.broadcast_shapes(mu.shape, theta.shape, dropout.shape)
+        return (mu * torch.sigmoid(-dropout)).expand(shape)
+
+    def draw(self, params: tuple[Tensor, ...], noise: Noise) -> Tensor:
+        mu, theta, dropout = (p.double() for p in params)
+        rate = gamma(theta.expand(noise.shape), noise, first=64) * (mu / theta)
+        lost = noise("uniform", 63, torch.float64) <= torch.sigmoid(dropout)
+        return torch.where(lost, 0.0, poisson(rate, noise))

@@ -1,0 +1,398 @@
+"""The operators as `torch.nn` modules: settings at construction, tensors in `forward`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from . import likelihoods, random
+from ._args import REDUCTIONS, Clamp, Param, Reduction, one_of
+from .likelihoods import Likelihood, Params
+from .ops.elbo_loss import ELBO, elbo_loss
+from .ops.gaussian_kl import FreeBitsPer, gaussian_kl
+from .ops.nll import nll
+from .ops.rsample import rsample, transform_of
+
+__all__ = ["NLL", "ELBOLoss", "GaussianKL", "Reparameterize"]
+
+
+class Reparameterize(nn.Module):
+    """z = mu + temperature * sigma * eps in training, z = mu in evaluation: `vf.rsample`.
+
+    Args:
+        num_samples, temperature, param, min_std, clamp: as in `rsample`.
+        sample_in_eval: draw z in evaluation mode too. Without it `eval()` makes the module return
+            mu (an expanded view, `[num_samples, B, *latent]`, where several samples are asked
+            for), so that a model evaluates deterministically.
+
+    Shape:
+        mu and scale `[B, *latent]`; z `[B, *latent]` or `[num_samples, B, *latent]`.
+
+    Raises:
+        ValueError: a setting is unknown or out of range.
+
+    Example:
+        >>> sample = Reparameterize()
+        >>> mu, logvar = torch.ones(8, 2), torch.zeros(8, 2)
+        >>> bool((sample(mu, logvar, seed=0) == mu).any())
+        False
+        >>> torch.equal(sample.eval()(mu, logvar), mu)
+        True
+
+    Source: Kingma & Welling 2014, section 2.4.
+    """
+
+    def __init__(
+        self,
+        num_samples: int | None = None,
+        temperature: float = 1.0,
+        *,
+        param: Param = "logvar",
+        min_std: float = 0.0,
+        clamp: Clamp = None,
+        sample_in_eval: bool = False,
+    ) -> None:
+        super().__init__()
+        transform_of(param, min_std, clamp)
+        if num_samples is not None and num_samples < 1:
+            raise ValueError(f"num_samples must be None or at least 1, got {num_samples}")
+        self.num_samples, self.temperature = num_samples, temperature
+        self.param: Param = param
+        self.min_std, self.clamp = min_std, clamp
+        self.sample_in_eval = sample_in_eval
+
+    def forward(
+        self,
+        mu: Tensor,
+        scale: Tensor,
+        *,
+        seed: random.Seed | None = None,
+        generator: random.Generator | None = None,
+        noise: Tensor | None = None,
+        offset: int = 0,
+    ) -> Tensor:
+        """A sample of the posterior; arguments as in `rsample`."""
+        if not (self.training or self.sample_in_eval):
+            return mu if self.num_samples is None else mu.expand(self.num_samples, *mu.shape)
+        return rsample(
+            mu,
+            scale,
+            num_samples=self.num_samples,
+            temperature=self.temperature,
+            param=self.param,
+            min_std=self.min_std,
+            clamp=self.clamp,
+            seed=seed,
+            generator=generator,
+            noise=noise,
+            offset=offset,
+        )
+
+    def extra_repr(self) -> str:
+        return _settings(
+            self,
+            num_samples=None,
+            temperature=1.0,
+            param="logvar",
+            min_std=0.0,
+            clamp=None,
+            sample_in_eval=False,
+        )
+
+
+class GaussianKL(nn.Module):
+    """KL(N(mu, sigma^2) || prior) in nats: `vf.gaussian_kl`.
+
+    Args:
+        free_bits, free_bits_per, param, min_std, clamp, reduction: as in `gaussian_kl`.
+
+    Raises:
+        ValueError: a setting is unknown or out of range.
+
+    Example:
+        >>> float(GaussianKL()(torch.ones(4, 3), torch.zeros(4, 3)))
+        1.5
+
+    Source: Kingma & Welling 2014, appendix B.
+    """
+
+    def __init__(
+        self,
+        *,
+        free_bits: float = 0.0,
+        free_bits_per: FreeBitsPer = "dim",
+        param: Param = "logvar",
+        min_std: float = 0.0,
+        clamp: Clamp = None,
+        reduction: Reduction = "batchmean",
+    ) -> None:
+        super().__init__()
+        transform_of(param, min_std, clamp)
+        one_of("free_bits_per", free_bits_per, ("dim", "sample", "total"))
+        one_of("reduction", reduction, (*REDUCTIONS, "dim"))
+        self.free_bits = free_bits
+        self.free_bits_per: FreeBitsPer = free_bits_per
+        self.param: Param = param
+        self.min_std, self.clamp = min_std, clamp
+        self.reduction: Reduction = reduction
+
+    def forward(
+        self,
+        mu: Tensor,
+        scale: Tensor,
+        prior_mu: Tensor | None = None,
+        prior_scale: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """The KL; arguments as in `gaussian_kl`."""
+        return gaussian_kl(
+            mu,
+            scale,
+            prior_mu,
+            prior_scale,
+            free_bits=self.free_bits,
+            free_bits_per=self.free_bits_per,
+            param=self.param,
+            min_std=self.min_std,
+            clamp=self.clamp,
+            mask=mask,
+            weight=weight,
+            reduction=self.reduction,
+        )
+
+    def extra_repr(self) -> str:
+        return _settings(
+            self,
+            free_bits=0.0,
+            free_bits_per="dim",
+            param="logvar",
+            min_std=0.0,
+            clamp=None,
+            reduction="batchmean",
+        )
+
+
+class NLL(nn.Module):
+    """-log p(target | params) in nats: `vf.nll`.
+
+    Args:
+        likelihood: an object of `vaefast.likelihoods` or its lower-case name. Its tensors become
+            this module's: an `nn.Parameter` is trained with the others, any other tensor is a
+            buffer.
+        reduction: as in `nll`.
+        validate: check that targets lie in the likelihood's support. It waits for the device, and
+            is left out under `torch.compile`.
+
+    Raises:
+        TypeError, ValueError: a setting is unknown.
+
+    Example:
+        >>> loss = NLL(likelihoods.Gaussian(std=nn.Parameter(torch.tensor(0.5))))
+        >>> [name for name, _ in loss.named_parameters()]
+        ['likelihood.std']
+        >>> loss(torch.zeros(4, 3), torch.zeros(4, 3)).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        likelihood: Likelihood | str,
+        *,
+        reduction: Reduction = "batchmean",
+        validate: bool = True,
+    ) -> None:
+        super().__init__()
+        one_of("reduction", reduction, REDUCTIONS)
+        self.likelihood = LikelihoodModule(likelihood)
+        self.reduction: Reduction = reduction
+        self.validate = validate
+
+    def forward(
+        self,
+        params: Params,
+        target: Tensor,
+        *,
+        mask: Tensor | None = None,
+        weight: Tensor | None = None,
+        seed: random.Seed | None = None,
+        generator: random.Generator | None = None,
+        offset: int = 0,
+    ) -> Tensor:
+        """The loss; arguments as in `nll`."""
+        return nll(
+            params,
+            target,
+            self.likelihood(),
+            mask=mask,
+            weight=weight,
+            reduction=self.reduction,
+            validate=self.validate and not torch.compiler.is_compiling(),
+            seed=seed,
+            generator=generator,
+            offset=offset,
+        )
+
+    def extra_repr(self) -> str:
+        return _settings(self, reduction="batchmean", validate=True)
+
+
+class ELBOLoss(nn.Module):
+    """-ELBO = E_q[-log p(x|z)] + beta KL(q(z|x) || p(z)) in nats: `vf.elbo_loss`.
+
+    `beta` and `capacity` are plain attributes: a schedule assigns to them.
+
+    Args:
+        likelihood, validate: as in `NLL`.
+        beta, capacity, free_bits, free_bits_per, reduction, param, min_std, clamp: as in
+            `elbo_loss`.
+
+    Returns:
+        `ELBO(loss, nll, kl)` from `forward`: call `backward()` on `loss`, log the others.
+
+    Raises:
+        TypeError, ValueError: a setting is unknown or out of range.
+
+    Example:
+        >>> elbo = ELBOLoss("bernoulli", beta=4.0)
+        >>> mu, logvar = torch.ones(8, 2), torch.zeros(8, 2)
+        >>> loss, nll, kl = elbo(torch.zeros(8, 10), torch.ones(8, 10), mu, logvar)
+        >>> round(float(loss - nll), 4), float(kl)
+        (4.0, 1.0)
+
+    Source: Kingma & Welling 2014, equation 10; Higgins et al. 2017 for beta.
+    """
+
+    def __init__(
+        self,
+        likelihood: Likelihood | str,
+        *,
+        beta: float | Tensor = 1.0,
+        capacity: float | Tensor | None = None,
+        free_bits: float = 0.0,
+        free_bits_per: FreeBitsPer = "dim",
+        reduction: Reduction = "batchmean",
+        param: Param = "logvar",
+        min_std: float = 0.0,
+        clamp: Clamp = None,
+        validate: bool = True,
+    ) -> None:
+        super().__init__()
+        transform_of(param, min_std, clamp)
+        one_of("free_bits_per", free_bits_per, ("dim", "sample", "total"))
+        one_of("reduction", reduction, ("batchmean", "sum", "mean", "sample"))
+        self.likelihood = LikelihoodModule(likelihood)
+        self.beta, self.capacity = beta, capacity
+        self.free_bits = free_bits
+        self.free_bits_per: FreeBitsPer = free_bits_per
+        self.reduction: Reduction = reduction
+        self.param: Param = param
+        self.min_std, self.clamp = min_std, clamp
+        self.validate = validate
+
+    def forward(
+        self,
+        params: Params,
+        target: Tensor,
+        mu: Tensor | None = None,
+        scale: Tensor | None = None,
+        *,
+        kl: Tensor | None = None,
+        prior_mu: Tensor | None = None,
+        prior_scale: Tensor | None = None,
+        mask: Tensor | None = None,
+        weight: Tensor | None = None,
+        seed: random.Seed | None = None,
+        generator: random.Generator | None = None,
+        offset: int = 0,
+    ) -> ELBO:
+        """`ELBO(loss, nll, kl)`; arguments as in `elbo_loss`."""
+        return elbo_loss(
+            params,
+            target,
+            mu,
+            scale,
+            kl=kl,
+            likelihood=self.likelihood(),
+            beta=self.beta,
+            capacity=self.capacity,
+            free_bits=self.free_bits,
+            free_bits_per=self.free_bits_per,
+            prior_mu=prior_mu,
+            prior_scale=prior_scale,
+            reduction=self.reduction,
+            param=self.param,
+            min_std=self.min_std,
+            clamp=self.clamp,
+            mask=mask,
+            weight=weight,
+            validate=self.validate and not torch.compiler.is_compiling(),
+            seed=seed,
+            generator=generator,
+            offset=offset,
+        )
+
+    def extra_repr(self) -> str:
+        return _settings(
+            self,
+            beta=1.0,
+            capacity=None,
+            free_bits=0.0,
+            free_bits_per="dim",
+            reduction="batchmean",
+            param="logvar",
+            min_std=0.0,
+            clamp=None,
+            validate=True,
+        )
+
+
+class LikelihoodModule(nn.Module):
+    """A likelihood whose tensors are parameters and buffers; call it for the likelihood."""
+
+    def __init__(self, likelihood: Likelihood | str) -> None:
+        super().__init__()
+        self._fixed = likelihoods.resolve(likelihood)
+        self._names: list[str] = []
+        for field in dataclasses.fields(self._fixed):
+            value = getattr(self._fixed, field.name)
+            if isinstance(value, nn.Parameter):
+                self.register_parameter(field.name, value)
+            elif isinstance(value, Tensor):
+                self.register_buffer(field.name, value)
+            else:
+                continue
+            self._names.append(field.name)
+
+    def forward(self) -> Likelihood:
+        """The likelihood, with the tensors that this module holds now.
+
+        They need not be those of the constructor: a move to another device, `functional_call` or
+        a wrapper that shards parameters may have put others in their place.
+        """
+        if not self._names:
+            return self._fixed
+        return dataclasses.replace(
+            self._fixed, **{name: getattr(self, name) for name in self._names}
+        )
+
+    def extra_repr(self) -> str:
+        values = ((f.name, getattr(self._fixed, f.name)) for f in dataclasses.fields(self._fixed))
+        shown = (
+            f"{name}={type(value).__name__ if isinstance(value, Tensor) else repr(value)}"
+            for name, value in values
+        )
+        return ", ".join([repr(self._fixed.name), *shown])
+
+
+def _settings(module: nn.Module, **defaults: object) -> str:
+    """The settings of `module` that differ from their defaults, for its repr."""
+    now = {name: getattr(module, name) for name in defaults}
+    return ", ".join(
+        f"{name}={value!r}"
+        for name, value in now.items()
+        if isinstance(value, Tensor) or value != defaults[name]
+    )

@@ -1,0 +1,59 @@
+"""What a run leaves behind: the demo and `vaefast train` end with the same files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _info, backends
+from .models import VAE
+from .objectives import held_out_elbo
+from .pictures import draw_all, save_curves
+from .run_folder import CONFIG, SUMMARY, RunFolder
+
+
+def write_config(
+    run: RunFolder,
+    command: str,
+    model: Mapping[str, Any],
+    training: Mapping[str, Any],
+    device: torch.device,
+) -> None:
+    """Writes config.json: enough to build the model again, and to know what made it."""
+    facts = _info.info()
+    run.write_json(
+        CONFIG,
+        {
+            "command": command,
+            "model": dict(model),
+            "training": dict(training),
+            "device": device.type,
+            "backend": backends.select(device.type),
+            "versions": {name: facts[name] for name in ("vaefast", "torch", "python")},
+        },
+    )
+
+
+def write_results(
+    run: RunFolder, model: VAE, held_out: Tensor, seed: int, summary: Mapping[str, Any]
+) -> list[str]:
+    """Writes weights, summary and pictures; the names of the pictures."""
+    run.write_weights(model)
+    run.write_json(SUMMARY, summary)
+    names = draw_all(run.path, model, held_out, seed)
+    rows = run.read_metrics()
+    if rows:
+        save_curves(run.file("loss.png"), rows)
+        names.append("loss.png")
+    return names
+
+
+def measure(
+    model: VAE, held_out: Tensor, seed: int, *, autoencoder: bool = False
+) -> dict[str, float]:
+    """The held-out ELBO and its parts, in nats per sample."""
+    found = held_out_elbo(model, held_out, seed=seed, autoencoder=autoencoder)
+    return {"elbo": -found.loss.item(), "nll": found.nll.item(), "kl": found.kl.item()}
