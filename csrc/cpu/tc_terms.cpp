@@ -92,8 +92,8 @@ double far_marginal(const Components<T>& c, const Special& special, int64_t poin
   return sum.log2();
 }
 
-// Below this the smallest terms are lost to underflow.
-constexpr double kFar = 0x1p-80;
+// Below this, terms that exp2 takes for 0 would be missed.
+constexpr double kFar = 0x1p-60;
 
 template <class T>
 struct Forward {
