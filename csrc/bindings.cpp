@@ -170,7 +170,8 @@ void sample_kl_backward(const py::tuple& grid, const py::tuple& operands, const 
 LogRatioArgs log_ratio_args(const py::tuple& grid, const py::tuple& operands, const py::object& z,
                             const py::tuple& settings, bool prior, int threads) {
   LogRatioArgs a;
-  a.q = sample_kl_args(grid, operands, py::none(), settings, threads);
+  a.q = sample_kl_args(grid, operands, py::none(), settings);
+  set_threads(a.q, threads, a.q.samples > 1 ? a.q.samples : 1);
   a.prior = prior;
   a.z = view(z);
   return a;

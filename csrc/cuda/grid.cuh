@@ -139,7 +139,7 @@ inline bool vectors_fit(const View& view, int vector, int64_t largest) {
 // rows: of the grid, which an operand with several samples has for each of them.
 template <class T>
 Source source(View view, int64_t rows, int vector) {
-  if (!view) return {};
+  if (!view || rows == 0) return {};
   const int64_t sample_step = quotient(rows, view.div) % view.mod * view.row_stride;
   if (view.mod == 1) {
     view.div = 1;

@@ -34,6 +34,39 @@ struct Evaluate {
   Target grads[F::kParams], elements;
   Total loss, scalar_grad;
 
+  explicit Evaluate(const NllArgs& args)
+      : cut(args.shape.rows, args.shape.cols, V),
+        likelihood(args.numbers),
+        shape(args.shape),
+        x(source<T>(args.target, args.shape.rows, V)),
+        mask(source<T>(args.mask, args.shape.rows, V)),
+        weight(source<T>(args.weight, args.shape.rows, V)),
+        stream(args.stream),
+        target_rows(args.target_rows),
+        scalar(args.scalar),
+        any_grad(false),
+        divisor_inverse(T(1) / T(args.target.divisor)),
+        factor(T(args.factor)),
+        grad_factor(T(args.grad_factor)) {
+    for (int j = 0; j < F::kParams; ++j) {
+      params[j] = source<T>(args.params[j], shape.rows, V);
+      grads[j] = target(args.grads[j], shape.rows, shape.cols, V);
+      any_grad = any_grad || args.grads[j];
+    }
+    const bool has_scalar_grad = scalar >= 0 && args.grads[scalar];
+    work = cut.work(args.reduce != Reduce::kSample && !has_scalar_grad);
+    if (args.reduce == Reduce::kElem) {
+      const Output out{args.loss, args.wide ? DType::kF64 : DType::kF32};
+      elements = target(out, shape.rows, shape.cols, V);
+    } else if (args.reduce == Reduce::kSample) {
+      loss = per_sample(args.loss, shape, cut, args.factor, args.wide);
+    } else {
+      loss = {args.loss, nullptr, 1, work.sums(), 0, 1, args.factor, args.wide};
+    }
+    if (has_scalar_grad)
+      scalar_grad = per_sample(args.grads[scalar].data, shape, cut, 1.0, args.wide);
+  }
+
   VAEFAST_MEMBER bool sums_up() const { return loss || scalar_grad; }
 
   VAEFAST_MEMBER void finish(int64_t index, const T* sums) const {
@@ -158,36 +191,7 @@ struct Evaluate {
 
 template <class F, class T, int kStored, int V>
 void run_form(const NllArgs& args, const cuda::Place& place) {
-  const Shape& shape = args.shape;
-  const RowCut cut(shape.rows, shape.cols, V);
-  const bool scalar_grad = args.scalar >= 0 && args.grads[args.scalar];
-  const bool per_unit = args.reduce == Reduce::kSample || scalar_grad;
-  Evaluate<F, T, kStored, V> op{cut.work(!per_unit), cut, F(args.numbers), shape};
-  op.any_grad = false;
-  for (int j = 0; j < F::kParams; ++j) {
-    op.params[j] = source<T>(args.params[j], shape.rows, V);
-    op.grads[j] = target(args.grads[j], shape.rows, shape.cols, V);
-    op.any_grad = op.any_grad || args.grads[j];
-  }
-  op.x = source<T>(args.target, shape.rows, V);
-  op.mask = source<T>(args.mask, shape.rows, V);
-  op.weight = source<T>(args.weight, shape.rows, V);
-  op.stream = args.stream;
-  op.target_rows = args.target_rows;
-  op.scalar = args.scalar;
-  op.divisor_inverse = T(1) / T(args.target.divisor);
-  op.factor = T(args.factor);
-  op.grad_factor = T(args.grad_factor);
-  if (args.reduce == Reduce::kElem) {
-    op.elements =
-        target({args.loss, args.wide ? DType::kF64 : DType::kF32}, shape.rows, shape.cols, V);
-  } else if (args.reduce == Reduce::kSample) {
-    op.loss = per_sample(args.loss, shape, cut, args.factor, args.wide);
-  } else {
-    op.loss = {args.loss, nullptr, 1, op.work.sums(), 0, 1, args.factor, args.wide};
-  }
-  if (scalar_grad)
-    op.scalar_grad = per_sample(args.grads[args.scalar].data, shape, cut, 1.0, args.wide);
+  Evaluate<F, T, kStored, V> op(args);
   lay_out(&op.loss, &op.scalar_grad, place);
   launch(op, place);
   add_up(&op.loss, &op.scalar_grad, place);

@@ -23,6 +23,27 @@ struct Forward {
   Target z, elements;
   Total total;
 
+  explicit Forward(const SampleKlArgs& args)
+      : in(args),
+        rows(in.shape.rows, in.shape.cols, V),
+        dims(in.shape, V),
+        want_kl(args.reduce != Reduce::kNone),
+        factor(T(args.factor)),
+        z(target(args.z, in.shape.rows * (in.samples > 1 ? in.samples : 1), in.shape.cols, V)) {
+    work = kPerDim ? dims.work() : rows.work(args.reduce == Reduce::kSum);
+    if (args.reduce == Reduce::kElem) {
+      const Output out{args.kl, args.wide ? DType::kF64 : DType::kF32};
+      elements = target(out, in.shape.rows, in.shape.cols, V);
+    } else if (args.reduce == Reduce::kSample) {
+      total = per_sample(args.kl, in.shape, rows, args.factor, args.wide);
+    } else if (args.reduce == Reduce::kSum) {
+      total = {args.kl, nullptr, 1, work.sums(), 0, 1, args.factor, args.wide};
+    } else if (kPerDim) {
+      const int64_t width = dims.width();
+      total = {args.kl, nullptr, width, dims.slices, 1, width, args.factor, args.wide};
+    }
+  }
+
   VAEFAST_MEMBER bool sums_up() const { return !kPerDim && total; }
 
   VAEFAST_MEMBER void finish(int64_t index, const T* sums) const {
@@ -109,30 +130,7 @@ struct Forward {
 
 template <class K, bool kPerDim>
 void run_as(const SampleKlArgs& args, const cuda::Place& place) {
-  using T = typename K::T;
-  constexpr int V = K::V;
-  const Shape& shape = args.shape;
-  const RowCut rows(shape.rows, shape.cols, V);
-  const DimCut dims(shape, V);
-  const DType kl_type = args.wide ? DType::kF64 : DType::kF32;
-  Forward<K, kPerDim> op{
-      kPerDim ? dims.work() : rows.work(args.reduce == Reduce::kSum),
-      Inputs<K>(args),
-      rows,
-      dims,
-      args.reduce != Reduce::kNone,
-      T(args.factor),
-      target(args.z, shape.rows * (args.samples > 1 ? args.samples : 1), shape.cols, V)};
-  if (args.reduce == Reduce::kElem) {
-    op.elements = target({args.kl, kl_type}, shape.rows, shape.cols, V);
-  } else if (args.reduce == Reduce::kSample) {
-    op.total = per_sample(args.kl, shape, rows, args.factor, args.wide);
-  } else if (args.reduce == Reduce::kSum) {
-    op.total = {args.kl, nullptr, 1, op.work.sums(), 0, 1, args.factor, args.wide};
-  } else if (kPerDim) {
-    op.total = {args.kl, nullptr,      dims.width(), dims.slices,
-                1,       dims.width(), args.factor,  args.wide};
-  }
+  Forward<K, kPerDim> op(args);
   lay_out(&op.total, nullptr, place);
   launch(op, place);
   add_up(&op.total, nullptr, place);

@@ -34,9 +34,7 @@ def run(z: Tensor, mu: Tensor, logvar: Tensor, weighing: Weighing) -> Tensor:
     if backend == "reference" or needs_reference() or not z.numel():
         return reference.tc_terms(z, mu, logvar, weighing)
     if grad_needed(z, mu, logvar):
-        terms: Tensor = _TCTerms.apply(
-            z, mu, logvar, weighing, backend
-        )
+        terms: Tensor = _TCTerms.apply(z, mu, logvar, weighing, backend)
         return terms
     return _call(z, mu, logvar, weighing, backend)[0]
 
