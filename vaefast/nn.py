@@ -191,7 +191,8 @@ class NLL(nn.Module):
         TypeError, ValueError: a setting is unknown.
 
     Example:
-        >>> loss = NLL(likelihoods.Gaussian(std=nn.Parameter(torch.tensor(0.5))))
+        >>> import vaefast as vf
+        >>> loss = NLL(vf.Gaussian(std=torch.nn.Parameter(torch.tensor(0.5))))
         >>> [name for name, _ in loss.named_parameters()]
         ['likelihood.std']
         >>> loss(torch.zeros(4, 3), torch.zeros(4, 3)).shape

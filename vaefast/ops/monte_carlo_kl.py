@@ -46,6 +46,9 @@ def monte_carlo_kl(
         param, min_std, clamp: of scale, as in `rsample`.
         reduction: `"sample"` (`[K, B]` or `[B]`), `"batchmean"` (the mean of that) or `"sum"`.
 
+    Returns:
+        The KL's estimate, reduced as asked, in float32, or float64 if any argument is.
+
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: shapes, devices or settings do not fit together.
