@@ -66,8 +66,8 @@ bool forward(const LogRatioArgs& args) {
         const T* z = load(args.z, place, buffer);
         for (int64_t i = 0; i < n; ++i) {
           const T near = z[i] - b.mu[i], far = z[i] - b.prior_mu[i];
-          value[i] = T(0.5) * (near * near * b.precision[i] -
-                               far * far * b.prior_precision[i] + b.constant[i]);
+          value[i] = T(0.5) * (near * near * b.precision[i] - far * far * b.prior_precision[i] +
+                               b.constant[i]);
         }
         sum_rows(tiling, index, tile, value, slot + k * n_slots);
       }

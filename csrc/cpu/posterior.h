@@ -36,7 +36,7 @@ static void transform(const SampleKlArgs& args, const T* raw, int64_t n, ScaleBu
 
 template <Param kParam, class T>
 static void transform_clamped(const SampleKlArgs& args, Clamp clamp, const T* raw, int64_t n,
-                       ScaleBuffers<T>& b) {
+                              ScaleBuffers<T>& b) {
   switch (clamp) {
     case Clamp::kNone:
       return transform<kParam, Clamp::kNone>(args, raw, n, b);
@@ -48,8 +48,8 @@ static void transform_clamped(const SampleKlArgs& args, Clamp clamp, const T* ra
 }
 
 template <class T>
-static ScaleTile<T> load_scale(const SampleKlArgs& args, const View& view, Clamp clamp, const Tile& tile,
-                        bool want_std, ScaleBuffers<T>& b) {
+static ScaleTile<T> load_scale(const SampleKlArgs& args, const View& view, Clamp clamp,
+                               const Tile& tile, bool want_std, ScaleBuffers<T>& b) {
   const T* raw = load(view, tile, b.raw);
   const int64_t n = tile.size();
   if (args.param == Param::kLogvar && clamp == Clamp::kNone) {

@@ -143,7 +143,7 @@ def elbo_loss(
     if reduction == "sum":
         loss = loss * float(first.shape[:lead].numel())
     elif reduction == "mean":
-        loss = loss * _per_element(target.shape, mask)
+        loss = _per_element(loss, target.shape, mask)
     return ELBO(loss, data, raw)
 
 
@@ -218,9 +218,9 @@ def _free_bits(
     return floor if apart else floor.mean()
 
 
-def _per_element(shape: torch.Size, mask: Tensor | None) -> float | Tensor:
+def _per_element(loss: Tensor, shape: torch.Size, mask: Tensor | None) -> Tensor:
     """Turns a mean over samples into one over data elements."""
     if mask is None:
-        return inverse(shape[1:].numel())
+        return loss * inverse(shape[1:].numel())
     aligned = _args.broadcastable("mask", mask, shape, per_sample=True)
-    return shape[0] / aligned.expand(shape).sum()
+    return loss * shape[0] / aligned.expand(shape).sum()

@@ -85,7 +85,7 @@ def nll(
     )
     loss = _nll.run(tensors, target, mask, weight, state, options)
     if reduction == "mean" and mask is not None:
-        loss = loss * (sample_shape.numel() / mask.expand(sample_shape).sum())
+        loss = loss * sample_shape.numel() / mask.expand(sample_shape).sum()
     return loss
 
 

@@ -59,7 +59,7 @@ def log_ratio_backward(
     grads = [
         fresh_like(z) if need[0] else None,
         *(
-            _gradient(t, mu) if t is not None and n else None
+            _gradient(t, mu, dtype) if t is not None and n else None
             for t, n in zip(parameters, need[1:], strict=True)
         ),
     ]
@@ -74,7 +74,7 @@ def log_ratio_backward(
         torch.get_num_threads(),
     )
     return [
-        g if g.shape == t.shape else g.sum_to_size(t.shape)
+        g if g.shape == t.shape else g.sum_to_size(t.shape).to(t.dtype)
         for g, t in zip(grads, (z, *parameters), strict=True)
         if g is not None and t is not None
     ]

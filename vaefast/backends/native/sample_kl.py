@@ -105,7 +105,7 @@ def sample_kl_backward(
         upstream = operand(View(grad_kl, grid[2], mu.shape[0] or 1, step, 0))
     reuse = (None, kept if overwrite else None, None, None)
     grads = [
-        None if t is None or not wanted else _gradient(t, mu) if old is None else old
+        None if t is None or not wanted else _gradient(t, mu, dtype) if old is None else old
         for t, wanted, old in zip(parameters, need, reuse, strict=True)
     ]
     if grad_z is None:
@@ -122,17 +122,18 @@ def sample_kl_backward(
         torch.get_num_threads() if mu.is_cpu else place(mu, grid),
     )
     return [
-        g if g.shape == t.shape else g.sum_to_size(t.shape)
+        g if g.shape == t.shape else g.sum_to_size(t.shape).to(t.dtype)
         for g, t in zip(grads, parameters, strict=True)
         if g is not None and t is not None
     ]
 
 
-def _gradient(parameter: Tensor, mu: Tensor) -> Tensor:
-    """Room for a gradient of mu's shape; one that was broadcast is summed afterwards."""
+def _gradient(parameter: Tensor, mu: Tensor, dtype: torch.dtype) -> Tensor:
+    """Room for a gradient of mu's shape; one that was broadcast is summed afterwards, and not in
+    half precision: `dtype` is the arithmetic's."""
     if parameter.shape == mu.shape:
         return fresh_like(parameter)
-    return fresh(mu.shape, parameter.dtype, mu.device)
+    return fresh(mu.shape, dtype, mu.device)
 
 
 def _pack(
