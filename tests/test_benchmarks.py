@@ -36,8 +36,8 @@ def load(name: str) -> ModuleType:
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The likelihoods' registry, restored afterwards."""
-    found = dict(likelihoods._registry)
-    monkeypatch.setattr(likelihoods, "_registry", found)
+    found = dict(likelihoods.registered())
+    monkeypatch.setattr(likelihoods._base, "_registry", found)
     return found
 
 
