@@ -81,6 +81,11 @@ def select(device_type: str, op: str = "") -> str:
     return _serving(_forced, device_type, op)
 
 
+def forced() -> str | None:
+    """The backend that a context manager asks for."""
+    return _forced
+
+
 @functools.cache
 def _serving(forced: str | None, device_type: str, op: str) -> str:
     wanted = forced or _from_environment()

@@ -76,11 +76,8 @@ class _NLL(torch.autograd.Function):
         params, (target, mask, weight, state) = saved[:count], saved[count : count + 4]
         grads: Sequence[Tensor | None]
         if torch.is_grad_enabled():
-            grads = reference_grads(
-                lambda *p: (reference.nll(p, target, mask, weight, state, options),),
-                params,
-                need,
-                (upstream,),
+            grads = twice_differentiable(
+                params, target, mask, weight, state, options, need, upstream
             )
         elif options.reduce == "elem":
             grads = _recomputed(
@@ -89,7 +86,7 @@ class _NLL(torch.autograd.Function):
         else:
             made = iter(saved[count + 4 :])
             grads = [
-                _times_upstream(next(made), index, params[index], upstream, options, backend)
+                times_upstream(next(made), index, params[index], upstream, options, backend)
                 if need[index]
                 else None
                 for index in range(count)
@@ -97,7 +94,26 @@ class _NLL(torch.autograd.Function):
         return (None,) * 6 + tuple(grads)
 
 
-def _times_upstream(
+def twice_differentiable(
+    params: Sequence[Tensor],
+    target: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    state: Tensor | None,
+    options: Nll,
+    need: Sequence[bool],
+    upstream: Tensor,
+) -> list[Tensor | None]:
+    """The gradients by way of the reference."""
+    return reference_grads(
+        lambda *p: (reference.nll(p, target, mask, weight, state, options),),
+        params,
+        need,
+        (upstream,),
+    )
+
+
+def times_upstream(
     grad: Tensor, index: int, param: Tensor, upstream: Tensor, options: Nll, backend: str
 ) -> Tensor:
     """A stored gradient, times what the forward pass could not know."""

@@ -9,7 +9,7 @@ from .. import _args, likelihoods, random
 from .._args import Reduction
 from ..backends._options import Nll
 from ..likelihoods import Form, Likelihood, Params
-from . import _nll
+from . import _nll, _small
 from .gaussian_kl import inverse
 
 
@@ -58,6 +58,13 @@ def nll(
     model = likelihoods.resolve(likelihood)
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a Tensor, got {type(target).__name__}")
+    plain = mask is None and weight is None
+    if plain:
+        found = _small.nll(params, target, model, reduction)
+        if found is not None:
+            if validate:
+                check_support(target, model)
+            return found
     form = model.form_for(_checked_params(params), target)
     tensors, lead = _fit(form, target, model)
     sample_shape = tensors[0].shape[lead - 1 :]
@@ -84,6 +91,8 @@ def nll(
         factor,
     )
     loss = _nll.run(tensors, target, mask, weight, state, options)
+    if plain and state is None:
+        _small.keep_nll(tensors, target, model, reduction, options)
     if reduction == "mean" and mask is not None:
         loss = loss * sample_shape.numel() / mask.expand(sample_shape).sum()
     return loss
