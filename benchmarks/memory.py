@@ -1,9 +1,10 @@
 """Peak memory of a call above its inputs.
 
 On CPU in a process of its own, in which malloc maps every block over 64 KiB and returns it when
-it is freed. Then the growth of the resident set's high-water mark, in pages, is what the call
-needed, the compiled core's own scratch included; it is used where the inputs exceed 4 MiB. Below
-that, pages are too coarse, and torch's allocations are added up, to the byte.
+it is freed, as the compiled core does with its buffers. Then the growth of the resident set's
+high-water mark, in pages, is what the call needed, the core's own scratch included; it is used
+where the inputs exceed 4 MiB. Below that, pages are too coarse, and torch's allocations are added
+up, to the byte.
 On a GPU: the caching allocator's peak.
 """
 
@@ -27,7 +28,11 @@ from . import ROOT
 from .case import Case, Inputs, nbytes
 from .cases import collect
 
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "VAEFAST_BUFFER_CACHE": "0",
+}
 COARSE = 4 << 20
 
 Peaks = dict[str, dict[str, dict[str, Any]]]

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "core/buffers.h"
 #include "core/capability.h"
 #include "core/dispatch.h"
 #include "cuda/kernels.h"
@@ -88,6 +89,16 @@ void set_threads(Args& args, int threads, int64_t copies = 1) {
   args.threads = useful_threads(args.shape.rows * args.shape.cols * copies, threads);
 }
 
+// From 4 MiB on a result is written past the caches: csrc/cpu/stream.h has the figures.
+bool streams(int64_t bytes) { return bytes >= int64_t{1} << 22; }
+
+void set_stream(Output& out, int64_t elements) {
+  const int64_t width = out.dtype == vaefast::DType::kF64   ? 8
+                        : out.dtype == vaefast::DType::kF32 ? 4
+                                                            : 2;
+  out.stream = out && streams(elements * width);
+}
+
 template <class Args>
 struct Kernel {
   void (*on_cpu)(const Args&);
@@ -148,6 +159,9 @@ void sample_kl(const py::tuple& grid, const py::tuple& operands, const py::objec
   a.kept = reinterpret_cast<void*>(static_cast<uintptr_t>(kept));
   a.z = output(z);
   a.kl = reinterpret_cast<void*>(static_cast<uintptr_t>(kl));
+  const int64_t elements = a.shape.rows * a.shape.cols;
+  set_stream(a.z, elements * (a.samples > 1 ? a.samples : 1));
+  a.stream_kept = streams(elements * (a.wide ? 8 : 4));
   run<SampleKlArgs>(VAEFAST_KERNEL(sample_kl), a, where, a.samples > 1 ? a.samples : 1);
 }
 
@@ -175,6 +189,11 @@ void sample_kl_backward(const py::tuple& grid, const py::tuple& operands, const 
   a.grad_scale = output(grads[1]);
   prior_output(grads[2], a.grad_prior_mu, a.sum_prior_mu, a.prior_mu_size);
   prior_output(grads[3], a.grad_prior_scale, a.sum_prior_scale, a.prior_scale_size);
+  const int64_t elements = a.shape.rows * a.shape.cols;
+  for (Output* grad : {&a.grad_mu, &a.grad_scale, &a.grad_prior_mu, &a.grad_prior_scale})
+    set_stream(*grad, elements);
+  // What was just read lies in the cache.
+  if (a.grad_scale.data == a.kept) a.grad_scale.stream = false;
   run<SampleKlArgs>(VAEFAST_KERNEL(sample_kl_backward), a, where, a.samples > 1 ? a.samples : 1);
 }
 
@@ -239,6 +258,7 @@ void nll(const py::tuple& grid, const py::tuple& params, const py::object& targe
   a.grad_factor = at<double>(settings, 6);
   a.wide = at<bool>(settings, 7);
   a.loss = reinterpret_cast<void*>(static_cast<uintptr_t>(loss));
+  for (Output& grad : a.grads) set_stream(grad, a.shape.rows * a.shape.cols);
   run<NllArgs>(VAEFAST_KERNEL(nll), a, where);
 }
 
@@ -250,6 +270,7 @@ void noise(const py::tuple& grid, const py::object& state, bool normal, uint32_t
   a.normal = normal;
   a.purpose = purpose;
   a.out = output(out);
+  set_stream(a.out, a.shape.rows * a.shape.cols);
   run<NoiseArgs>(VAEFAST_KERNEL(noise), a, where);
 }
 
@@ -349,6 +370,65 @@ void mmd(const py::tuple& sizes, const py::tuple& inputs, bool rbf, const py::tu
   vaefast::cpu::mmd(a);
 }
 
+// The part of DLPack's binary interface (version 0, github.com/dmlc/dlpack) that one dense tensor
+// in this machine's memory needs.
+struct DLTensor {
+  void* data;
+  int32_t device_type, device_id, ndim;
+  uint8_t code, bits;
+  uint16_t lanes;
+  int64_t *shape, *strides;
+  uint64_t byte_offset;
+};
+
+struct DLManagedTensor {
+  DLTensor tensor;
+  void* context;
+  void (*deleter)(DLManagedTensor*);
+};
+
+void delete_buffer(DLManagedTensor* managed) {
+  vaefast::give_buffer_back(managed->tensor.data);
+  delete[] managed->tensor.shape;
+  delete managed;
+}
+
+// A DLPack capsule over memory that returns to the core's cache with the last tensor on it; None
+// where there is no memory.
+py::object buffer(const py::tuple& shape, int dtype) {
+  constexpr int32_t kCpu = 1;
+  constexpr uint8_t kFloat = 2, kBfloat = 4;
+  const auto stored = static_cast<vaefast::DType>(dtype);
+  const int64_t width = stored == vaefast::DType::kF64 ? 8 : stored == vaefast::DType::kF32 ? 4 : 2;
+  const auto dims = static_cast<int32_t>(shape.size());
+  int64_t bytes = width;
+  for (const py::handle size : shape) bytes *= py::cast<int64_t>(size);
+  void* data = vaefast::take_buffer(static_cast<size_t>(bytes));
+  if (data == nullptr) return py::none();
+  int64_t* const sizes = new int64_t[2 * static_cast<size_t>(dims)];
+  int64_t stride = 1;
+  for (int32_t i = dims; i-- > 0;) {
+    sizes[i] = py::cast<int64_t>(shape[static_cast<size_t>(i)]);
+    sizes[dims + i] = stride;
+    stride *= sizes[i];
+  }
+  const uint8_t code = stored == vaefast::DType::kBF16 ? kBfloat : kFloat;
+  auto* managed = new DLManagedTensor{
+      {data, kCpu, 0, dims, code, static_cast<uint8_t>(8 * width), 1, sizes, sizes + dims, 0},
+      nullptr,
+      delete_buffer};
+  // Whoever takes the tensor over renames the capsule.
+  PyObject* capsule = PyCapsule_New(managed, "dltensor", [](PyObject* self) {
+    if (PyCapsule_IsValid(self, "dltensor"))
+      delete_buffer(static_cast<DLManagedTensor*>(PyCapsule_GetPointer(self, "dltensor")));
+  });
+  if (capsule == nullptr) {
+    delete_buffer(managed);
+    throw py::error_already_set();
+  }
+  return py::reinterpret_steal<py::object>(capsule);
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = VAEFAST_BUILD_VERSION;
@@ -403,6 +483,13 @@ PYBIND11_MODULE(_C, module) {
       },
       "Bytes that a call on a GPU takes for its partial sums.");
 #endif
+  module.def("buffer", &buffer);
+  module.def("buffer_limit", &vaefast::buffer_limit);
+  module.def("set_buffer_limit", &vaefast::set_buffer_limit);
+  module.def("buffer_bytes", [] {
+    const vaefast::BufferBytes bytes = vaefast::buffer_bytes();
+    return py::make_tuple(bytes.live, bytes.idle);
+  });
   module.def("sample_kl", &sample_kl);
   module.def("sample_kl_backward", &sample_kl_backward);
   module.def("log_ratio", &log_ratio);

@@ -23,10 +23,11 @@ struct View {
   explicit operator bool() const { return data != nullptr; }
 };
 
-// A dense [rows, cols] result.
+// A dense [rows, cols] result. `stream`: it is large, and written past the caches.
 struct Output {
   void* data = nullptr;
   DType dtype = DType::kF32;
+  bool stream = false;
 
   explicit operator bool() const { return data != nullptr; }
 };
@@ -66,6 +67,7 @@ struct SampleKlArgs {
   // dz/dscale, written by the forward pass where the backward pass shall not make the noise anew;
   // it has the compute type, one sample, and may be the memory of grad_scale.
   void* kept = nullptr;
+  bool stream_kept = false;
 
   // Forward: z is [samples * rows, cols]; kl is float, or double if wide.
   Output z;

@@ -38,7 +38,8 @@ const T* load_target(const NllArgs& args, const Tile& tile, Buffers<T>& b) {
 }
 
 template <class F, bool kGrad, class T>
-void evaluate(const F& likelihood, int64_t n, const T* x, const T* const* params, T* value,
+// The likelihood by value: behind a reference its numbers might be what is written.
+void evaluate(const F likelihood, int64_t n, const T* x, const T* const* params, T* value,
               T* const* grads, T factor) {
   constexpr int kParams = F::kParams;
   const T* p0 = params[0];
@@ -120,6 +121,7 @@ bool run(const NllArgs& args) {
         slot[index] = sum(value, n);
       }
     }
+    stream_end();
   }
   if (rows) samples_from(tiling, slot, args.factor, static_cast<T*>(args.loss));
   if (args.reduce == Reduce::kSum)

@@ -18,10 +18,15 @@ void fill(const NoiseArgs& args) {
       const Tile tile = tiling.tile(index);
       const T* values =
           tile_noise(args.stream, args.shape, tile, 0, args.purpose, args.normal, buffer);
-      narrow(values, args.out.dtype,
-             static_cast<char*>(args.out.data) + tile.start(args.shape) * size_of(args.out.dtype),
-             tile.size());
+      const int64_t start = tile.start(args.shape);
+      if (args.out.stream) {
+        finish(args.out, start, tile.size(), values);
+      } else {
+        narrow(values, args.out.dtype,
+               static_cast<char*>(args.out.data) + start * size_of(args.out.dtype), tile.size());
+      }
     }
+    stream_end();
   }
 }
 

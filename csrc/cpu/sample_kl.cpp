@@ -51,8 +51,10 @@ void sample_tile(const SampleKlArgs& args, const Tile& tile, ForwardBuffers<T>& 
     const T* std = b.q.scale.std;
     for (int64_t i = 0; i < n; ++i) z[i] = madd(temperature * std[i], eps[i], mu[i]);
     finish(args.z, start, n, z);
-    if (args.kept != nullptr)
-      scale_derivative(args, b.q.scale, n, eps, static_cast<T*>(args.kept) + start);
+    if (args.kept == nullptr) continue;
+    T* kept = static_cast<T*>(args.kept) + start;
+    scale_derivative(args, b.q.scale, n, eps, args.stream_kept ? b.z : kept);
+    if (args.stream_kept) stream_copy(b.z, kept, n * static_cast<int64_t>(sizeof(T)));
   }
 }
 
@@ -101,6 +103,7 @@ bool kl_per_dim(const SampleKlArgs& args) {
         for (int64_t c = 0; c < tile.cols; ++c) to[c] += static_cast<double>(from[c]);
       }
     }
+    stream_end();
   }
   T* out = static_cast<T*>(args.kl);
   for (int64_t i = 0; i < width; ++i) {
@@ -141,6 +144,7 @@ bool forward(const SampleKlArgs& args) {
         for (int64_t i = 0; i < tile.size(); ++i) out[i] = b.kl[i] * factor;
       }
     }
+    stream_end();
   }
   if (rows) samples_from(tiling, slot, args.factor, static_cast<T*>(args.kl));
   if (args.reduce == Reduce::kSum)
@@ -238,10 +242,14 @@ void put(const Output& out, int64_t start, int64_t n, const T* first, const T* s
   T* to = destination(out, start, buffer);
   if (first != nullptr && second != nullptr) {
     for (int64_t i = 0; i < n; ++i) to[i] = first[i] + second[i];
-  } else {
-    memcpy(to, first != nullptr ? first : second, static_cast<size_t>(n) * sizeof(T));
+    return finish(out, start, n, to);
   }
-  finish(out, start, n, to);
+  const T* only = first != nullptr ? first : second;
+  if (to != buffer) {
+    memcpy(to, only, static_cast<size_t>(n) * sizeof(T));
+  } else {
+    finish(out, start, n, only);
+  }
 }
 
 // Adds a tile's values up over what the parameter `view` broadcasts to.
@@ -299,6 +307,7 @@ bool backward(const SampleKlArgs& args) {
       for (int64_t index = first; index < last; ++index)
         backward_tile(args, tiling.tile(index), block, b);
     }
+    stream_end();
   }
   return true;
 }

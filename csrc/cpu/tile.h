@@ -7,6 +7,7 @@
 
 #include "core/args.h"
 #include "cpu/convert.h"
+#include "cpu/stream.h"
 #include "math/special.h"
 
 namespace vaefast {
@@ -98,16 +99,24 @@ static const T* load(const View& view, const Tile& tile, T* buffer) {
   return buffer;
 }
 
-// Where to compute a tile of a result: in place, or in `buffer` for `finish` to convert.
+// Where to compute a tile of a result: in place, or in `buffer` for `finish` to bring there.
 template <class T>
 static T* destination(const Output& out, int64_t start, T* buffer) {
-  return same_type(out.dtype, buffer) ? static_cast<T*>(out.data) + start : buffer;
+  const bool in_place = same_type(out.dtype, buffer) && !out.stream;
+  return in_place ? static_cast<T*>(out.data) + start : buffer;
 }
 
 template <class T>
 static void finish(const Output& out, int64_t start, int64_t n, const T* values) {
-  if (same_type(out.dtype, values)) return;
-  narrow(values, out.dtype, static_cast<char*>(out.data) + start * size_of(out.dtype), n);
+  const bool same = same_type(out.dtype, values);
+  if (same && !out.stream) return;
+  const int64_t width = size_of(out.dtype);
+  char* to = static_cast<char*>(out.data) + start * width;
+  if (!out.stream) return narrow(values, out.dtype, to, n);
+  if (same) return stream_copy(values, to, n * width);
+  alignas(64) char narrowed[kTile<T> * sizeof(T)];
+  narrow(values, out.dtype, narrowed, n);
+  stream_copy(narrowed, to, n * width);
 }
 
 // Eight running sums in double, then a tree: what a short row takes.

@@ -137,6 +137,7 @@ std::vector<T> run_sample_kl(const Shape& shape, const Posterior& set, int threa
                                                           : 1;
   std::vector<T> z(static_cast<size_t>(n * set.samples)), kl(static_cast<size_t>(kl_size));
   a.z = out(z);
+  a.z.stream = set.prior;
   a.kl = out(kl).data;
   cpu::sample_kl(a);
 
@@ -150,6 +151,8 @@ std::vector<T> run_sample_kl(const Shape& shape, const Posterior& set, int threa
   if (set.prior) {
     a.grad_prior_mu = out(grads[2]);
     a.grad_prior_scale = out(grads[3]);
+    for (Output* g : {&a.grad_mu, &a.grad_scale, &a.grad_prior_mu, &a.grad_prior_scale})
+      g->stream = true;
     for (auto& s : sums) s.resize(static_cast<size_t>(kPriorBlocks * n));
     a.sum_prior_mu = sums[0].data();
     a.sum_prior_scale = sums[1].data();
@@ -158,8 +161,14 @@ std::vector<T> run_sample_kl(const Shape& shape, const Posterior& set, int threa
   cpu::sample_kl_backward(a);
 
   std::vector<T> all = z;
+  // A block's tiles are the compute type's; the sums over the blocks are not.
   for (const auto& s : sums)
-    for (const double v : s) all.push_back(static_cast<T>(v));
+    for (size_t i = 0; i < s.size() / kPriorBlocks; ++i) {
+      double total = 0;
+      for (size_t block = 0; block < kPriorBlocks; ++block)
+        total += s[block * s.size() / kPriorBlocks + i];
+      all.push_back(static_cast<T>(total));
+    }
   all.insert(all.end(), kl.begin(), kl.end());
   for (const auto& g : grads) all.insert(all.end(), g.begin(), g.end());
   return all;
@@ -182,6 +191,7 @@ std::vector<T> run_nll(const Shape& shape, int form, Reduce reduce, bool masked,
     grads[j].resize(static_cast<size_t>(n));
     a.params[j] = dense(params[j], shape.rows, shape.cols);
     a.grads[j] = out(grads[j]);
+    a.grads[j].stream = masked;
   }
   a.target = dense(x, shape.rows, shape.cols);
   if (masked) a.weight = dense(weight, shape.rows, shape.cols);

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from ... import _C
 from ..layout import View, dense, plan
@@ -65,16 +67,33 @@ def stream(state: Tensor | None, offset: int) -> tuple[int, bool, int] | None:
 
 
 def fresh(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An unwritten result, on huge pages where it is large and the system has them."""
-    return _advised(torch.empty(shape, dtype=dtype, device=device))
+    """An unwritten result; a large one in memory that an earlier one gave back, or on huge pages
+    where the system has them."""
+    if device.type == "cpu" and math.prod(shape) * dtype.itemsize >= _LARGE:
+        return _large(tuple(shape), dtype)
+    return torch.empty(shape, dtype=dtype, device=device)
 
 
 def fresh_like(tensor: Tensor) -> Tensor:
     """As `fresh`, dense, with the shape, dtype and device of `tensor`."""
-    return _advised(torch.empty_like(tensor, memory_format=torch.contiguous_format))
-
-
-def _advised(tensor: Tensor) -> Tensor:
     if tensor.nbytes >= _LARGE and tensor.is_cpu:
-        _C.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
+        return _large(tuple(tensor.shape), tensor.dtype)
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def _large(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    if _C.buffer_limit() and not torch._C._len_torch_dispatch_stack():
+        capsule = _C.buffer(shape, DTYPES[dtype])
+        if capsule is not None:
+            return _filled(from_dlpack(capsule))
+    tensor = torch.empty(shape, dtype=dtype)
+    _C.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
+    return tensor
+
+
+def _filled(tensor: Tensor) -> Tensor:
+    """As torch.empty has it: NaN under deterministic algorithms, where that is asked for."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    if deterministic and torch.utils.deterministic.fill_uninitialized_memory:  # type: ignore[attr-defined]
+        tensor.fill_(math.nan)
     return tensor
