@@ -279,6 +279,48 @@ void mmd(const py::tuple& sizes, const py::tuple& inputs, bool rbf, const py::tu
   vaefast::cpu::mmd(a);
 }
 
+// geometry: rows, classes, inner, segments, row_stride, class_stride, target_rows.
+// target: pointer, dtype, row_starts, columns (0: not sparse). over: mask, weight (0: absent).
+// settings: form, numbers, reduce, factor, grad_factor, wide.
+void row_nll(const py::tuple& geometry, const py::tuple& params, const py::tuple& target,
+             const py::tuple& over, const py::tuple& settings, uint64_t loss,
+             const py::object& grad, int threads) {
+  vaefast::RowNllArgs a;
+  a.rows = at<int64_t>(geometry, 0);
+  a.classes = at<int64_t>(geometry, 1);
+  a.inner = at<int64_t>(geometry, 2);
+  a.segments = at<int64_t>(geometry, 3);
+  a.row_stride = at<int64_t>(geometry, 4);
+  a.class_stride = at<int64_t>(geometry, 5);
+  a.target_rows = at<int64_t>(geometry, 6);
+  a.params = pointer(params);
+  a.dtype = static_cast<vaefast::DType>(at<int>(params, 1));
+  a.target = pointer(target);
+  a.target_dtype = static_cast<vaefast::DType>(at<int>(target, 1));
+  a.row_starts = reinterpret_cast<const int64_t*>(static_cast<uintptr_t>(at<uint64_t>(target, 2)));
+  a.columns = reinterpret_cast<const int64_t*>(static_cast<uintptr_t>(at<uint64_t>(target, 3)));
+  a.mask = reinterpret_cast<const uint8_t*>(static_cast<uintptr_t>(at<uint64_t>(over, 0)));
+  a.weight = reinterpret_cast<const void*>(static_cast<uintptr_t>(at<uint64_t>(over, 1)));
+  a.form = static_cast<vaefast::RowForm>(at<int>(settings, 0));
+  const py::tuple numbers = py::reinterpret_borrow<py::tuple>(settings[1]);
+  if (numbers.size() > sizeof a.numbers / sizeof a.numbers[0])
+    throw py::value_error("too many numbers");
+  for (size_t i = 0; i < numbers.size(); ++i) a.numbers[i] = at<double>(numbers, i);
+  a.reduce = static_cast<vaefast::Reduce>(at<int>(settings, 2));
+  a.factor = at<double>(settings, 3);
+  a.grad_factor = at<double>(settings, 4);
+  a.wide = at<bool>(settings, 5);
+  a.loss = reinterpret_cast<void*>(static_cast<uintptr_t>(loss));
+  a.grad = output(grad);
+  a.threads = useful_threads(a.rows * a.classes * a.inner, threads);
+  py::gil_scoped_release release;
+  if (a.form == vaefast::RowForm::kLogisticMixture) {
+    vaefast::cpu::mixture_nll(a);
+  } else {
+    vaefast::cpu::softmax_nll(a);
+  }
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = VAEFAST_BUILD_VERSION;
@@ -334,4 +376,5 @@ PYBIND11_MODULE(_C, module) {
   module.def("tc_terms", &mixture_forward<vaefast::cpu::tc_terms>);
   module.def("tc_terms_backward", &mixture_backward<vaefast::cpu::tc_terms_backward>);
   module.def("mmd", &mmd);
+  module.def("row_nll", &row_nll);
 }

@@ -11,20 +11,22 @@
 
 // The kernels' declarations, once per instruction set that is built.
 #undef VAEFAST_ISA
-#define VAEFAST_DECLARE(isa)                         \
-  namespace vaefast {                                \
-  namespace isa {                                    \
-  bool sample_kl(const SampleKlArgs& args);          \
-  bool sample_kl_backward(const SampleKlArgs& args); \
-  bool nll(const NllArgs& args);                     \
-  bool noise(const NoiseArgs& args);                 \
-  bool scale(const ScaleArgs& args);                 \
-  bool mixture_log_prob(const MixtureArgs& args); \
+#define VAEFAST_DECLARE(isa)                               \
+  namespace vaefast {                                      \
+  namespace isa {                                          \
+  bool sample_kl(const SampleKlArgs& args);                \
+  bool sample_kl_backward(const SampleKlArgs& args);       \
+  bool nll(const NllArgs& args);                           \
+  bool noise(const NoiseArgs& args);                       \
+  bool scale(const ScaleArgs& args);                       \
+  bool mixture_log_prob(const MixtureArgs& args);          \
   bool mixture_log_prob_backward(const MixtureArgs& args); \
-  bool tc_terms(const MixtureArgs& args); \
-  bool tc_terms_backward(const MixtureArgs& args); \
-  bool mmd(const MmdArgs& args); \
-  }                                                  \
+  bool tc_terms(const MixtureArgs& args);                  \
+  bool tc_terms_backward(const MixtureArgs& args);         \
+  bool mmd(const MmdArgs& args);                           \
+  bool softmax_nll(const RowNllArgs& args);                \
+  bool mixture_nll(const RowNllArgs& args);                \
+  }                                                        \
   }
 
 VAEFAST_DECLARE(isa_default)
@@ -79,6 +81,8 @@ VAEFAST_DISPATCH(mixture_log_prob_backward, MixtureArgs)
 VAEFAST_DISPATCH(tc_terms, MixtureArgs)
 VAEFAST_DISPATCH(tc_terms_backward, MixtureArgs)
 VAEFAST_DISPATCH(mmd, MmdArgs)
+VAEFAST_DISPATCH(softmax_nll, RowNllArgs)
+VAEFAST_DISPATCH(mixture_nll, RowNllArgs)
 
 #define VAEFAST_NAME(name) #name,
 const char* const kForms[] = {VAEFAST_LIKELIHOODS(VAEFAST_NAME) nullptr};

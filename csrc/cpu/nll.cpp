@@ -37,8 +37,10 @@ const T* load_target(const NllArgs& args, const Tile& tile, Buffers<T>& b) {
   return b.target;
 }
 
+// The likelihood by value: behind a reference its numbers might be what is written, and one with
+// seven of them then ran as a scalar loop (45 ns an element for 4).
 template <class F, bool kGrad, class T>
-void evaluate(const F& likelihood, int64_t n, const T* x, const T* const* params, T* value,
+void evaluate(const F likelihood, int64_t n, const T* x, const T* const* params, T* value,
               T* const* grads, T factor) {
   constexpr int kParams = F::kParams;
   const T* p0 = params[0];

@@ -71,3 +71,19 @@ class Mmd(NamedTuple):
     rbf: bool
     scales: tuple[float, ...]
     unbiased: bool
+
+
+class RowNll(NamedTuple):
+    """Settings of `row_nll`, the likelihoods with a class dimension.
+
+    `form`: "categorical", "multinomial" or "logistic_mixture", and its numbers. `segments` rows
+    are one sample. `reduce`: "elem" (per position), "sample" or "sum"; the loss is multiplied by
+    `factor`, the gradient by `grad_factor`.
+    """
+
+    form: str
+    numbers: tuple[float, ...]
+    segments: int
+    reduce: str
+    factor: float
+    grad_factor: float

@@ -17,6 +17,7 @@ Params = Tensor | tuple[Tensor, ...]
 
 _registry: dict[str, type[Likelihood]] = {}
 _defaults: dict[str, Likelihood] = {}
+_rows: dict[str, type[Likelihood]] = {}
 L = TypeVar("L", bound="type[Likelihood]")
 
 
@@ -54,6 +55,14 @@ class Likelihood:
     def draws_target(self) -> bool:
         """True where the target is drawn from the intensities that are given."""
         return False
+
+    def lead(self, params: Tensor, target: Tensor) -> int:
+        """How many leading dimensions of the (first) parameter index samples: 1, or 2 with a K."""
+        return 1 + params.dim() - target.dim()
+
+    def elements(self, target: Tensor) -> torch.Size:
+        """The shape `[B, ...]` of what has a loss of its own."""
+        return target.shape
 
     def mean(self, params: Params) -> Tensor:
         """E[x | params]."""
@@ -140,6 +149,18 @@ def register(name: str) -> Callable[[L], L]:
     return add
 
 
+def register_rows(name: str) -> Callable[[L], L]:
+    """As `register`, for a likelihood with a class dimension."""
+
+    def add(cls: L) -> L:
+        cls.name = name
+        _rows[name] = cls
+        _defaults[name] = cls()
+        return cls
+
+    return add
+
+
 def resolve(likelihood: Likelihood | str) -> Likelihood:
     """The likelihood object for an object or its lower-case name.
 
@@ -150,19 +171,24 @@ def resolve(likelihood: Likelihood | str) -> Likelihood:
     if isinstance(likelihood, Likelihood):
         return likelihood
     if isinstance(likelihood, str):
-        _args.one_of("likelihood", likelihood, tuple(_registry))
+        _args.one_of("likelihood", likelihood, (*_registry, *_rows))
         if likelihood not in _defaults:
             raise ValueError(f"likelihood {likelihood!r} has no default settings; pass an object")
         return _defaults[likelihood]
     raise TypeError(
-        f"likelihood must be a Likelihood or one of {', '.join(map(repr, _registry))}, "
+        f"likelihood must be a Likelihood or one of {', '.join(map(repr, (*_registry, *_rows)))}, "
         f"got {type(likelihood).__name__}"
     )
 
 
 def registered() -> dict[str, type[Likelihood]]:
-    """Every likelihood by its name."""
+    """Every elementwise likelihood by its name."""
     return dict(_registry)
+
+
+def registered_rows() -> dict[str, type[Likelihood]]:
+    """Every likelihood with a class dimension by its name."""
+    return dict(_rows)
 
 
 def as_tuple(params: Params) -> tuple[Tensor, ...]:

@@ -86,7 +86,8 @@ def elbo_loss(
     _args.one_of("reduction", reduction, ("batchmean", "sum", "mean", "sample"))
     posterior = _posterior(mu, scale, kl, free_bits, free_bits_per)
     first = likelihoods.as_tuple(params)[0]
-    lead = 1 + first.dim() - target.dim()
+    model = likelihoods.resolve(likelihood)
+    lead = model.lead(first, target)
     sample_weight = None
     if isinstance(weight, Tensor) and weight.shape == target.shape[:1]:
         sample_weight = weight
@@ -99,7 +100,7 @@ def elbo_loss(
     data = nll(
         params,
         target,
-        likelihood,
+        model,
         mask=mask,
         weight=weight,
         reduction="sample" if apart else "batchmean",
@@ -139,7 +140,7 @@ def elbo_loss(
     if reduction == "sum":
         loss = loss * float(first.shape[:lead].numel())
     elif reduction == "mean":
-        loss = loss * _per_element(target.shape, mask)
+        loss = loss * _per_element(model.elements(target), mask)
     return ELBO(loss, data, raw)
 
 

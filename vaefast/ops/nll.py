@@ -7,9 +7,9 @@ from torch import Tensor
 
 from .. import _args, likelihoods, random
 from .._args import Reduction
-from ..backends._options import Nll
-from ..likelihoods import Form, Likelihood, Params
-from . import _nll
+from ..backends._options import Nll, RowNll
+from ..likelihoods import Form, Likelihood, Params, RowLikelihood
+from . import _nll, _row_nll
 from .gaussian_kl import inverse
 
 
@@ -58,6 +58,8 @@ def nll(
     model = likelihoods.resolve(likelihood)
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a Tensor, got {type(target).__name__}")
+    if isinstance(model, RowLikelihood):
+        return row_nll(model, params, target, mask, weight, reduction, validate)
     form = model.form_for(_checked_params(params), target)
     tensors, lead = _fit(form, target, model)
     sample_shape = tensors[0].shape[lead - 1 :]
@@ -85,13 +87,49 @@ def nll(
     )
     loss = _nll.run(tensors, target, mask, weight, state, options)
     if reduction == "mean" and mask is not None:
-        loss = loss * (sample_shape.numel() / mask.expand(sample_shape).sum())
+        loss = loss * sample_shape.numel() / mask.expand(sample_shape).sum()
     return loss
 
 
-def check_support(target: Tensor, model: Likelihood) -> None:
+def row_nll(
+    model: RowLikelihood,
+    params: Params,
+    target: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    reduction: Reduction,
+    validate: bool,
+) -> Tensor:
+    """`nll` of a likelihood with a class dimension: its elements are positions."""
+    rows = model.rows(params, target)
+    positions, lead = rows.positions, rows.lead
+    per_sample = positions[lead - 1 :]
+    mask, weight = _args.mask_and_weight(mask, weight, per_sample, target)
+    _args.one_of("reduction", reduction, _args.REDUCTIONS)
+    if validate:
+        check_support(target, model, model.inside(params, target))
+    how, factor = _kernel_reduction(reduction, positions, lead)
+    inner = rows.params.shape[2]
+    flat = (per_sample.numel() // inner if inner else 0, inner)
+    mask = None if mask is None else mask.expand(per_sample).reshape(flat)
+    weight = None if weight is None else weight.expand(per_sample).reshape(flat)
+    options = RowNll(rows.form, rows.numbers, rows.segments, how, factor, factor)
+    loss = _row_nll.run(rows.params, rows.target, mask, weight, options)
+    if reduction == "none":
+        return loss.view(positions)
+    if reduction == "sample":
+        return loss.view(positions[:lead])
+    if reduction == "mean" and mask is not None:
+        loss = loss * per_sample.numel() / mask.sum()
+    return loss
+
+
+def check_support(target: Tensor, model: Likelihood, inside: Tensor | None = None) -> None:
     """Raises ValueError where the target holds a value outside the likelihood's support."""
-    outside = ~model.support(target)
+    inside = model.support(target) if inside is None else inside
+    if target.layout == torch.sparse_csr:
+        target = target.values()
+    outside = ~inside
     if bool(outside.any()):
         worst = target[outside].flatten()[0].item()
         raise ValueError(
