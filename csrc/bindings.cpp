@@ -2,19 +2,23 @@
 //
 // A kernel takes plain tuples: an operand is (pointer, dtype, div, mod, row_stride, col_stride,
 // divisor), a result (pointer, dtype), a stream (pointer, per_sample, offset), a shape
-// (rows, cols, segments); None stands for what is absent.
+// (rows, cols, segments); None stands for what is absent. The last argument says where the call
+// runs: a number of threads, or on a GPU (device, stream, workspace, its bytes, ...).
 #include <pybind11/pybind11.h>
 
+#include <stdexcept>
 #include <string>
 
 #include "core/capability.h"
 #include "core/dispatch.h"
+#include "cuda/kernels.h"
 #include "vaefast_build_info.h"
 
 namespace py = pybind11;
 
 namespace {
 
+using vaefast::LogRatioArgs;
 using vaefast::MixtureArgs;
 using vaefast::MmdArgs;
 using vaefast::NllArgs;
@@ -84,11 +88,40 @@ void set_threads(Args& args, int threads, int64_t copies = 1) {
   args.threads = useful_threads(args.shape.rows * args.shape.cols * copies, threads);
 }
 
+template <class Args>
+struct Kernel {
+  void (*on_cpu)(const Args&);
+  void (*on_gpu)(const Args&, const vaefast::cuda::Place&);
+};
+
+#if defined(VAEFAST_CUDA)
+#define VAEFAST_KERNEL(name) {vaefast::cpu::name, vaefast::cuda::name}
+#else
+#define VAEFAST_KERNEL(name) {vaefast::cpu::name, nullptr}
+#endif
+
+template <class Args>
+void run(const Kernel<Args>& kernel, Args& args, const py::object& where, int64_t copies = 1) {
+  if (PyLong_Check(where.ptr())) {
+    set_threads(args, py::cast<int>(where), copies);
+    py::gil_scoped_release release;
+    kernel.on_cpu(args);
+    return;
+  }
+  if (kernel.on_gpu == nullptr) throw std::runtime_error("vaefast._C was built without CUDA");
+  const py::tuple t = py::reinterpret_borrow<py::tuple>(where);
+  const vaefast::cuda::Place place{
+      at<int>(t, 0), reinterpret_cast<void*>(static_cast<uintptr_t>(at<uint64_t>(t, 1))),
+      reinterpret_cast<void*>(static_cast<uintptr_t>(at<uint64_t>(t, 2))), at<int64_t>(t, 3)};
+  py::gil_scoped_release release;
+  kernel.on_gpu(args, place);
+}
+
 // operands: mu, scale, prior_mu, prior_scale, mask, weight, noise.
 // settings: param, min_std, clamp (0 none, 1 hard, 2 soft), low, high, samples, temperature,
 // reduce, factor, wide.
 SampleKlArgs sample_kl_args(const py::tuple& grid, const py::tuple& operands,
-                            const py::object& state, const py::tuple& settings, int threads) {
+                            const py::object& state, const py::tuple& settings) {
   SampleKlArgs a;
   a.shape = shape(grid);
   View* const views[] = {&a.mu,   &a.scale,  &a.prior_mu, &a.prior_scale,
@@ -105,26 +138,24 @@ SampleKlArgs sample_kl_args(const py::tuple& grid, const py::tuple& operands,
   a.reduce = static_cast<vaefast::Reduce>(at<int>(settings, 7));
   a.factor = at<double>(settings, 8);
   a.wide = at<bool>(settings, 9);
-  set_threads(a, threads, a.samples > 1 ? a.samples : 1);
   return a;
 }
 
 void sample_kl(const py::tuple& grid, const py::tuple& operands, const py::object& state,
                const py::tuple& settings, const py::object& z, uint64_t kl, uint64_t kept,
-               int threads) {
-  SampleKlArgs a = sample_kl_args(grid, operands, state, settings, threads);
+               const py::object& where) {
+  SampleKlArgs a = sample_kl_args(grid, operands, state, settings);
   a.kept = reinterpret_cast<void*>(static_cast<uintptr_t>(kept));
   a.z = output(z);
   a.kl = reinterpret_cast<void*>(static_cast<uintptr_t>(kl));
-  py::gil_scoped_release release;
-  vaefast::cpu::sample_kl(a);
+  run<SampleKlArgs>(VAEFAST_KERNEL(sample_kl), a, where, a.samples > 1 ? a.samples : 1);
 }
 
 void sample_kl_backward(const py::tuple& grid, const py::tuple& operands, const py::object& state,
                         const py::tuple& settings, const py::object& grad_z,
                         const py::object& grad_kl, uint64_t kept, const py::tuple& grads,
-                        int threads) {
-  SampleKlArgs a = sample_kl_args(grid, operands, state, settings, threads);
+                        const py::object& where) {
+  SampleKlArgs a = sample_kl_args(grid, operands, state, settings);
   a.kept = reinterpret_cast<void*>(static_cast<uintptr_t>(kept));
   a.grad_z = view(grad_z);
   a.grad_kl = view(grad_kl);
@@ -132,14 +163,47 @@ void sample_kl_backward(const py::tuple& grid, const py::tuple& operands, const 
   a.grad_scale = output(grads[1]);
   a.grad_prior_mu = output(grads[2]);
   a.grad_prior_scale = output(grads[3]);
+  run<SampleKlArgs>(VAEFAST_KERNEL(sample_kl_backward), a, where, a.samples > 1 ? a.samples : 1);
+}
+
+// The operands' noise is None; settings as for sample_kl.
+LogRatioArgs log_ratio_args(const py::tuple& grid, const py::tuple& operands, const py::object& z,
+                            const py::tuple& settings, bool prior, int threads) {
+  LogRatioArgs a;
+  a.q = sample_kl_args(grid, operands, py::none(), settings);
+  set_threads(a.q, threads, a.q.samples > 1 ? a.q.samples : 1);
+  a.prior = prior;
+  a.z = view(z);
+  return a;
+}
+
+void log_ratio(const py::tuple& grid, const py::tuple& operands, const py::object& z,
+               const py::tuple& settings, bool prior, uint64_t value, int threads) {
+  LogRatioArgs a = log_ratio_args(grid, operands, z, settings, prior, threads);
+  a.value = reinterpret_cast<void*>(static_cast<uintptr_t>(value));
   py::gil_scoped_release release;
-  vaefast::cpu::sample_kl_backward(a);
+  vaefast::cpu::log_ratio(a);
+}
+
+void log_ratio_backward(const py::tuple& grid, const py::tuple& operands, const py::object& z,
+                        const py::tuple& settings, bool prior, const py::object& upstream,
+                        const py::tuple& grads, int threads) {
+  LogRatioArgs a = log_ratio_args(grid, operands, z, settings, prior, threads);
+  a.upstream = view(upstream);
+  a.grad_z = output(grads[0]);
+  a.q.grad_mu = output(grads[1]);
+  a.q.grad_scale = output(grads[2]);
+  a.q.grad_prior_mu = output(grads[3]);
+  a.q.grad_prior_scale = output(grads[4]);
+  py::gil_scoped_release release;
+  vaefast::cpu::log_ratio_backward(a);
 }
 
 // settings: form, numbers, scalar, target_rows, reduce, factor, grad_factor, wide.
 void nll(const py::tuple& grid, const py::tuple& params, const py::object& target,
          const py::object& mask, const py::object& weight, const py::object& state,
-         const py::tuple& settings, uint64_t loss, const py::tuple& grads, int threads) {
+         const py::tuple& settings, uint64_t loss, const py::tuple& grads, const py::object& where,
+         uint64_t row_starts, uint64_t columns) {
   NllArgs a;
   a.shape = shape(grid);
   if (params.size() > vaefast::kMaxParams) throw py::value_error("too many parameters");
@@ -150,6 +214,8 @@ void nll(const py::tuple& grid, const py::tuple& params, const py::object& targe
   a.target = view(target);
   a.mask = view(mask);
   a.weight = view(weight);
+  a.row_starts = reinterpret_cast<const int64_t*>(static_cast<uintptr_t>(row_starts));
+  a.columns = reinterpret_cast<const int64_t*>(static_cast<uintptr_t>(columns));
   a.stream = stream(state);
   a.form = at<int>(settings, 0);
   const py::tuple numbers = py::reinterpret_borrow<py::tuple>(settings[1]);
@@ -163,34 +229,28 @@ void nll(const py::tuple& grid, const py::tuple& params, const py::object& targe
   a.grad_factor = at<double>(settings, 6);
   a.wide = at<bool>(settings, 7);
   a.loss = reinterpret_cast<void*>(static_cast<uintptr_t>(loss));
-  set_threads(a, threads);
-  py::gil_scoped_release release;
-  vaefast::cpu::nll(a);
+  run<NllArgs>(VAEFAST_KERNEL(nll), a, where);
 }
 
 void noise(const py::tuple& grid, const py::object& state, bool normal, uint32_t purpose,
-           const py::object& out, int threads) {
+           const py::object& out, const py::object& where) {
   NoiseArgs a;
   a.shape = shape(grid);
   a.stream = stream(state);
   a.normal = normal;
   a.purpose = purpose;
   a.out = output(out);
-  set_threads(a, threads);
-  py::gil_scoped_release release;
-  vaefast::cpu::noise(a);
+  run<NoiseArgs>(VAEFAST_KERNEL(noise), a, where);
 }
 
 void scale(const py::tuple& grid, const py::object& grad, const py::object& upstream, double factor,
-           int threads) {
+           const py::object& where) {
   ScaleArgs a;
   a.shape = shape(grid);
   a.grad = output(grad);
   a.upstream = view(upstream);
   a.factor = factor;
-  set_threads(a, threads);
-  py::gil_scoped_release release;
-  vaefast::cpu::scale(a);
+  run<ScaleArgs>(VAEFAST_KERNEL(scale), a, where);
 }
 
 // A pair costs about as much as 8 elements.
@@ -329,6 +389,7 @@ py::dict build_info() {
   info["flags"] = VAEFAST_BUILD_FLAGS;
   info["isas"] = py::str(VAEFAST_BUILD_ISAS).attr("split")();
   info["openmp"] = VAEFAST_BUILD_OPENMP != 0;
+  info["cuda"] = sizeof VAEFAST_BUILD_CUDA_VERSION > 1;
   info["cuda_version"] = VAEFAST_BUILD_CUDA_VERSION;
   info["cuda_archs"] = py::str(VAEFAST_BUILD_CUDA_ARCHS).attr("split")();
   return info;
@@ -365,9 +426,22 @@ PYBIND11_MODULE(_C, module) {
         vaefast::advise_huge_pages(reinterpret_cast<void*>(static_cast<uintptr_t>(data)), bytes);
       },
       "Asks for huge pages under a large fresh result, before it is written.");
+#if defined(VAEFAST_CUDA)
+  module.def(
+      "workspace",
+      [](const py::tuple& grid, int reduce, bool scalar_grad, int64_t target_rows) {
+        return vaefast::cuda::workspace(shape(grid), static_cast<vaefast::Reduce>(reduce),
+                                        scalar_grad, target_rows);
+      },
+      "Bytes that a call on a GPU takes for its partial sums.");
+#endif
   module.def("sample_kl", &sample_kl);
   module.def("sample_kl_backward", &sample_kl_backward);
-  module.def("nll", &nll);
+  module.def("log_ratio", &log_ratio);
+  module.def("log_ratio_backward", &log_ratio_backward);
+  module.def("nll", &nll, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),
+             py::arg(), py::arg(), py::arg(), py::arg(), py::arg("row_starts") = 0,
+             py::arg("columns") = 0);
   module.def("noise", &noise);
   module.def("scale", &scale);
   module.def("mixture_log_prob", &mixture_forward<vaefast::cpu::mixture_log_prob>);

@@ -156,8 +156,12 @@ def test_shapes_and_strides(implementation: str) -> None:
     got = vf.mixture_log_prob(image(z).view(2, 3, 4, 2, 3), image(mu), image(logvar), log_weights)
     torch.testing.assert_close(got, flat.view(2, 3, 4))
     torch.testing.assert_close(vf.mixture_log_prob(z[0], mu, logvar, log_weights), flat[0])
-    expanded = vf.mixture_log_prob(z[:1].expand(24, 6), mu[:1].expand(5, 6), logvar[:1].expand(5, 6))
-    torch.testing.assert_close(expanded, Normal(mu[0], (0.5 * logvar[0]).exp()).log_prob(z[:1]).sum(-1).expand(24))
+    expanded = vf.mixture_log_prob(
+        z[:1].expand(24, 6), mu[:1].expand(5, 6), logvar[:1].expand(5, 6)
+    )
+    torch.testing.assert_close(
+        expanded, Normal(mu[0], (0.5 * logvar[0]).exp()).log_prob(z[:1]).sum(-1).expand(24)
+    )
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 2), (4, 0, 2), (4, 3, 0)])

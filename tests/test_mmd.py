@@ -119,7 +119,9 @@ def test_near_points_do_not_cancel(implementation: str) -> None:
     for got, want in zip(
         torch.autograd.grad(value, inputs), torch.autograd.grad(expected, doubles), strict=True
     ):
-        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5 * float(want.abs().max()))
+        torch.testing.assert_close(
+            got.double(), want, rtol=1e-5, atol=1e-5 * float(want.abs().max())
+        )
 
 
 @pytest.mark.parametrize("kernel", ["imq", "rbf"])

@@ -1,6 +1,6 @@
 """Fused operators for variational autoencoders: sampling, KL, likelihoods, the ELBO."""
 
-from . import distributions, likelihoods, nn, random
+from . import distributions, likelihoods, metrics, nn, random, schedules
 from ._info import info
 from .backends import BackendError, available_backends, backend
 from .distributions import DiagonalGaussian
@@ -21,17 +21,23 @@ from .likelihoods import (
 )
 from .ops.elbo_loss import ELBO, elbo_loss
 from .ops.gaussian_kl import gaussian_kl
+from .ops.importance_loss import PIWAE, importance_loss
+from .ops.log_marginal import LogMarginal, log_marginal
+from .ops.log_weights import log_weights
 from .ops.mixture_log_prob import mixture_log_prob
 from .ops.mmd import mmd
+from .ops.monte_carlo_kl import monte_carlo_kl
 from .ops.nll import nll
 from .ops.rsample import rsample
 from .ops.sample_kl import sample_kl
 from .ops.tc_terms import TCTerms, tc_terms
+from .ops.tril_sample_kl import tril_sample_kl
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ELBO",
+    "PIWAE",
     "BackendError",
     "Bernoulli",
     "Categorical",
@@ -42,6 +48,7 @@ __all__ = [
     "Gaussian",
     "Laplace",
     "LogCosh",
+    "LogMarginal",
     "Multinomial",
     "NegativeBinomial",
     "Poisson",
@@ -54,14 +61,21 @@ __all__ = [
     "distributions",
     "elbo_loss",
     "gaussian_kl",
+    "importance_loss",
     "info",
     "likelihoods",
+    "log_marginal",
+    "log_weights",
+    "metrics",
     "mixture_log_prob",
     "mmd",
+    "monte_carlo_kl",
     "nll",
     "nn",
     "random",
     "rsample",
     "sample_kl",
+    "schedules",
     "tc_terms",
+    "tril_sample_kl",
 ]

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import Tensor, nn
 
-from . import likelihoods, random
+from . import random
 from ._args import REDUCTIONS, Clamp, Param, Reduction, one_of
+from ._modules import LikelihoodModule, settings
 from .likelihoods import Likelihood, Params
+from .nn_bounds import ImportanceLoss
 from .ops.elbo_loss import ELBO, elbo_loss
 from .ops.gaussian_kl import FreeBitsPer, gaussian_kl
 from .ops.nll import nll
 from .ops.rsample import rsample, transform_of
 
-__all__ = ["NLL", "ELBOLoss", "GaussianKL", "Reparameterize"]
+__all__ = ["NLL", "ELBOLoss", "GaussianKL", "ImportanceLoss", "Reparameterize"]
 
 
 class Reparameterize(nn.Module):
@@ -91,7 +91,7 @@ class Reparameterize(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return _settings(
+        return settings(
             self,
             num_samples=None,
             temperature=1.0,
@@ -165,7 +165,7 @@ class GaussianKL(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return _settings(
+        return settings(
             self,
             free_bits=0.0,
             free_bits_per="dim",
@@ -191,7 +191,8 @@ class NLL(nn.Module):
         TypeError, ValueError: a setting is unknown.
 
     Example:
-        >>> loss = NLL(likelihoods.Gaussian(std=nn.Parameter(torch.tensor(0.5))))
+        >>> import vaefast as vf
+        >>> loss = NLL(vf.Gaussian(std=torch.nn.Parameter(torch.tensor(0.5))))
         >>> [name for name, _ in loss.named_parameters()]
         ['likelihood.std']
         >>> loss(torch.zeros(4, 3), torch.zeros(4, 3)).shape
@@ -237,7 +238,7 @@ class NLL(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return _settings(self, reduction="batchmean", validate=True)
+        return settings(self, reduction="batchmean", validate=True)
 
 
 class ELBOLoss(nn.Module):
@@ -336,7 +337,7 @@ class ELBOLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return _settings(
+        return settings(
             self,
             beta=1.0,
             capacity=None,
@@ -348,51 +349,3 @@ class ELBOLoss(nn.Module):
             clamp=None,
             validate=True,
         )
-
-
-class LikelihoodModule(nn.Module):
-    """A likelihood whose tensors are parameters and buffers; call it for the likelihood."""
-
-    def __init__(self, likelihood: Likelihood | str) -> None:
-        super().__init__()
-        self._fixed = likelihoods.resolve(likelihood)
-        self._names: list[str] = []
-        for field in dataclasses.fields(self._fixed):
-            value = getattr(self._fixed, field.name)
-            if isinstance(value, nn.Parameter):
-                self.register_parameter(field.name, value)
-            elif isinstance(value, Tensor):
-                self.register_buffer(field.name, value)
-            else:
-                continue
-            self._names.append(field.name)
-
-    def forward(self) -> Likelihood:
-        """The likelihood, with the tensors that this module holds now.
-
-        They need not be those of the constructor: a move to another device, `functional_call` or
-        a wrapper that shards parameters may have put others in their place.
-        """
-        if not self._names:
-            return self._fixed
-        return dataclasses.replace(
-            self._fixed, **{name: getattr(self, name) for name in self._names}
-        )
-
-    def extra_repr(self) -> str:
-        values = ((f.name, getattr(self._fixed, f.name)) for f in dataclasses.fields(self._fixed))
-        shown = (
-            f"{name}={type(value).__name__ if isinstance(value, Tensor) else repr(value)}"
-            for name, value in values
-        )
-        return ", ".join([repr(self._fixed.name), *shown])
-
-
-def _settings(module: nn.Module, **defaults: object) -> str:
-    """The settings of `module` that differ from their defaults, for its repr."""
-    now = {name: getattr(module, name) for name in defaults}
-    return ", ".join(
-        f"{name}={value!r}"
-        for name, value in now.items()
-        if isinstance(value, Tensor) or value != defaults[name]
-    )

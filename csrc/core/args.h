@@ -76,6 +76,22 @@ struct SampleKlArgs {
   Output grad_mu, grad_scale, grad_prior_mu, grad_prior_scale;
 };
 
+// log p(z) - log q(z|x) of given samples, [q.samples * rows, cols]; `q` holds the posterior, the
+// prior, and room for their gradients.
+struct LogRatioArgs {
+  SampleKlArgs q;
+  // False: -log q(z|x) alone.
+  bool prior = true;
+  View z;
+
+  // Forward: one number per sample and posterior, float, or double if wide.
+  void* value = nullptr;
+
+  // Backward: upstream is over [samples * rows, cols].
+  View upstream;
+  Output grad_z;
+};
+
 constexpr int kMaxParams = 3;
 
 struct NllArgs {
@@ -86,6 +102,9 @@ struct NllArgs {
   int scalar = -1;
   View params[kMaxParams];
   View target, mask, weight;
+  // Of a target that is a CSR matrix [target_rows, cols], whose values lie at target.data; its
+  // columns ascend within a row.
+  const int64_t *row_starts = nullptr, *columns = nullptr;
   // With a state, the target is an intensity to draw a binary target from.
   Stream stream;
   // Rows of the target: those of the grid repeat them.

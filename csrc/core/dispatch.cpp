@@ -16,6 +16,8 @@
   namespace isa {                                          \
   bool sample_kl(const SampleKlArgs& args);                \
   bool sample_kl_backward(const SampleKlArgs& args);       \
+  bool log_ratio(const LogRatioArgs& args);                \
+  bool log_ratio_backward(const LogRatioArgs& args);       \
   bool nll(const NllArgs& args);                           \
   bool noise(const NoiseArgs& args);                       \
   bool scale(const ScaleArgs& args);                       \
@@ -73,6 +75,8 @@ void check(bool done) {
 
 VAEFAST_DISPATCH(sample_kl, SampleKlArgs)
 VAEFAST_DISPATCH(sample_kl_backward, SampleKlArgs)
+VAEFAST_DISPATCH(log_ratio, LogRatioArgs)
+VAEFAST_DISPATCH(log_ratio_backward, LogRatioArgs)
 VAEFAST_DISPATCH(nll, NllArgs)
 VAEFAST_DISPATCH(noise, NoiseArgs)
 VAEFAST_DISPATCH(scale, ScaleArgs)

@@ -66,46 +66,60 @@ void add_dim(const T* z, int64_t stride, int64_t rows, const T* mean, const T* r
 }
 
 template <class T>
-bool backward(const MixtureArgs& args) {
-  const Components<T> c(args);
-  const int64_t dims = c.dims, cells = c.columns.blocks * dims * kPairCols;
-  // The sums over points, laid out as the components' means.
-  const Buffer<T> zeroth(c.columns.blocks * kPairCols, true), first(cells, true);
-  const Buffer<T> second(cells, true), grad_z(args.points * dims, true);
-  if (c.failed() | zeroth.failed() | first.failed() | second.failed() | grad_z.failed())
-    return false;
-  const T* z = static_cast<const T*>(args.z);
-  const T* upstream = static_cast<const T*>(args.upstream);
-  const Rounds rounds(ceil_div(args.points, kPairRows), c.columns.blocks);
-#pragma omp parallel num_threads(args.threads) if (args.threads > 1)
-  {
+struct Backward {
+  const MixtureArgs& args;
+  const Components<T>& c;
+  T *zeroth, *first, *second, *grad_z;
+
+  void tile(int64_t begin, int64_t rows, int64_t block) const {
+    const int64_t dims = c.dims, width = c.columns.padded(block);
+    const T* z = static_cast<const T*>(args.z) + begin * dims;
+    const T* upstream = static_cast<const T*>(args.upstream) + begin;
+    const T* total = c.total.get() + block * kPairCols;
     alignas(64) T grad[kPairRows * kPairCols];
-    for (int64_t round = 0; round < rounds.count; ++round) {
-#pragma omp for schedule(static)
-      for (int64_t k = 0; k < rounds.per_round; ++k) {
-        const int64_t block = rounds.col(round, k), begin = rounds.row(round, k) * kPairRows;
-        const int64_t left = args.points - begin, rows = left < kPairRows ? left : kPairRows;
-        const int64_t width = c.columns.padded(block);
-        const T* total = c.total.get() + block * kPairCols;
-        T* sums = zeroth.get() + block * kPairCols;
-        for (int64_t r = 0; r < rows; ++r) {
-          T* g = grad + r * kPairCols;
-          distance_row(c, block, width, z + (begin + r) * dims, g);
-          const T shift = static_cast<T>(args.joint[begin + r]);
-          const T factor = upstream[begin + r];
+    T* sums = zeroth + block * kPairCols;
+    for (int64_t r = 0; r < rows; ++r) {
+      T* g = grad + r * kPairCols;
+      distance_row(c, block, width, z + r * dims, g);
+      const T shift = static_cast<T>(args.joint[begin + r]), factor = upstream[r];
 #pragma omp simd
-          for (int64_t l = 0; l < width; ++l) {
-            g[l] = factor * exp2((total[l] - g[l]) - shift);
-            sums[l] += g[l];
-          }
-        }
-        for (int64_t d = 0; d < dims; ++d) {
-          const int64_t at = c.at(block, d), from = begin * dims + d;
-          add_dim(z + from, dims, rows, c.mean.get() + at, c.rate.get() + at, grad, width,
-                  first.get() + at, second.get() + at, grad_z.get() + from);
-        }
+      for (int64_t l = 0; l < width; ++l) {
+        g[l] = factor * exp2((total[l] - g[l]) - shift);
+        sums[l] += g[l];
       }
     }
+    for (int64_t d = 0; d < dims; ++d) {
+      alignas(64) T s1[kPairCols] = {}, s2[kPairCols] = {};
+      const int64_t at = c.at(block, d);
+      add_dim(z + d, dims, rows, c.mean.get() + at, c.rate.get() + at, grad, width, s1, s2,
+              grad_z + begin * dims + d);
+      for (int64_t l = 0; l < width; ++l) {
+        first[at + l] += s1[l];
+        second[at + l] += s2[l];
+      }
+    }
+  }
+};
+
+template <class T>
+bool backward(const MixtureArgs& args) {
+  const Components<T> c(args);
+  const int64_t cells = c.columns.blocks * c.dims * kPairCols;
+  // The sums over points, laid out as the components' means.
+  const Buffer<T> zeroth(c.columns.blocks * kPairCols, true), first(cells, true);
+  const Buffer<T> second(cells, true), grad_z(args.points * c.dims, true);
+  if (c.failed() | zeroth.failed() | first.failed() | second.failed() | grad_z.failed())
+    return false;
+  const Backward<T> run{args, c, zeroth.get(), first.get(), second.get(), grad_z.get()};
+  const Rounds rounds(ceil_div(args.points, kPairRows), c.columns.blocks);
+#pragma omp parallel num_threads(args.threads) if (args.threads > 1)
+  for (int64_t round = 0; round < rounds.count; ++round) {
+#pragma omp for schedule(static)
+    for (int64_t part = 0; part < rounds.count; ++part)
+      rounds.visit(round, part, [&](int64_t row, int64_t col) {
+        const int64_t begin = row * kPairRows, left = args.points - begin;
+        run.tile(begin, left < kPairRows ? left : kPairRows, col);
+      });
   }
   put_gradients(args, c, zeroth.get(), false, first.get(), second.get(), grad_z.get());
   return true;

@@ -92,8 +92,8 @@ double far_marginal(const Components<T>& c, const Special& special, int64_t poin
   return sum.log2();
 }
 
-// Below this the smallest terms are lost to underflow.
-constexpr double kFar = 0x1p-80;
+// Below this, terms that exp2 takes for 0 would be missed.
+constexpr double kFar = 0x1p-60;
 
 template <class T>
 struct Forward {
@@ -322,10 +322,11 @@ bool backward(const MixtureArgs& args) {
 #pragma omp parallel num_threads(args.threads) if (args.threads > 1)
   for (int64_t round = 0; round < rounds.count; ++round) {
 #pragma omp for schedule(static)
-    for (int64_t k = 0; k < rounds.per_round; ++k) {
-      const int64_t begin = rounds.row(round, k) * kPairRows, left = args.points - begin;
-      run.tile(begin, left < kPairRows ? left : kPairRows, rounds.col(round, k));
-    }
+    for (int64_t part = 0; part < rounds.count; ++part)
+      rounds.visit(round, part, [&](int64_t row, int64_t col) {
+        const int64_t begin = row * kPairRows, left = args.points - begin;
+        run.tile(begin, left < kPairRows ? left : kPairRows, col);
+      });
   }
   put_gradients(args, c, zeroth.get(), true, first.get(), second.get(), grad_z.get());
   add_own<T>(args);

@@ -28,8 +28,8 @@ struct Work {
   int64_t sums() const { return span == lanes ? units : blocks(); }
 };
 
-// A lane's columns in a unit: of the `count` columns of `row` from `first` on, every `step`-th vector
-// from `col` on.
+// A lane's columns in a unit: of the `count` columns of `row` from `first` on, every `step`-th
+// vector from `col` on.
 struct Walk {
   int64_t row, first;
   int count, col, step;
@@ -139,7 +139,7 @@ inline bool vectors_fit(const View& view, int vector, int64_t largest) {
 // rows: of the grid, which an operand with several samples has for each of them.
 template <class T>
 Source source(View view, int64_t rows, int vector) {
-  if (!view) return {};
+  if (!view || rows == 0) return {};
   const int64_t sample_step = quotient(rows, view.div) % view.mod * view.row_stride;
   if (view.mod == 1) {
     view.div = 1;
@@ -158,16 +158,20 @@ inline Target target(const Output& output, int64_t rows, int64_t cols, int vecto
   return {output, output && vectors_fit(view, vector, 8)};
 }
 
-// True where the operand suits a kernel that knows its storage type beforehand.
-inline bool known(const Source& source, int64_t rows, DType dtype, bool may_repeat) {
+inline bool stored_as(DType dtype, int stored) {
+  return stored == kFloat ? dtype == DType::kF32 : dtype == DType::kBF16 || dtype == DType::kF16;
+}
+
+// True where the operand suits a kernel that knows kHalf or kFloat of it.
+inline bool known(const Source& source, int64_t rows, int stored, bool may_repeat) {
   const View& v = source.view;
   if (!source) return may_repeat;
   const bool by_row = v.row_stride == 0 || (v.div == 1 && v.mod >= rows);
-  return by_row && v.dtype == dtype && (source.repeats() ? may_repeat : source.wide);
+  return by_row && stored_as(v.dtype, stored) && (source.repeats() ? may_repeat : source.wide);
 }
 
-inline bool known(const Target& target, DType dtype) {
-  return !target || (target.wide && target.output.dtype == dtype);
+inline bool known(const Target& target, int stored) {
+  return !target || (target.wide && stored_as(target.output.dtype, stored));
 }
 
 // Makes `times` rows one row. False, and nothing is changed, where an operand does not allow it.

@@ -117,8 +117,8 @@ void launch(Op op, const cuda::Place& place) {
   const int64_t blocks = op.work.blocks();
   void* arguments[] = {&op};
   check(cudaLaunchKernel(reinterpret_cast<const void*>(&run_kernel<Op>),
-                         dim3(static_cast<unsigned>(blocks < most ? blocks : most)),
-                         dim3(kThreads), arguments, 0, static_cast<cudaStream_t>(place.stream)),
+                         dim3(static_cast<unsigned>(blocks < most ? blocks : most)), dim3(kThreads),
+                         arguments, 0, static_cast<cudaStream_t>(place.stream)),
         "the kernel did not start");
 }
 
@@ -148,8 +148,8 @@ void launch(Op op, const cuda::Place&) {
     if constexpr (Op::kSums > 0) {
       if (!op.sums_up()) continue;
       for (int first = 0; first < kThreads; first += op.work.span) {
-        const int64_t index = op.work.span == kThreads ? base / op.work.per_block()
-                                                       : base + first / op.work.span;
+        const int64_t index =
+            op.work.span == kThreads ? base / op.work.per_block() : base + first / op.work.span;
         if (op.work.span != kThreads && index >= op.work.units) break;
         typename Op::Sum sums[kSums];
         for (int s = 0; s < kSums; ++s) {

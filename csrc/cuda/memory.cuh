@@ -11,10 +11,9 @@
 namespace vaefast {
 namespace VAEFAST_ISA {
 
-// A storage type that is known at run time only.
-constexpr int kAny = -1;
-template <DType kType>
-constexpr int kStoredAs = static_cast<int>(kType);
+// What a kernel knows beforehand of an operand's storage type: nothing, that it is one of the two
+// 16-bit types, or that it is float32. The numbers are the bytes of an element.
+constexpr int kAny = 0, kHalf = 2, kFloat = 4;
 
 VAEFAST_FN float half_to_float(uint16_t h) {
 #if defined(__CUDA_ARCH__)
@@ -187,30 +186,18 @@ VAEFAST_FN int64_t quotient(int64_t a, int64_t b) {
 
 VAEFAST_FN int64_t remainder(int64_t a, int64_t b) { return a < b ? a : a - quotient(a, b) * b; }
 
-// A stretch of a row of an operand: where it begins, or the one value that all its columns
-// have.
-template <class T>
-struct Row {
-  const char* at = nullptr;
-  T constant = T(0);
-};
-
-// The stretch from column `col` on. kStored: as for `fetch`; with it the rows are those of the grid, one after the other. kConstant
-// is the storage type where one value is repeated.
-template <int kStored, int kConstant, class T>
-VAEFAST_FN Row<T> enter(const Source& source, int64_t row, int64_t col, int64_t sample = 0) {
-  Row<T> result;
-  if (!source) return result;
+// Where a stretch of a row of an operand begins, at column `col`. kStored: as for `fetch`; with it
+// the rows are those of the grid, one after the other.
+template <int kStored>
+VAEFAST_FN const char* enter(const Source& source, int64_t row, int64_t col, int64_t sample = 0) {
   const View& v = source.view;
   if constexpr (kStored == kAny) {
+    if (!source) return nullptr;
     if (v.div != 1) row = quotient(row, v.div);
     row = remainder(row, v.mod);
   }
   const int64_t first = row * v.row_stride + sample * source.sample_step + col * v.col_stride;
-  result.at = static_cast<const char*>(v.data) + first * size_of(v.dtype);
-  const DType dtype = kConstant == kAny ? v.dtype : static_cast<DType>(kConstant);
-  if (source.repeats()) result.constant = load_one<T>(dtype, result.at);
-  return result;
+  return static_cast<const char*>(v.data) + first * size_of(v.dtype);
 }
 
 // n elements of kSize bytes, packed as a vector load would; zeros behind them.
@@ -242,11 +229,13 @@ VAEFAST_FN void load_packed(const char* at, bool whole, int n, uint32_t* words) 
 // Reads columns [col, col + n) of the stretch, n <= V, of an operand that is `wide` and stored as
 // kStored, or of any. An operand that is known not to repeat one value spares the question.
 template <int kStored, bool kRepeats, class T, int V>
-VAEFAST_FN void fetch(const Source& source, const Row<T>& row, int col, int n, Raw<T, V>& raw) {
-  if (kRepeats && (!source || source.repeats())) return;
-  const DType dtype = kStored == kAny ? source.view.dtype : static_cast<DType>(kStored);
-  const int64_t size = size_of(dtype);
-  const char* at = row.at + col * size;
+VAEFAST_FN void fetch(const Source& source, const char* row, int col, int n, Raw<T, V>& raw) {
+  if (kRepeats && (!source || source.repeats())) {
+    put_bits(raw.words, 0, source ? load_one<T>(source.view.dtype, row) : T(0));
+    return;
+  }
+  const int64_t size = kStored == kAny ? size_of(source.view.dtype) : kStored;
+  const char* at = row + col * size;
   const bool whole = (kStored != kAny || source.wide) && n == V;
   if (size == 1) return load_packed<1, V>(at, whole, n, raw.words);
   if (size == 2) return load_packed<2, V>(at, whole, n, raw.words);
@@ -256,19 +245,25 @@ VAEFAST_FN void fetch(const Source& source, const Row<T>& row, int col, int n, R
   } else {
     // No room for what it is stored as.
 #pragma unroll
-    for (int j = 0; j < V; ++j) put_bits(raw.words, j, j < n ? load_one<T>(dtype, at + 8 * j) : T(0));
+    for (int j = 0; j < V; ++j)
+      put_bits(raw.words, j, j < n ? load_one<T>(source.view.dtype, at + 8 * j) : T(0));
   }
 }
 
-// In the compute type; columns past n are 0 or the row's constant.
+// In the compute type; 0 past the columns that were read, and for an absent operand.
 template <int kStored, bool kRepeats, class T, int V>
-VAEFAST_FN void decode(const Source& source, const Row<T>& row, const Raw<T, V>& raw, T* out) {
+VAEFAST_FN void decode(const Source& source, const Raw<T, V>& raw, T* out) {
   if (kRepeats && (!source || source.repeats())) {
 #pragma unroll
-    for (int j = 0; j < V; ++j) out[j] = row.constant;
+    for (int j = 0; j < V; ++j) get_bits(raw.words, 0, out[j]);
     return;
   }
-  switch (kStored == kAny ? source.view.dtype : static_cast<DType>(kStored)) {
+  const DType dtype = source.view.dtype;
+  if (kStored == kFloat) return decode_as<DType::kF32, T, V>(raw.words, out);
+  if (kStored == kHalf && dtype == DType::kBF16)
+    return decode_as<DType::kBF16, T, V>(raw.words, out);
+  if (kStored == kHalf) return decode_as<DType::kF16, T, V>(raw.words, out);
+  switch (dtype) {
     case DType::kBF16:
       return decode_as<DType::kBF16, T, V>(raw.words, out);
     case DType::kF16:
@@ -298,8 +293,8 @@ struct Target {
 // Writes elements [index, index + n), n <= V.
 template <int kStored, class T, int V>
 VAEFAST_FN void put(const Target& target, int64_t index, int n, const T* values) {
-  const DType dtype = kStored == kAny ? target.output.dtype : static_cast<DType>(kStored);
-  const int64_t size = size_of(dtype);
+  const DType dtype = kStored == kFloat ? DType::kF32 : target.output.dtype;
+  const int64_t size = kStored == kAny ? size_of(dtype) : kStored;
   char* at = static_cast<char*>(target.output.data) + index * size;
   if (!((kStored != kAny || target.wide) && n == V)) {
 #pragma unroll
@@ -308,11 +303,11 @@ VAEFAST_FN void put(const Target& target, int64_t index, int n, const T* values)
     return;
   }
   uint32_t words[2 * V];
-  if (dtype == DType::kF64) {
+  if (size == 8) {
 #pragma unroll
     for (int j = 0; j < V; ++j) put_bits(words, j, static_cast<double>(values[j]));
     store_words<8 * V>(at, words);
-  } else if (dtype == DType::kF32) {
+  } else if (size == 4) {
 #pragma unroll
     for (int j = 0; j < V; ++j) put_bits(words, j, static_cast<float>(values[j]));
     store_words<4 * V>(at, words);

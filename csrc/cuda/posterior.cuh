@@ -62,17 +62,30 @@ struct Transform {
   }
 };
 
-// What both passes read. kPlain: a logvar without clamp, prior, mask, weight, injected noise and
-// streams per sample; mu and scale are then stored as kStored says.
-template <class T, int kStored, int V>
+// A variant of both passes' kernels: the compute type, elements to a vector, whether there is a
+// prior, and kStored, how mu, scale, z and their gradients are stored. Where that is not kAny the
+// call is plain: a logvar without clamp, prior, mask, weight, injected noise and streams per
+// sample.
+template <class Compute, int kStorage, int kVector, bool kHasPrior>
+struct Variant {
+  using T = Compute;
+  static constexpr int kStored = kStorage, V = kVector;
+  static constexpr bool kPrior = kHasPrior, kPlain = kStored != kAny;
+};
+
+// What both passes read.
+template <class K>
 struct Inputs {
-  static constexpr bool kPlain = kStored != kAny;
+  using T = typename K::T;
+  static constexpr int V = K::V;
   Shape shape;
   Source mu, scale, prior_mu, prior_scale, mask, weight, noise;
   Stream stream;
   Transform<T> transform;
   T temperature;
-  int64_t samples;
+  int samples;
+  // Between one sample of z and the next.
+  int64_t sample_size;
 
   explicit Inputs(const SampleKlArgs& args)
       : shape(args.shape),
@@ -86,53 +99,62 @@ struct Inputs {
         stream(args.stream),
         transform(args),
         temperature(T(args.temperature)),
-        samples(args.samples) {}
-
-  VAEFAST_MEMBER bool has_prior() const { return !kPlain && (prior_mu || prior_scale); }
+        samples(static_cast<int>(args.samples)),
+        sample_size(args.shape.rows * args.shape.cols) {}
 };
 
 // The inputs' rows under one row of the grid.
-template <class T, int kStored, int V>
+template <class K>
 struct InputRows {
-  static constexpr bool kPlain = kStored != kAny;
-  Row<T> mu, scale, prior_mu, prior_scale, mask, weight;
+  using T = typename K::T;
+  static constexpr int kStored = K::kStored;
+  static constexpr bool kPlain = K::kPlain;
+  const char *mu, *scale, *prior_mu, *prior_scale, *mask, *weight;
   StreamRow stream;
 
-  VAEFAST_MEMBER void enter_row(const Inputs<T, kStored, V>& in, int64_t row, int64_t col) {
-    mu = enter<kStored, kStored, T>(in.mu, row, col);
-    scale = enter<kStored, kStored, T>(in.scale, row, col);
+  VAEFAST_MEMBER void enter_row(const Inputs<K>& in, int64_t row, int64_t col) {
+    mu = enter<kStored>(in.mu, row, col);
+    scale = enter<kStored>(in.scale, row, col);
     stream = {};
     if (in.stream.state != nullptr) stream = enter<!kPlain>(in.stream, in.shape, row, col);
     if constexpr (!kPlain) {
-      prior_mu = enter<kAny, kAny, T>(in.prior_mu, row, col);
-      prior_scale = enter<kAny, kAny, T>(in.prior_scale, row, col);
-      mask = enter<kAny, kAny, T>(in.mask, row, col);
-      weight = enter<kAny, kAny, T>(in.weight, row, col);
+      mask = enter<kAny>(in.mask, row, col);
+      weight = enter<kAny>(in.weight, row, col);
+    }
+    if constexpr (K::kPrior) {
+      prior_mu = enter<kAny>(in.prior_mu, row, col);
+      prior_scale = enter<kAny>(in.prior_scale, row, col);
     }
   }
 };
 
 // V elements of the inputs.
-template <class T, int kStored, int V>
+template <class K>
 struct Vector {
-  static constexpr bool kPlain = kStored != kAny;
-  T mu[V], prior_mu[V], keep[V], weight[V];
+  using T = typename K::T;
+  static constexpr int kStored = K::kStored, V = K::V;
+  static constexpr bool kPlain = K::kPlain;
+  T mu[V], prior_mu[V], weight[V];
+  // A bit for each element that the mask keeps.
+  uint32_t kept;
   Scales<T, V> q, prior;
 
-  VAEFAST_MEMBER void read(const Inputs<T, kStored, V>& in, const InputRows<T, kStored, V>& rows,
-                           int col, int n) {
-    Raw<T, V> raw_mu, raw_scale, raw_prior_mu, raw_prior_scale, raw_mask, raw_weight;
+  VAEFAST_MEMBER void read(const Inputs<K>& in, const InputRows<K>& rows, int col, int n) {
+    Raw<T, V> raw_mu, raw_scale;
     fetch<kStored, !kPlain>(in.mu, rows.mu, col, n, raw_mu);
     fetch<kStored, !kPlain>(in.scale, rows.scale, col, n, raw_scale);
     if constexpr (!kPlain) {
-      fetch<kAny, true>(in.prior_mu, rows.prior_mu, col, n, raw_prior_mu);
-      fetch<kAny, true>(in.prior_scale, rows.prior_scale, col, n, raw_prior_scale);
+      Raw<T, V> raw_mask;
+      T keep[V];
       fetch<kAny, true>(in.mask, rows.mask, col, n, raw_mask);
-      fetch<kAny, true>(in.weight, rows.weight, col, n, raw_weight);
+      decode<kAny, true>(in.mask, raw_mask, keep);
+      kept = 0;
+#pragma unroll
+      for (int j = 0; j < V; ++j) kept |= static_cast<uint32_t>(keep[j] != T(0)) << j;
     }
-    decode<kStored, !kPlain>(in.mu, rows.mu, raw_mu, mu);
+    decode<kStored, !kPlain>(in.mu, raw_mu, mu);
     T s[V];
-    decode<kStored, !kPlain>(in.scale, rows.scale, raw_scale, s);
+    decode<kStored, !kPlain>(in.scale, raw_scale, s);
     if constexpr (kPlain) {
 #pragma unroll
       for (int j = 0; j < V; ++j) {
@@ -143,34 +165,45 @@ struct Vector {
       }
     } else {
       in.transform.template apply<V>(s, true, q);
-      decode<kAny, true>(in.prior_mu, rows.prior_mu, raw_prior_mu, prior_mu);
-      decode<kAny, true>(in.mask, rows.mask, raw_mask, keep);
-      decode<kAny, true>(in.weight, rows.weight, raw_weight, weight);
+    }
+    // These loads wait for the transform: with all of them under way at once there are spills.
+    if constexpr (K::kPrior) {
+      Raw<T, V> raw_prior_mu, raw_prior_scale;
+      fetch<kAny, true>(in.prior_mu, rows.prior_mu, col, n, raw_prior_mu);
+      fetch<kAny, true>(in.prior_scale, rows.prior_scale, col, n, raw_prior_scale);
+      decode<kAny, true>(in.prior_mu, raw_prior_mu, prior_mu);
+      decode<kAny, true>(in.prior_scale, raw_prior_scale, s);
       if (in.prior_scale) {
-        decode<kAny, true>(in.prior_scale, rows.prior_scale, raw_prior_scale, s);
         in.transform.template apply<V>(s, false, prior);
       } else {
 #pragma unroll
         for (int j = 0; j < V; ++j) prior.logvar[j] = prior.slope[j] = T(0);
       }
     }
+    if constexpr (!kPlain) {
+      Raw<T, V> raw_weight;
+      fetch<kAny, true>(in.weight, rows.weight, col, n, raw_weight);
+      decode<kAny, true>(in.weight, raw_weight, weight);
+    }
   }
 
-  VAEFAST_MEMBER bool keeps(const Inputs<T, kStored, V>& in, int j) const {
-    return kPlain || !in.mask || keep[j] != T(0);
+  VAEFAST_MEMBER bool keeps(const Inputs<K>& in, int j) const {
+    return kPlain || !in.mask || (kept >> j & 1u) != 0;
   }
 };
 
 // The normals of the k-th sample.
-template <class T, int kStored, int V>
-VAEFAST_FN void epsilon(const Inputs<T, kStored, V>& in, const InputRows<T, kStored, V>& rows,
-                        int64_t row, int64_t first, int col, int64_t k, int n, T* eps) {
-  if constexpr (kStored == kAny) {
+template <class K>
+VAEFAST_FN void epsilon(const Inputs<K>& in, const InputRows<K>& rows, int64_t row, int64_t first,
+                        int col, int64_t k, int n, typename K::T* eps) {
+  using T = typename K::T;
+  constexpr int V = K::V;
+  if constexpr (!K::kPlain) {
     if (in.noise) {
-      const Row<T> place = enter<kAny, kAny, T>(in.noise, row, first, k);
+      const char* place = enter<kAny>(in.noise, row, first, k);
       Raw<T, V> raw;
       fetch<kAny, true>(in.noise, place, col, n, raw);
-      return decode<kAny, true>(in.noise, place, raw, eps);
+      return decode<kAny, true>(in.noise, raw, eps);
     }
   }
   stream_values<true, T, V>(rows.stream.seed, rows.stream.first + static_cast<uint64_t>(col),
@@ -179,13 +212,14 @@ VAEFAST_FN void epsilon(const Inputs<T, kStored, V>& in, const InputRows<T, kSto
 }
 
 // True where the kernels with kPlain serve, as far as both passes are concerned.
+inline bool has_prior(const SampleKlArgs& args) { return args.prior_mu || args.prior_scale; }
+
 template <int V>
-bool plain(const SampleKlArgs& args, DType dtype) {
+bool plain(const SampleKlArgs& args, int stored) {
   return !args.wide && args.param == Param::kLogvar && args.clamp == Clamp::kNone &&
-         !args.prior_mu && !args.prior_scale && !args.mask && !args.weight && !args.noise &&
-         !args.stream.per_sample &&
-         known(source<float>(args.mu, args.shape.rows, V), args.shape.rows, dtype, false) &&
-         known(source<float>(args.scale, args.shape.rows, V), args.shape.rows, dtype, false);
+         !has_prior(args) && !args.mask && !args.weight && !args.noise && !args.stream.per_sample &&
+         known(source<float>(args.mu, args.shape.rows, V), args.shape.rows, stored, false) &&
+         known(source<float>(args.scale, args.shape.rows, V), args.shape.rows, stored, false);
 }
 
 }  // namespace VAEFAST_ISA

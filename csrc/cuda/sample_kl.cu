@@ -6,20 +6,43 @@ namespace vaefast {
 namespace VAEFAST_ISA {
 namespace {
 
-template <class T, int kStored, int V, bool kPerDim>
+template <class K, bool kPerDim>
 struct Forward {
-  static constexpr bool kPlain = kStored != kAny;
+  using T = typename K::T;
+  static constexpr int kStored = K::kStored, V = K::V;
+  static constexpr bool kPlain = K::kPlain;
   static constexpr int kSums = 1;
-  static constexpr int kBlocksPerSm = sizeof(T) == 8 ? 1 : !kPlain || V > 4 ? 2 : kPerDim ? 3 : 4;
+  static constexpr int kBlocksPerSm = sizeof(T) == 8 ? 1 : !kPlain || V > 4 ? 2 : 3;
   using Sum = T;
   Work work;
-  Inputs<T, kStored, V> in;
+  Inputs<K> in;
   RowCut rows;
   DimCut dims;
   bool want_kl;
   T factor;
   Target z, elements;
   Total total;
+
+  explicit Forward(const SampleKlArgs& args)
+      : in(args),
+        rows(in.shape.rows, in.shape.cols, V),
+        dims(in.shape, V),
+        want_kl(args.reduce != Reduce::kNone),
+        factor(T(args.factor)),
+        z(target(args.z, in.shape.rows * (in.samples > 1 ? in.samples : 1), in.shape.cols, V)) {
+    work = kPerDim ? dims.work() : rows.work(args.reduce == Reduce::kSum);
+    if (args.reduce == Reduce::kElem) {
+      const Output out{args.kl, args.wide ? DType::kF64 : DType::kF32};
+      elements = target(out, in.shape.rows, in.shape.cols, V);
+    } else if (args.reduce == Reduce::kSample) {
+      total = per_sample(args.kl, in.shape, rows, args.factor, args.wide);
+    } else if (args.reduce == Reduce::kSum) {
+      total = {args.kl, nullptr, 1, work.sums(), 0, 1, args.factor, args.wide};
+    } else if (kPerDim) {
+      const int64_t width = dims.width();
+      total = {args.kl, nullptr, width, dims.slices, 1, width, args.factor, args.wide};
+    }
+  }
 
   VAEFAST_MEMBER bool sums_up() const { return !kPerDim && total; }
 
@@ -28,7 +51,7 @@ struct Forward {
   }
 
   VAEFAST_MEMBER void run(int64_t unit, int lane, T* sums) const {
-    InputRows<T, kStored, V> at;
+    InputRows<K> at;
     if constexpr (kPerDim) {
       const DimWalk walk = dims.template walk<V>(unit, lane);
       const int n = static_cast<int>(walk.end - walk.col < V ? walk.end - walk.col : V);
@@ -60,32 +83,34 @@ struct Forward {
   }
 
   // Writes z, and the KL where that is wanted per element; else it is `kl`.
-  VAEFAST_MEMBER void vector(const InputRows<T, kStored, V>& at, int64_t row,
-                             int64_t first, int col, int n, T* kl) const {
-    Vector<T, kStored, V> v;
+  VAEFAST_MEMBER void vector(const InputRows<K>& at, int64_t row, int64_t first, int col, int n,
+                             T* kl) const {
+    Vector<K> v;
     v.read(in, at, col, n);
     if (in.samples > 0) sample(at, v, row, first, col, n);
     if (!want_kl) return;
     divergence(v, kl);
-    if (kPerDim || !elements) return;
+    if constexpr (!kPerDim) {
+      if (!elements) return;
 #pragma unroll
-    for (int j = 0; j < V; ++j) kl[j] *= factor;
-    put<kAny, T, V>(elements, row * in.shape.cols + first + col, n, kl);
+      for (int j = 0; j < V; ++j) kl[j] *= factor;
+      put<kAny, T, V>(elements, row * in.shape.cols + first + col, n, kl);
+    }
   }
 
-  VAEFAST_MEMBER void sample(const InputRows<T, kStored, V>& at, const Vector<T, kStored, V>& v,
-                             int64_t row, int64_t first, int col, int n) const {
-    for (int64_t k = 0; k < in.samples; ++k) {
+  VAEFAST_MEMBER void sample(const InputRows<K>& at, const Vector<K>& v, int64_t row, int64_t first,
+                             int col, int n) const {
+    for (int k = 0; k < in.samples; ++k) {
       T eps[V];
       epsilon(in, at, row, first, col, k, n, eps);
 #pragma unroll
       for (int j = 0; j < V; ++j) eps[j] = madd(in.temperature * v.q.std[j], eps[j], v.mu[j]);
-      put<kStored, T, V>(z, (row + k * in.shape.rows) * in.shape.cols + first + col, n, eps);
+      put<kStored, T, V>(z, row * in.shape.cols + first + col + k * in.sample_size, n, eps);
     }
   }
 
-  VAEFAST_MEMBER void divergence(const Vector<T, kStored, V>& v, T* kl) const {
-    if (in.has_prior()) {
+  VAEFAST_MEMBER void divergence(const Vector<K>& v, T* kl) const {
+    if constexpr (K::kPrior) {
 #pragma unroll
       for (int j = 0; j < V; ++j)
         kl[j] = kl_prior(v.mu[j] - v.prior_mu[j], v.q.logvar[j], v.prior.logvar[j]);
@@ -103,39 +128,24 @@ struct Forward {
   }
 };
 
-template <class T, int kStored, int V, bool kPerDim>
+template <class K, bool kPerDim>
 void run_as(const SampleKlArgs& args, const cuda::Place& place) {
-  const Shape& shape = args.shape;
-  const RowCut rows(shape.rows, shape.cols, V);
-  const DimCut dims(shape, V);
-  const DType kl_type = args.wide ? DType::kF64 : DType::kF32;
-  Forward<T, kStored, V, kPerDim> op{
-      kPerDim ? dims.work() : rows.work(args.reduce == Reduce::kSum),
-      Inputs<T, kStored, V>(args),
-      rows,
-      dims,
-      args.reduce != Reduce::kNone,
-      T(args.factor),
-      target(args.z, shape.rows * (args.samples > 1 ? args.samples : 1), shape.cols, V)};
-  if (args.reduce == Reduce::kElem) {
-    op.elements = target({args.kl, kl_type}, shape.rows, shape.cols, V);
-  } else if (args.reduce == Reduce::kSample) {
-    op.total = per_sample(args.kl, shape, rows, args.factor, args.wide);
-  } else if (args.reduce == Reduce::kSum) {
-    op.total = {args.kl, nullptr, 1, op.work.sums(), 0, 1, args.factor, args.wide};
-  } else if (kPerDim) {
-    op.total = {args.kl, nullptr, dims.width(), dims.slices, 1, dims.width(), args.factor,
-                args.wide};
-  }
+  Forward<K, kPerDim> op(args);
   lay_out(&op.total, nullptr, place);
   launch(op, place);
   add_up(&op.total, nullptr, place);
 }
 
-template <class T, int kStored, int V>
+template <class K>
 void run(const SampleKlArgs& args, const cuda::Place& place) {
-  if (args.reduce == Reduce::kDim) return run_as<T, kStored, V, true>(args, place);
-  run_as<T, kStored, V, false>(args, place);
+  if (args.reduce == Reduce::kDim) return run_as<K, true>(args, place);
+  run_as<K, false>(args, place);
+}
+
+template <class T>
+void run_any(const SampleKlArgs& args, const cuda::Place& place) {
+  if (has_prior(args)) return run<Variant<T, kAny, 4, true>>(args, place);
+  run<Variant<T, kAny, 4, false>>(args, place);
 }
 
 // Rows that nothing tells apart become one: no row then begins where no vector can.
@@ -147,11 +157,12 @@ SampleKlArgs collapsed(SampleKlArgs args) {
   return args;
 }
 
-template <DType kType, int V>
+template <int kStored, int V>
 bool try_plain(const SampleKlArgs& args, const cuda::Place& place) {
   const int64_t rows = args.shape.rows * (args.samples > 1 ? args.samples : 1);
-  if (!plain<V>(args, kType) || !known(target(args.z, rows, args.shape.cols, V), kType)) return false;
-  run<float, kStoredAs<kType>, V>(args, place);
+  if (!plain<V>(args, kStored) || !known(target(args.z, rows, args.shape.cols, V), kStored))
+    return false;
+  run<Variant<float, kStored, V, false>>(args, place);
   return true;
 }
 
@@ -163,11 +174,9 @@ void cuda::sample_kl(const SampleKlArgs& given, const Place& place) {
   if (given.kept != nullptr)
     throw std::invalid_argument("vaefast: on a GPU the derivative is not kept");
   const SampleKlArgs args = collapsed(given);
-  if (args.wide) return run<double, kAny, 4>(args, place);
-  if (try_plain<DType::kF32, 4>(args, place)) return;
-  if (try_plain<DType::kBF16, 8>(args, place)) return;
-  if (try_plain<DType::kF16, 8>(args, place)) return;
-  run<float, kAny, 4>(args, place);
+  if (args.wide) return run_any<double>(args, place);
+  if (try_plain<kFloat, 4>(args, place) || try_plain<kHalf, 8>(args, place)) return;
+  run_any<float>(args, place);
 }
 
 int64_t cuda::workspace(const Shape& shape, Reduce reduce, bool scalar_grad, int64_t target_rows) {

@@ -20,17 +20,17 @@ struct Multiply {
   VAEFAST_MEMBER void run(int64_t unit, int lane, T*) const {
     const Walk walk = cut.template walk<V>(unit, lane);
     const int64_t start = walk.row * cut.cols + walk.first;
-    const Row<T> by = enter<kAny, kAny, T>(upstream, walk.row, walk.first);
-    if (one_value && by.constant * factor == T(1)) return;
-    const Row<T> row = enter<kAny, kAny, T>(grad, walk.row, walk.first);
+    const char* by = enter<kAny>(upstream, walk.row, walk.first);
+    if (one_value && load_one<T>(upstream.view.dtype, by) * factor == T(1)) return;
+    const char* row = enter<kAny>(grad, walk.row, walk.first);
     for (int col = walk.col; col < walk.count; col += walk.step) {
       const int n = walk.count - col < V ? walk.count - col : V;
       Raw<T, V> raw_by, raw_grad;
       fetch<kAny, true>(upstream, by, col, n, raw_by);
       fetch<kAny, true>(grad, row, col, n, raw_grad);
       T times[V], values[V];
-      decode<kAny, true>(upstream, by, raw_by, times);
-      decode<kAny, true>(grad, row, raw_grad, values);
+      decode<kAny, true>(upstream, raw_by, times);
+      decode<kAny, true>(grad, raw_grad, values);
 #pragma unroll
       for (int j = 0; j < V; ++j) values[j] *= times[j] * factor;
       put<kAny, T, V>(out, start + col, n, values);
@@ -52,7 +52,8 @@ void multiply(const ScaleArgs& args, const cuda::Place& place) {
   grad.col_stride = 1;
   const RowCut cut(shape.rows, shape.cols, V);
   const bool one_value = upstream.col_stride == 0 && upstream.row_stride == 0;
-  launch(Multiply<T, V>{cut.work(false), cut, source<T>(upstream, shape.rows, V), source<T>(grad, shape.rows, V),
+  launch(Multiply<T, V>{cut.work(false), cut, source<T>(upstream, shape.rows, V),
+                        source<T>(grad, shape.rows, V),
                         target(args.grad, shape.rows, shape.cols, V), one_value, T(args.factor)},
          place);
 }

@@ -26,8 +26,8 @@ VAEFAST_FN void four_values(uint64_t seed, uint64_t block, uint32_t sample, uint
   }
 }
 
-// Elements [first, first + V) of a stream. One counter at a time, and selects between registers: the
-// counters side by side would take 40 more registers, an index known at run time local memory.
+// Elements [first, first + V) of a stream. One counter at a time, and selects between registers:
+// the counters side by side would take 40 more registers, an index known at run time local memory.
 template <bool kNormal, class T, int V>
 VAEFAST_FN void stream_values(uint64_t seed, uint64_t first, uint32_t sample, uint32_t purpose,
                               T* out) {

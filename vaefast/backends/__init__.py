@@ -16,7 +16,7 @@ import torch
 BACKENDS = ("auto", "native", "triton", "reference")
 
 # Operators that have kernels for the CPU alone; on a GPU plain PyTorch serves them.
-CPU_ONLY = frozenset({"tc_terms", "mixture_log_prob", "mmd"})
+CPU_ONLY = frozenset({"log_ratio", "tc_terms", "mixture_log_prob", "mmd", "row_nll"})
 
 _forced: str | None = None
 

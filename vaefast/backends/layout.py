@@ -103,7 +103,9 @@ def _unit_inner(tensor: Tensor) -> Tensor:
 
 
 def _inner_stride(shape: Sequence[int], strides: Sequence[int]) -> int:
-    """The stride of the innermost dimension that is not of size 1."""
+    """The stride of the innermost dimension that is not of size 1; 0 where nothing is stored."""
+    if 0 in shape:
+        return 0
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
         if size != 1:
             return stride

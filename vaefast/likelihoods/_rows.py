@@ -37,6 +37,8 @@ class Rows(NamedTuple):
 class RowLikelihood(Likelihood):
     """Base of the likelihoods with a class dimension; a subclass gives `rows`."""
 
+    takes_sparse: ClassVar[bool] = False
+
     @property
     def class_dim(self) -> int:
         """The class dimension of params `[B, ...]`, as the user counts it."""
@@ -210,12 +212,11 @@ class Multinomial(RowLikelihood):
     const: bool = True
     param_names: ClassVar[tuple[str, ...]] = ("logits",)
     target_dtypes: ClassVar[tuple[torch.dtype, ...]] = _COUNTS
+    takes_sparse: ClassVar[bool] = True
     uint8_scale: ClassVar[float] = 1.0
 
     def rows(self, params: Params, target: Tensor) -> Rows:
         logits = self._one(params)
-        if target.layout == torch.sparse_csr and target.dim() != 2:
-            raise ValueError(f"a sparse target must be [B, V], got {list(target.shape)}")
         numbers = (float(self.const),)
         return self._fitted(logits, target, "multinomial", numbers, logits.shape[-1:])
 

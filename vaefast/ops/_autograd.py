@@ -36,13 +36,14 @@ def direct(*tensors: Tensor | None) -> bool:
     """True where a kernel may be called past torch's dispatcher, which costs some 10 us a call.
 
     Not under a mode or a tracer that must see the operator, for a subclass with a dispatcher of
-    its own, or for a negated view, whose memory holds other numbers than it shows.
+    its own, or for a negated view or a zero tensor, whose memory holds other numbers than it
+    shows, or is not there.
     """
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
     # A plain loop: a generator in all() takes twice the time.
-    for t in tensors:  # noqa: SIM110
-        if t is not None and (type(t) not in _PLAIN or t.is_neg()):
+    for t in tensors:
+        if t is not None and (type(t) not in _PLAIN or t.is_neg() or t._is_zerotensor()):
             return False
     return True
 

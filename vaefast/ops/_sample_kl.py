@@ -65,16 +65,16 @@ class _SampleKL(torch.autograd.Function):
         ctx.options, ctx.backend, ctx.direct = options, backend, direct(*tensors)
         if not ctx.direct:
             ctx.save_for_backward(*tensors, None)
-            result: tuple[Tensor, Tensor] = torch.ops.vaefast.sample_kl(
-                *tensors, *_flat(options), backend
-            )
-            return result
+            z, kl = torch.ops.vaefast.sample_kl(*tensors, *_flat(options), backend)
+            _mark(ctx, z)
+            return z, kl
         module = backends.load(backend, "sample_kl")
         kept = None
         if ctx.needs_input_grad[1]:
             kept = module.room_for_derivative(*tensors[:4], options)
         ctx.save_for_backward(*tensors, kept)
         z, kl = module.sample_kl(*tensors, options, kept)
+        _mark(ctx, z)
         return z, kl
 
     @staticmethod
@@ -105,6 +105,12 @@ class _SampleKL(torch.autograd.Function):
             return (*found, *_NO_GRADS)
         grads = iter(found)
         return (*[next(grads) if wanted else None for wanted in need], *_NO_GRADS)
+
+
+def _mark(ctx: Any, z: Tensor | None) -> None:
+    """A sample does not depend on the prior: where that alone is learned, z has no gradient."""
+    if z is not None and not any(ctx.needs_input_grad[:2]):
+        ctx.mark_non_differentiable(z)
 
 
 # For mask, weight, state, noise, options and backend.

@@ -88,6 +88,10 @@ def elbo_loss(
     first = likelihoods.as_tuple(params)[0]
     model = likelihoods.resolve(likelihood)
     lead = model.lead(first, target)
+    if isinstance(beta, Tensor):
+        _per_sample("beta", beta, first.shape, lead)
+    if isinstance(capacity, Tensor):
+        _per_sample("capacity", capacity, first.shape, lead)
     sample_weight = None
     if isinstance(weight, Tensor) and weight.shape == target.shape[:1]:
         sample_weight = weight
@@ -140,7 +144,7 @@ def elbo_loss(
     if reduction == "sum":
         loss = loss * float(first.shape[:lead].numel())
     elif reduction == "mean":
-        loss = loss * _per_element(model.elements(target), mask)
+        loss = _per_element(loss, model.elements(target), mask)
     return ELBO(loss, data, raw)
 
 
@@ -161,6 +165,16 @@ def _posterior(
     if mu is None or scale is None:
         raise ValueError("elbo_loss takes mu and scale, or kl; both are missing")
     return mu, scale
+
+
+def _per_sample(name: str, value: Tensor, shape: torch.Size, lead: int) -> None:
+    """Checks that `value` is a scalar or one number per sample."""
+    batch = shape[lead - 1 : lead]
+    if value.numel() != 1 and value.shape not in (batch, shape[:lead]):
+        raise ValueError(
+            f"{name} must be a scalar or one value per sample, {list(batch)}, got "
+            f"{list(value.shape)}"
+        )
 
 
 def _check_kl(kl: Tensor, shape: torch.Size, lead: int) -> None:
@@ -205,9 +219,9 @@ def _free_bits(
     return floor if apart else floor.mean()
 
 
-def _per_element(shape: torch.Size, mask: Tensor | None) -> float | Tensor:
+def _per_element(loss: Tensor, shape: torch.Size, mask: Tensor | None) -> Tensor:
     """Turns a mean over samples into one over data elements."""
     if mask is None:
-        return inverse(shape[1:].numel())
+        return loss * inverse(shape[1:].numel())
     aligned = _args.broadcastable("mask", mask, shape, per_sample=True)
-    return shape[0] / aligned.expand(shape).sum()
+    return loss * shape[0] / aligned.expand(shape).sum()

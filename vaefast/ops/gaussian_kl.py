@@ -92,7 +92,7 @@ def gaussian_kl(
     if free_bits > 0:
         kl = _with_free_bits(kl, free_bits, free_bits_per, reduction, mu.shape)
     if reduction == "mean" and mask is not None:
-        kl = kl * (mu.numel() / mask.expand(mu.shape).sum())
+        kl = kl * mu.numel() / mask.expand(mu.shape).sum()
     return kl
 
 

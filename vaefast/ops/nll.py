@@ -32,7 +32,7 @@ def nll(
         params: the decoder's output: a tensor or a tuple of tensors `[B, *data]`, or with a
             leading sample dimension, `[K, B, *data]`. Each may have its own floating dtype.
         target: `[B, *data]`; floating, bool, or uint8 (a pixel: read as bytes and divided by
-            255 in the kernel).
+            255 in the kernel). Counts may be a `torch.sparse_csr` matrix `[B, V]`.
         likelihood: an object of `vaefast.likelihoods` or its lower-case name.
         mask: bool, broadcasts to `[B, *data]`; a `[B]` mask is one per sample.
         weight: float, likewise.
@@ -61,14 +61,16 @@ def nll(
     if isinstance(model, RowLikelihood):
         return row_nll(model, params, target, mask, weight, reduction, validate)
     form = model.form_for(_checked_params(params), target)
+    sparse = check_layout(target)
     tensors, lead = _fit(form, target, model)
     sample_shape = tensors[0].shape[lead - 1 :]
     mask, weight = _args.mask_and_weight(mask, weight, sample_shape, target)
     _args.one_of("reduction", reduction, _args.REDUCTIONS)
     if validate:
-        check_support(target, model)
+        check_support(target, model, model.support(target.values()) if sparse else None)
     state = None
     if model.draws_target():
+        target = target.to_dense() if sparse else target
         state = random.make_state(target, target.shape[0], seed, generator)
     shape = tensors[0].shape
     if form.name == "gaussian_optimal":
@@ -101,6 +103,8 @@ def row_nll(
     validate: bool,
 ) -> Tensor:
     """`nll` of a likelihood with a class dimension: its elements are positions."""
+    if check_layout(target) and not model.takes_sparse:
+        raise ValueError(f"target of likelihood {model.name!r} must be dense, got sparse")
     rows = model.rows(params, target)
     positions, lead = rows.positions, rows.lead
     per_sample = positions[lead - 1 :]
@@ -122,6 +126,22 @@ def row_nll(
     if reduction == "mean" and mask is not None:
         loss = loss * per_sample.numel() / mask.sum()
     return loss
+
+
+def check_layout(target: Tensor) -> bool:
+    """True for a sparse target, which must be a CSR matrix.
+
+    Raises:
+        ValueError: it is sparse in another way.
+    """
+    if target.layout == torch.strided:
+        return False
+    if target.layout != torch.sparse_csr or target.dim() != 2:
+        raise ValueError(
+            f"a sparse target must be a [B, V] matrix in torch.sparse_csr, got {target.layout} of "
+            f"shape {list(target.shape)}"
+        )
+    return True
 
 
 def check_support(target: Tensor, model: Likelihood, inside: Tensor | None = None) -> None:

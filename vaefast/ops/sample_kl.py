@@ -79,5 +79,5 @@ def sample_kl(
     )
     assert z is not None and kl is not None
     if reduction == "mean" and mask is not None:
-        kl = kl * (mu.numel() / mask.expand(mu.shape).sum())
+        kl = kl * mu.numel() / mask.expand(mu.shape).sum()
     return z, kl

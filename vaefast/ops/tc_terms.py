@@ -79,8 +79,8 @@ def tc_terms(
         >>> [round(float(t.sum().abs()), 4) for t in terms]
         [0.0, 0.0, 0.0]
 
-    Source: Chen et al. 2018, "Isolating Sources of Disentanglement in VAEs", equations 2 and S4
-    to S6.
+    Source: Chen et al. 2018, "Isolating Sources of Disentanglement in VAEs", equation 2 and
+    appendix C.
     """
     _args.posterior(mu, scale)
     _args.float_tensor("z", z)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ... import _C
 from ._pack import fresh, result, stream
+from ._place import place
 
 
 def noise(
@@ -19,12 +20,13 @@ def noise(
     out = fresh(shape, dtype, state.device)
     rows = shape[0] if state.dim() > 1 else 1
     cols = math.prod(shape) // rows if rows else 0
+    grid = (rows, cols, 1)
     _C.noise(
-        (rows, cols, 1),
+        grid,
         stream(state, offset),
         kind == "normal",
         purpose,
         result(out),
-        torch.get_num_threads(),
+        torch.get_num_threads() if out.is_cpu else place(out, grid),
     )
     return out

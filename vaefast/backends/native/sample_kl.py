@@ -12,6 +12,7 @@ from ..._args import PARAMS, compute_dtype
 from .._options import Posterior
 from ..layout import View
 from ._pack import REDUCE, Packed, fresh, fresh_like, operand, pack, result, stream
+from ._place import place
 
 _PARAM = {name: index for index, name in enumerate(PARAMS)}
 
@@ -47,7 +48,9 @@ def sample_kl(
         result(z),
         0 if kl is None else kl.data_ptr(),
         0 if kept is None else kept.data_ptr(),
-        torch.get_num_threads(),
+        torch.get_num_threads()
+        if mu.is_cpu
+        else place(mu, grid, REDUCE[options.reduce], target_rows=grid[0]),
     )
     return z, kl
 
@@ -102,7 +105,7 @@ def sample_kl_backward(
         upstream = operand(View(grad_kl, grid[2], mu.shape[0] or 1, step, 0))
     reuse = (None, kept if overwrite else None, None, None)
     grads = [
-        None if t is None or not wanted else _gradient(t, mu) if old is None else old
+        None if t is None or not wanted else _gradient(t, mu, dtype) if old is None else old
         for t, wanted, old in zip(parameters, need, reuse, strict=True)
     ]
     if grad_z is None:
@@ -116,20 +119,21 @@ def sample_kl_backward(
         upstream,
         0 if kept is None else kept.data_ptr(),
         tuple([result(g) for g in grads]),
-        torch.get_num_threads(),
+        torch.get_num_threads() if mu.is_cpu else place(mu, grid),
     )
     return [
-        g if g.shape == t.shape else g.sum_to_size(t.shape)
+        g if g.shape == t.shape else g.sum_to_size(t.shape).to(t.dtype)
         for g, t in zip(grads, parameters, strict=True)
         if g is not None and t is not None
     ]
 
 
-def _gradient(parameter: Tensor, mu: Tensor) -> Tensor:
-    """Room for a gradient of mu's shape; one that was broadcast is summed afterwards."""
+def _gradient(parameter: Tensor, mu: Tensor, dtype: torch.dtype) -> Tensor:
+    """Room for a gradient of mu's shape; one that was broadcast is summed afterwards, and not in
+    half precision: `dtype` is the arithmetic's."""
     if parameter.shape == mu.shape:
         return fresh_like(parameter)
-    return fresh(mu.shape, parameter.dtype, mu.device)
+    return fresh(mu.shape, dtype, mu.device)
 
 
 def _pack(

@@ -1,0 +1,167 @@
+// log p(z) - log q(z|x) of samples and diagonal Gaussians, forward and backward, on the CPU.
+#include "cpu/kernels.h"
+#include "cpu/posterior.h"
+#include "cpu/sums.h"
+
+namespace vaefast {
+namespace VAEFAST_ISA {
+namespace {
+
+// Per element, with P the precision 1 / sigma^2 of q and of p:
+//   0.5 ((z - mu)^2 P_q - (z - prior_mu)^2 P_p + constant).
+// Without a prior P_p is 0, so -log q remains.
+template <class T>
+struct Densities {
+  Posterior<T> q;
+  T precision[kTile<T>], constant[kTile<T>], prior_precision[kTile<T>], zero[kTile<T>];
+  const T *mu, *prior_mu;
+
+  void load_tile(const LogRatioArgs& args, const Tile& tile) {
+    const int64_t n = tile.size();
+    q.load_tile(args.q, tile, false);
+    mu = q.mu;
+    const T* logvar = q.scale.logvar;
+    if (args.prior && has_prior(args.q)) {
+      prior_mu = q.prior_mu;
+      const T* prior_logvar = q.prior.logvar;
+      for (int64_t i = 0; i < n; ++i) {
+        precision[i] = exp(-logvar[i]);
+        prior_precision[i] = exp(-prior_logvar[i]);
+        constant[i] = logvar[i] - prior_logvar[i];
+      }
+      return;
+    }
+    constexpr double kLog2Pi = 1.8378770664093454836;
+    const T standard = args.prior ? T(1) : T(0), rest = args.prior ? T(0) : T(kLog2Pi);
+    for (int64_t i = 0; i < n; ++i) {
+      precision[i] = exp(-logvar[i]);
+      prior_precision[i] = standard;
+      constant[i] = logvar[i] + rest;
+      zero[i] = T(0);
+    }
+    prior_mu = zero;
+  }
+};
+
+template <class T>
+bool forward(const LogRatioArgs& args) {
+  const SampleKlArgs& q = args.q;
+  const Tiling tiling(q.shape, kTile<T>);
+  const int64_t n_slots = slots(tiling);
+  Partials partials(q.samples * n_slots);
+  if (partials.failed()) return false;
+  double* slot = partials.get();
+#pragma omp parallel num_threads(q.threads) if (q.threads > 1)
+  {
+    Densities<T> b;
+    T buffer[kTile<T>], value[kTile<T>];
+#pragma omp for schedule(static)
+    for (int64_t index = 0; index < tiling.count; ++index) {
+      const Tile tile = tiling.tile(index);
+      const int64_t n = tile.size();
+      b.load_tile(args, tile);
+      for (int64_t k = 0; k < q.samples; ++k) {
+        Tile place = tile;
+        place.row += k * q.shape.rows;
+        const T* z = load(args.z, place, buffer);
+        for (int64_t i = 0; i < n; ++i) {
+          const T near = z[i] - b.mu[i], far = z[i] - b.prior_mu[i];
+          value[i] = T(0.5) * (near * near * b.precision[i] - far * far * b.prior_precision[i] +
+                               b.constant[i]);
+        }
+        sum_rows(tiling, index, tile, value, slot + k * n_slots);
+      }
+    }
+  }
+  const int64_t posteriors = q.shape.segments > 0 ? q.shape.rows / q.shape.segments : 0;
+  for (int64_t k = 0; k < q.samples; ++k)
+    samples_from(tiling, slot + k * n_slots, 1.0, static_cast<T*>(args.value) + k * posteriors);
+  return true;
+}
+
+template <class T>
+struct Gradients {
+  T mu[kTile<T>], scale[kTile<T>], prior_mu[kTile<T>], prior_scale[kTile<T>];
+};
+
+// Adds sample k's part to the parameters' gradients and puts out z's.
+template <class T>
+void sample_gradients(const LogRatioArgs& args, const Tile& tile, int64_t k, const Densities<T>& b,
+                      T* z_buffer, T* upstream_buffer, T* out_buffer, Gradients<T>& sums) {
+  const int64_t n = tile.size();
+  Tile place = tile;
+  place.row += k * args.q.shape.rows;
+  const T* z = load(args.z, place, z_buffer);
+  const T* upstream = load(args.upstream, place, upstream_buffer);
+  const int64_t start = place.start(args.q.shape);
+  T* __restrict out = args.grad_z ? destination(args.grad_z, start, out_buffer) : out_buffer;
+  const bool prior = args.q.grad_prior_mu || args.q.grad_prior_scale;
+  for (int64_t i = 0; i < n; ++i) {
+    const T g = upstream[i], near = z[i] - b.mu[i], far = z[i] - b.prior_mu[i];
+    const T pull = near * b.precision[i], push = far * b.prior_precision[i];
+    out[i] = g * (pull - push);
+    sums.mu[i] -= g * pull;
+    sums.scale[i] += g * (T(1) - near * pull);
+  }
+  if (prior) {
+    for (int64_t i = 0; i < n; ++i) {
+      const T g = upstream[i], far = z[i] - b.prior_mu[i], push = far * b.prior_precision[i];
+      sums.prior_mu[i] += g * push;
+      sums.prior_scale[i] += g * (far * push - T(1));
+    }
+  }
+  if (args.grad_z) finish(args.grad_z, start, n, out);
+}
+
+template <class T>
+void put(const Output& out, int64_t start, int64_t n, const T* values, T factor, const T* slope,
+         T* buffer) {
+  if (!out) return;
+  T* to = destination(out, start, buffer);
+  if (slope != nullptr) {
+    for (int64_t i = 0; i < n; ++i) to[i] = factor * values[i] * slope[i];
+  } else {
+    for (int64_t i = 0; i < n; ++i) to[i] = factor * values[i];
+  }
+  finish(out, start, n, to);
+}
+
+template <class T>
+bool backward(const LogRatioArgs& args) {
+  const SampleKlArgs& q = args.q;
+  const Tiling tiling(q.shape, kTile<T>);
+#pragma omp parallel num_threads(q.threads) if (q.threads > 1)
+  {
+    Densities<T> b;
+    Gradients<T> sums;
+    T z_buffer[kTile<T>], upstream_buffer[kTile<T>], out_buffer[kTile<T>];
+#pragma omp for schedule(static)
+    for (int64_t index = 0; index < tiling.count; ++index) {
+      const Tile tile = tiling.tile(index);
+      const int64_t n = tile.size(), start = tile.start(q.shape);
+      b.load_tile(args, tile);
+      memset(&sums, 0, sizeof sums);
+      for (int64_t k = 0; k < q.samples; ++k)
+        sample_gradients(args, tile, k, b, z_buffer, upstream_buffer, out_buffer, sums);
+      put<T>(q.grad_mu, start, n, sums.mu, T(1), nullptr, out_buffer);
+      put<T>(q.grad_scale, start, n, sums.scale, T(0.5), b.q.scale.slope, out_buffer);
+      put<T>(q.grad_prior_mu, start, n, sums.prior_mu, T(1), nullptr, out_buffer);
+      const T* slope = q.prior_scale ? b.q.prior.slope : nullptr;
+      put<T>(q.grad_prior_scale, start, n, sums.prior_scale, T(0.5), slope, out_buffer);
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+bool log_ratio(const LogRatioArgs& args) {
+  return args.q.wide ? forward<double>(args) : forward<float>(args);
+}
+
+bool log_ratio_backward(const LogRatioArgs& args) {
+  return args.q.wide ? backward<double>(args) : backward<float>(args);
+}
+
+}  // namespace VAEFAST_ISA
+}  // namespace vaefast

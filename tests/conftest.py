@@ -1,0 +1,136 @@
+"""What every test stands on: the installed package, the backends there are, seeds and threads."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import vaefast as vf
+
+ROOT = Path(__file__).resolve().parent.parent
+# At the end: a folder here that shares a library's name must not hide that library.
+sys.path.append(str(Path(__file__).parent))
+
+
+class Target(NamedTuple):
+    """A backend under test and the device its tensors live on."""
+
+    name: str
+    device: str
+
+
+def _wrong_package() -> str | None:
+    """Why the imported package is not one that an installation would give, or None."""
+    package = Path(vf.__file__).resolve().parent
+    if package == ROOT / "vaefast":
+        try:
+            origin = importlib.metadata.distribution("vaefast").read_text("direct_url.json")
+        except importlib.metadata.PackageNotFoundError:
+            return f"vaefast was imported from the checkout, {package}, and is not installed"
+        if not json.loads(origin or "{}").get("dir_info", {}).get("editable"):
+            return (
+                f"vaefast was imported from the checkout, {package}, which hides the installed "
+                "one; run `pytest`, not `python -m pytest`, or install with `pip install -e .`"
+            )
+    if os.environ.get("VAEFAST_BACKEND") == "reference":
+        return None
+    record = package / "_build.json"
+    built = json.loads(record.read_text()) if record.exists() else {"native": True}
+    if "native" in vf.available_backends("cpu"):
+        return None
+    if built["native"]:
+        return f"vaefast._C is missing although it was built: {vf.info()['native']}"
+    return f"vaefast._C was not built: {built['reason']}; VAEFAST_BACKEND=reference tests without"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    cause = _wrong_package()
+    if cause:
+        pytest.exit(cause, returncode=pytest.ExitCode.USAGE_ERROR)
+
+
+def _capabilities() -> list[str]:
+    if "native" not in vf.available_backends("cpu"):
+        return []
+    from vaefast import _C
+
+    return list(_C.available_capabilities())
+
+
+CPU_BACKENDS = ["reference", *(f"native-{name}" for name in _capabilities())]
+# Without a GPU not collected at all: a thousand skips would hide the one that matters.
+GPU_BACKENDS = [
+    pytest.param(name, marks=pytest.mark.gpu)
+    for name in ("native-cuda", "triton-cuda", "reference-cuda")
+    if torch.cuda.is_available()
+]
+
+
+@pytest.fixture(params=[*CPU_BACKENDS, *GPU_BACKENDS])
+def backend(request: pytest.FixtureRequest) -> Iterator[Target]:
+    """Each backend in turn, with every unwritten result poisoned by NaN."""
+    yield from _served_by(request.param)
+
+
+@pytest.fixture(params=[*CPU_BACKENDS[1:], *GPU_BACKENDS[:2]])
+def kernels(request: pytest.FixtureRequest) -> Iterator[Target]:
+    """As `backend`, without the reference."""
+    yield from _served_by(request.param)
+
+
+def _served_by(param: str) -> Iterator[Target]:
+    name, _, detail = param.partition("-")
+    device = "cuda" if detail == "cuda" else "cpu"
+    if device == "cuda" and name not in vf.available_backends("cuda"):
+        pytest.skip(f"{name} cannot serve cuda: {vf.info()['backends']['cuda'][name]}")
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    # Fills torch.empty and its relatives with NaN, so that memory nobody wrote is seen.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        with vf.backend(name):
+            if name == "native" and device == "cpu":
+                with _capability(detail):
+                    yield Target(name, device)
+            else:
+                yield Target(name, device)
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+
+
+class _capability:
+    def __init__(self, name: str) -> None:
+        from vaefast import _C
+
+        self.core, self.name, self.before = _C, name, _C.cpu_capability()
+
+    def __enter__(self) -> None:
+        self.core.set_cpu_capability(self.name)
+
+    def __exit__(self, *error: object) -> None:
+        self.core.set_cpu_capability(self.before)
+
+
+@pytest.fixture(autouse=True)
+def _seed_and_threads() -> Iterator[None]:
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)

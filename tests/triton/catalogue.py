@@ -1,0 +1,141 @@
+"""Calls of every operator, as models make them: what is compiled ahead of time, and documented."""
+
+from typing import Any, NamedTuple
+
+import torch
+from likelihood_cases import ALL
+
+from vaefast.backends._options import Nll, Posterior, Transform
+from vaefast.backends.triton import nll, noise, sample_kl, scale
+from vaefast.backends.triton.likelihoods import HEAVY
+
+F64, F32, BF16, F16, U8 = torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.uint8
+LATENT, IMAGE = (256, 4, 64, 64), (64, 3, 64, 64)
+# Memory that nobody reads: the calls are only compiled.
+_STATE = torch.empty(2, dtype=torch.int64)
+
+
+class Call(NamedTuple):
+    """A call; `kernels` it launches; `bytes` it must move per element; `loads` that are 16 wide."""
+
+    name: str
+    run: Any
+    kernels: int
+    bytes: float
+    loads: int
+    everywhere: bool = False
+
+    def __str__(self):
+        return self.name
+
+
+def _empty(*shape, dtype=F32):
+    return torch.empty(shape, dtype=dtype)
+
+
+def _posterior(
+    shape=LATENT, dtype=F32, reduce="sample", samples=0, backward=False, chunk=False, prior=False,
+    per_sample=False, param="logvar", clamp=(), mask=False,
+):  # fmt: skip
+    """A call of `sample_kl`, or of its backward pass."""
+
+    def run():
+        if chunk:
+            mu, scale = _empty(shape[0], 2 * shape[1], *shape[2:], dtype=dtype).chunk(2, 1)
+        else:
+            mu, scale = _empty(*shape, dtype=dtype), _empty(*shape, dtype=dtype)
+        options = Posterior(Transform(param, 0.0, clamp), samples, 1.0, 0, reduce, 0.25)
+        state = torch.empty(shape[0], 2, dtype=torch.int64) if per_sample else _STATE
+        priors = [_empty(*shape, dtype=dtype) for _ in range(2)] if prior else [None, None]
+        hidden = torch.empty(shape, dtype=torch.bool) if mask else None
+        given = (mu, scale, *priors, hidden, None, None if samples < 0 else state, None, options)
+        if not backward:
+            sample_kl.sample_kl(*given)
+            return
+        grad_z = (
+            None if samples < 0 else _empty(*((samples,) if samples else ()), *shape, dtype=dtype)
+        )
+        grad_kl = {"": None, "sample": _empty(shape[0]), "sum": _empty()}[reduce]
+        sample_kl.sample_kl_backward(grad_z, grad_kl, *given, [True, True, prior, prior])
+
+    return run
+
+
+def _nll(form, count=1, scalar=-1, shape=IMAGE, dtype=F32, target=None, reduce="sum", draw=False):
+    """A call of `nll` that makes every gradient."""
+
+    def run():
+        params = [_empty(*shape, dtype=dtype) for _ in range(count)]
+        if scalar >= 0:
+            params.append(_empty())
+        options = Nll(form, (1.0, 1.0), scalar, 1, 255.0, 0, reduce, 0.25, 0.25)
+        x = _empty(*shape, dtype=target or dtype)
+        nll.nll(
+            tuple(params), x, None, None, _STATE if draw else None, options, [True] * len(params)
+        )
+
+    return run
+
+
+def _noise(dtype):
+    return lambda: noise.noise(_STATE, (1 << 20,), dtype, "normal", 0, 0)
+
+
+CALLS = [
+    Call("noise, float32", _noise(F32), 1, 4, 0, True),
+    Call("noise, bfloat16", _noise(BF16), 1, 2, 0),
+    Call("rsample", _posterior(reduce=""), 1, 12, 2),
+    Call("rsample, 8 samples", _posterior(reduce="", samples=8), 1, 8 + 8 * 4, 2),
+    Call("sample_kl", _posterior(), 2, 12, 2, True),
+    Call("sample_kl, 1024x128", _posterior((1024, 128)), 1, 12, 2),
+    Call("sample_kl, 128x20", _posterior((128, 20)), 1, 12, 2),
+    Call("sample_kl, summed", _posterior(reduce="sum"), 2, 12, 2),
+    Call("sample_kl, chunks", _posterior(chunk=True), 2, 12, 2),
+    Call("sample_kl, seeds per sample", _posterior(per_sample=True), 2, 12, 2),
+    Call("sample_kl, bfloat16", _posterior(dtype=BF16), 2, 6, 2, True),
+    Call("sample_kl, bfloat16 chunks", _posterior(dtype=BF16, chunk=True), 2, 6, 2),
+    Call("sample_kl, float16", _posterior(dtype=F16), 2, 6, 2),
+    Call("sample_kl, float64", _posterior(dtype=F64), 2, 24, 2, True),
+    Call("sample_kl, learned prior", _posterior(prior=True), 2, 20, 4),
+    Call(
+        "sample_kl, softplus, tanh clamp, mask",
+        _posterior(param="softplus", clamp=(-5.0, 5.0, 1.0), mask=True),
+        *(2, 13, 2),
+    ),
+    Call("gaussian_kl", _posterior(samples=-1), 2, 8, 2),
+    Call("gaussian_kl, per dimension", _posterior((1024, 128), reduce="dim", samples=-1), 2, 8, 2),
+    Call("sample_kl backward", _posterior(backward=True), 1, 20, 3, True),
+    Call("sample_kl backward, 128x20", _posterior((128, 20), backward=True), 1, 20, 3),
+    Call("sample_kl backward, chunks", _posterior(backward=True, chunk=True), 1, 20, 3),
+    Call("sample_kl backward, bfloat16", _posterior(dtype=BF16, backward=True), 1, 10, 3, True),
+    Call("sample_kl backward, float64", _posterior(dtype=F64, backward=True), 1, 40, 3),
+    Call("sample_kl backward, learned prior", _posterior(prior=True, backward=True), 1, 36, 5),
+    Call(
+        "sample_kl backward, softplus, tanh clamp, mask, prior",
+        _posterior(param="softplus", clamp=(-5.0, 5.0, 1.0), mask=True, prior=True, backward=True),
+        *(1, 37, 5, True),
+    ),
+    Call("bernoulli, uint8 target", _nll("bernoulli", target=U8), 2, 9, 1, True),
+    Call("bernoulli, binarised uint8", _nll("bernoulli", target=U8, draw=True), 2, 9, 1),
+    Call("bernoulli, bfloat16", _nll("bernoulli", dtype=BF16), 2, 6, 2),
+    Call("bernoulli, bfloat16 and float32", _nll("bernoulli", dtype=BF16, target=F32), 2, 8, 2),
+    Call("bernoulli, float64", _nll("bernoulli", dtype=F64), 2, 24, 2),
+    Call("bernoulli, per sample", _nll("bernoulli", reduce="sample"), 2, 12, 2),
+    Call("bernoulli, 128x784", _nll("bernoulli", shape=(128, 784)), 2, 12, 2),
+    Call("scale_", lambda: scale.scale_(_empty(*IMAGE), _empty(), 0.5), 1, 8, 1, True),
+]
+# Every likelihood there is, by itself.
+for _case in {c.form: c for c in ALL}.values():
+    _scalar = 1 if _case.scalar is not None else -1
+    _run = _nll(_case.form, _case.count, _scalar)
+    # With a learned scalar a second sum, its gradient's.
+    CALLS.append(
+        Call(
+            f"nll, {_case.form}",
+            _run,
+            2 + (_scalar == 1),
+            4 + 8 * _case.count,
+            _case.count + 1,
+            _case.form in (*HEAVY, "bernoulli"),
+        )
+    )

@@ -1,0 +1,31 @@
+"""Kernels compiled ahead of time: no spills, 16-byte loads, and how many launches a call takes."""
+
+import pytest
+
+pytest.importorskip("triton.language")
+
+import aot
+from catalogue import CALLS
+
+ON = [(call, arch) for call in CALLS for arch in (80, 90, 100) if call.everywhere or arch == 90]
+
+
+@pytest.mark.parametrize(
+    ("call", "arch"), ON, ids=lambda p: f"sm_{p}" if isinstance(p, int) else str(p)
+)
+def test_compiles_without_spills_to_wide_loads(call, arch):
+    found = aot.launches(call.run, arch)
+    assert len(found) == call.kernels, [one.kernel for one in found]
+    for one in found:
+        assert one.stack == 0, f"{one.kernel} spills"
+        assert one.count("LDL") == one.count("STL") == 0
+        assert one.registers <= 255
+    main = found[0]
+    wide = sum(
+        one in line
+        for one in ("LDG.E.128", "LDG.E.CONSTANT.128")
+        for line in main.sass.splitlines()
+    )
+    # Each operand is read in whole 16-byte loads; what is left are states, sums and bytes.
+    assert wide >= call.loads, main.sass
+    assert "STG.E.128" in main.sass or call.name.startswith("gaussian_kl")

@@ -1,0 +1,33 @@
+"""Runs kernel_checks.py in Triton's interpreter: a process of its own, as it must be set early."""
+
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton.language")
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+
+
+@pytest.mark.timeout(900)
+def test_kernels_in_the_interpreter(tmp_path):
+    report = tmp_path / "report.xml"
+    # Not "python -m pytest" from the root: that would import the checkout, not what is installed.
+    command = [
+        *(sys.executable, "-c", "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"),
+        *(str(HERE / "kernel_checks.py"), f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml")),
+        *("-q", "-p", "no:cacheprovider", f"--junitxml={report}"),
+    ]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "VAEFAST_BACKEND": "auto"}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert report.exists(), f"{run.stdout}\n{run.stderr}"
+    suite = ElementTree.parse(report).getroot().find("testsuite")
+    counts = {key: int(suite.get(key)) for key in ("tests", "failures", "errors", "skipped")}
+    assert run.returncode == 0 and not counts["failures"] + counts["errors"], run.stdout[-20_000:]
+    # A suite that was not found, or skipped itself, must not pass.
+    assert counts["tests"] > 200 and counts["skipped"] == 0, counts

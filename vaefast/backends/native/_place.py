@@ -1,0 +1,33 @@
+"""Where on a GPU a call of the compiled core runs, and the memory for its partial sums."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import _C
+
+Place = tuple[int, int, int, int, Tensor | None]
+
+
+def place(
+    tensor: Tensor,
+    grid: tuple[int, int, int],
+    reduce: int = 0,
+    scalar_grad: bool = False,
+    target_rows: int = 0,
+) -> Place:
+    """(device, stream, workspace, its bytes, and what holds it until the call is queued).
+
+    The workspace goes back to torch's allocator after that, which hands it out again on the same
+    stream only, behind the kernel.
+    """
+    device: int = tensor.device.index
+    # torch.cuda.current_stream gives the same by way of an object: 1 us more.
+    stream: int = torch._C._cuda_getCurrentRawStream(device)
+    # Two of the reductions need none: "" and "elem".
+    size = _C.workspace(grid, reduce, scalar_grad, target_rows) if reduce > 1 or scalar_grad else 0
+    if not size:
+        return device, stream, 0, 0, None
+    workspace = torch.empty(size, dtype=torch.uint8, device=tensor.device)
+    return device, stream, workspace.data_ptr(), size, workspace

@@ -1,0 +1,92 @@
+"""`log_ratio` by the compiled core."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ... import _C
+from ..._args import compute_dtype
+from .._options import Posterior, Transform
+from ._pack import Packed, fresh_like, pack, result
+from .sample_kl import _gradient, _settings
+
+
+def log_ratio(
+    z: Tensor,
+    mu: Tensor,
+    scale: Tensor,
+    prior_mu: Tensor | None,
+    prior_scale: Tensor | None,
+    transform: Transform,
+    prior: bool,
+) -> Tensor:
+    """`[K, B]` for z `[K, B, *latent]`; -log q(z|x) alone where `prior` is False."""
+    dtype = compute_dtype(z, mu, scale, prior_mu, prior_scale)
+    grid, packed, _alive = _pack(z, (mu, scale, prior_mu, prior_scale, z))
+    value = torch.empty(z.shape[:2], dtype=dtype, device=z.device)
+    _C.log_ratio(
+        grid,
+        (*packed[:4], None, None, None),
+        packed[4],
+        _settings(_options(z, transform), dtype),
+        prior,
+        value.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return value
+
+
+def log_ratio_backward(
+    upstream: Tensor,
+    z: Tensor,
+    mu: Tensor,
+    scale: Tensor,
+    prior_mu: Tensor | None,
+    prior_scale: Tensor | None,
+    transform: Transform,
+    prior: bool,
+    need: Sequence[bool],
+) -> list[Tensor]:
+    """The gradients in z, mu, scale, prior_mu and prior_scale that are needed."""
+    parameters = (mu, scale, prior_mu, prior_scale)
+    dtype = compute_dtype(z, *parameters)
+    # One value for all of a sample's elements, whatever rows they make up.
+    spread = upstream.reshape(*upstream.shape, *([1] * (z.dim() - 2)))
+    grid, packed, _alive = _pack(z, (*parameters, z, spread))
+    grads = [
+        fresh_like(z) if need[0] else None,
+        *(
+            _gradient(t, mu, dtype) if t is not None and n else None
+            for t, n in zip(parameters, need[1:], strict=True)
+        ),
+    ]
+    _C.log_ratio_backward(
+        grid,
+        (*packed[:4], None, None, None),
+        packed[4],
+        _settings(_options(z, transform), dtype),
+        prior,
+        packed[5],
+        tuple([result(g) for g in grads]),
+        torch.get_num_threads(),
+    )
+    return [
+        g if g.shape == t.shape else g.sum_to_size(t.shape).to(t.dtype)
+        for g, t in zip(grads, (z, *parameters), strict=True)
+        if g is not None and t is not None
+    ]
+
+
+def _options(z: Tensor, transform: Transform) -> Posterior:
+    return Posterior(transform, z.shape[0], 1.0, 0, "", 1.0)
+
+
+def _pack(
+    z: Tensor, operands: Sequence[Tensor | None]
+) -> tuple[tuple[int, int, int], list[Packed | None], object]:
+    """The grid of one sample, and every operand over all of them."""
+    (rows, cols, segments), packed, alive = pack(z.shape, 2, operands)
+    return (rows // z.shape[0], cols, segments), packed, alive

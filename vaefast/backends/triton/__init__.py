@@ -1,0 +1,1 @@
+"""Triton kernels; triton is imported by the modules of this folder alone."""

@@ -1,0 +1,76 @@
+"""Twins of pixels of a few levels."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .._math import exp, expm1, log1p, log1p_unit
+from ._base import heavy_form
+
+
+@heavy_form
+@triton.jit
+def discretized_logistic(x, theta, numbers):
+    """theta: loc, log_scale; numbers: a, b, level 0, bin, last level, log bin: level a x + b."""
+    top = numbers[4]
+    # Adding it rounds to an integer.
+    magic: tl.constexpr = 6755399441055744.0 if x.dtype == tl.float64 else 12582912.0
+    nearest = (x * numbers[0] + numbers[1] + magic) - magic
+    level = tl.where(nearest < 0.0, 0.0, nearest)
+    # 0 x: an infinite pixel is no level, and gives NaN.
+    level = tl.where(level > top, top, level) + 0.0 * x
+    d = level * numbers[3] + numbers[2] - theta[0]
+    return _bin_nll(d, 0.5 * numbers[3], numbers[5], theta[1], level <= 0.0, level >= top)
+
+
+@triton.jit
+def _bin_nll(d, half_bin, log_bin, log_scale, first, last):
+    """-log of the mass that a logistic gives to one bin, and its derivatives in loc, log_scale.
+
+    With u, l the standardised edges and w = u - l it is sigmoid(u) sigmoid(-l) (1 - e^-w): -log of
+    it is a sum of three positive terms. The first and last bin lack the terms of their open side.
+    """
+    largest: tl.constexpr = 1.7976931348623157e308 if d.dtype == tl.float64 else 3.4028234e38
+    inverse = _within(exp(-log_scale), largest)
+    upper = _within((d + half_bin) * inverse, largest)
+    lower = _within((d - half_bin) * inverse, largest)
+    width = _within(2.0 * half_bin * inverse, largest)
+    inside = (first | last) == 0
+
+    # softplus(-upper) and softplus(lower) with their derivatives from one exp each.
+    eu = exp(-tl.abs(upper))
+    el = exp(-tl.abs(lower))
+    qu = eu / (1.0 + eu)
+    ql = el / (1.0 + el)
+    over = log1p_unit(eu) + tl.where(upper < 0.0, -upper, 0.0)
+    under = log1p_unit(el) + tl.where(lower > 0.0, lower, 0.0)
+
+    # log(1 - e^-w): by log1p where e^-w is small, by expm1 where it is not; a bin far below the
+    # scale by its width's logarithm, which is known even where w underflows.
+    rise = -expm1(-width)
+    narrow = width < (1e-200 if d.dtype == tl.float64 else 1e-20)
+    left_out = exp(-width)
+    mass = tl.where(width > 0.7, log1p(-left_out), tl.log(rise))
+    mass = tl.where(narrow, log_bin - log_scale, mass)
+
+    beyond = tl.where(upper > 0.0, qu, 1.0 - qu)
+    before = tl.where(lower > 0.0, 1.0 - ql, ql)
+    # sigmoid(-u) - sigmoid(l) as the product that does not cancel, its sign that of -(u + l).
+    both = _within(upper + lower, largest)
+    product = tl.where(both > 0.0, -((1.0 - beyond) * before), beyond * (1.0 - before))
+    middle = product * -expm1(-tl.abs(both))
+    share = tl.where(narrow, 1.0, width * left_out / rise)
+    to_loc = inverse * tl.where(first, beyond, tl.where(last, -before, middle))
+    to_log_scale = (
+        tl.where(last, 0.0, upper * beyond)
+        - tl.where(first, 0.0, lower * before)
+        + tl.where(inside, share, 0.0)
+    )
+    value = tl.where(last, 0.0, over) + tl.where(first, 0.0, under) - tl.where(inside, mass, 0.0)
+    return value, to_loc, to_log_scale
+
+
+@triton.jit
+def _within(x, bound: tl.constexpr):
+    return tl.where(x < -bound, -bound, tl.where(x > bound, bound, x))

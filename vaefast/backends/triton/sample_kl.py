@@ -1,0 +1,184 @@
+"""`sample_kl` by Triton: one launch forward (two where sums span programs), one backward."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..._args import compute_dtype
+from .._options import Posterior
+from ..layout import View
+from . import _sample_kl
+from ._grid import Work, launch, share
+from ._sums import room
+
+
+def sample_kl(
+    mu: Tensor,
+    scale: Tensor,
+    prior_mu: Tensor | None,
+    prior_scale: Tensor | None,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    state: Tensor | None,
+    noise: Tensor | None,
+    options: Posterior,
+    kept: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """(z, kl), each None where `options` does not ask for it; `kept` is for other backends."""
+    dtype = compute_dtype(mu, scale, prior_mu, prior_scale)
+    z = kl = None
+    if options.num_samples >= 0:
+        copies = (options.num_samples,) if options.num_samples else ()
+        z = torch.empty((*copies, *mu.shape), dtype=mu.dtype, device=mu.device)
+    if options.reduce:
+        kl = torch.empty(_kl_shape(mu.shape, options.reduce), dtype=dtype, device=mu.device)
+    if not mu.numel():
+        return z, kl if kl is None else kl.zero_().mul_(options.factor)
+    tensors = (mu, scale, prior_mu, prior_scale, mask, weight, noise)
+    over = options.reduce if options.reduce != "elem" else ""
+    work = _share(mu, tensors, dtype, over, state, options)
+    sums = None
+    if kl is not None and over:
+        sums = room(work, over, over, kl, options.factor)
+    launch(
+        _sample_kl.forward,
+        work.programs,
+        mu.device,
+        z,
+        kl if sums is None else sums.to,
+        *work.operands[:7],
+        state if z is not None else None,
+        options.offset,
+        *work.sizes,
+        *_numbers(options, options.factor if sums is None else sums.now),
+        REDUCE=options.reduce,
+        **_settings(work, options, state),
+    )
+    if sums is not None:
+        sums.finish()
+    return z, kl
+
+
+def room_for_derivative(
+    mu: Tensor,
+    scale: Tensor,
+    prior_mu: Tensor | None,
+    prior_scale: Tensor | None,
+    options: Posterior,
+) -> Tensor | None:
+    """None: on a GPU the noise made anew costs less than writing and reading dz/dscale."""
+    return None
+
+
+def sample_kl_backward(
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    mu: Tensor,
+    scale: Tensor,
+    prior_mu: Tensor | None,
+    prior_scale: Tensor | None,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    state: Tensor | None,
+    noise: Tensor | None,
+    options: Posterior,
+    need: list[bool],
+    kept: Tensor | None = None,
+    overwrite: bool = False,
+) -> list[Tensor]:
+    """The gradients in mu, scale, prior_mu and prior_scale that are needed."""
+    dtype = compute_dtype(mu, scale, prior_mu, prior_scale)
+    parameters = (mu, scale, prior_mu, prior_scale)
+    grads = [
+        None
+        if t is None or not wanted
+        # One that was broadcast is summed afterwards, and not in half precision.
+        else torch.empty(
+            mu.shape, dtype=t.dtype if t.shape == mu.shape else dtype, device=mu.device
+        )
+        for t, wanted in zip(parameters, need, strict=True)
+    ]
+    if mu.numel():
+        per_place = options.reduce in ("elem", "dim")
+        extra = None
+        if grad_kl is not None and not per_place:
+            # One number per sample, or for all; `_share` fits it to the segments.
+            extra = grad_kl
+        if grad_z is None:
+            options = options._replace(num_samples=-1)
+            noise = state = None
+        tensors = (*parameters, mask, weight, noise, grad_z, grad_kl if per_place else None)
+        work = _share(mu, tensors, dtype, "", state, options, extra)
+        operands = work.operands
+        launch(
+            _sample_kl.backward,
+            work.programs,
+            mu.device,
+            *grads,
+            operands[7],
+            operands[8] or operands[9],
+            *operands[:7],
+            state,
+            options.offset,
+            *work.sizes,
+            *_numbers(options, options.factor),
+            **_settings(work, options, state),
+        )
+    return [
+        g if g.shape == t.shape else g.sum_to_size(t.shape).to(t.dtype)
+        for g, t in zip(grads, parameters, strict=True)
+        if g is not None and t is not None
+    ]
+
+
+def _share(
+    mu: Tensor,
+    tensors: tuple[Tensor | None, ...],
+    dtype: torch.dtype,
+    over: str,
+    state: Tensor | None,
+    options: Posterior,
+    upstream: Tensor | None = None,
+) -> Work:
+    """The work; several samples are a leading dimension, which the kernel itself walks."""
+    copies = max(options.num_samples, 1)
+    leading = options.num_samples > 0
+    extra = None
+    if upstream is not None:
+        step = upstream.stride(0) if upstream.dim() else 0
+        # rows / B segments to a sample: `share` knows how many, and sets the view's `div`.
+        extra = View(upstream, 0, max(mu.shape[0], 1) if step else 1, step, 0)
+    return share(
+        (options.num_samples, *mu.shape) if leading else mu.shape,
+        2 if leading else 1,
+        tensors,
+        dtype,
+        over,
+        copies=copies,
+        rowwise=state is not None and state.dim() > 1,
+        extra=extra,
+    )
+
+
+def _numbers(options: Posterior, factor: float) -> tuple[float, ...]:
+    (_, min_std, clamp), samples, temperature, *_ = options
+    low, high = clamp[:2] if clamp else (0.0, 0.0)
+    return max(samples, 1), temperature, min_std, low, high, factor
+
+
+def _settings(work: Work, options: Posterior, state: Tensor | None) -> dict[str, object]:
+    clamp = options.transform.clamp
+    return {
+        "PARAM": options.transform.param,
+        "CLAMP": len(clamp) - 1 if clamp else 0,
+        "PER_SAMPLE": state is not None and state.dim() > 1,
+        "ALIGNED": work.cols % 4 == 0,
+        **work.meta,
+    }
+
+
+def _kl_shape(shape: torch.Size, reduce: str) -> tuple[int, ...]:
+    if reduce == "sample":
+        return (shape[0],)
+    return {"elem": tuple(shape), "dim": tuple(shape[1:])}.get(reduce, ())
