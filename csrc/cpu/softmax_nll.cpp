@@ -2,6 +2,7 @@
 // of the logits' size beside the gradient.
 #include "cpu/kernels.h"
 #include "cpu/rows.h"
+#include "math/bounded.h"
 #include "math/gamma.h"
 
 namespace vaefast {
@@ -61,8 +62,9 @@ T value_at(DType dtype, const char* base, int64_t at) {
   return value;
 }
 
-// Rows whose classes lie side by side: the logits of a row are read twice, the second time from
-// the cache.
+// Rows whose classes lie side by side, in blocks. The first pass puts e^(logit - highest so far)
+// where the gradient will be, the second finds it in the cache; a gradient of another type cannot
+// hold it, and the logits are read again.
 template <class T>
 struct DenseRow {
   static constexpr int64_t kBlock = 1024;
@@ -70,12 +72,18 @@ struct DenseRow {
   double listed[kBlock + 1];
 
   const RowNllArgs& args;
+  // Per block: the highest logit so far, which its exponentials are relative to.
+  Partials tops;
+  const bool kept_exps;
   int64_t row, target_row;
   const char *source, *counted;
   T highest = -GammaConstants<T>::infinity;
   double normaliser = 0, total = 0, dot = 0, factorials = 0;
 
-  explicit DenseRow(const RowNllArgs& a) : args(a) {}
+  explicit DenseRow(const RowNllArgs& a)
+      : args(a),
+        tops(a.classes / kBlock + 1),
+        kept_exps(a.grad && same_type(a.grad.dtype, logits)) {}
 
   const T* counts_at(int64_t c, int64_t n) {
     return in_type(args.target_dtype, counted + c * size_of(args.target_dtype), counts, n);
@@ -90,6 +98,9 @@ struct DenseRow {
     highest = -GammaConstants<T>::infinity;
     normaliser = total = dot = factorials = 0;
     const bool whole = args.numbers[0] != 0;
+    // Before the logits are overwritten, where the gradient lies there.
+    if (args.form == RowForm::kCategorical) index();
+    if (args.form == RowForm::kMultinomialSparse) sparse();
     for (int64_t c = 0; c < args.classes; c += kBlock) {
       const int64_t left = args.classes - c, n = left < kBlock ? left : kBlock;
       const T* l = in_type(args.dtype, source + c * size_of(args.dtype), logits, n);
@@ -98,18 +109,21 @@ struct DenseRow {
         normaliser *= static_cast<double>(exp(highest - top));
         highest = top;
       }
-      const T m = highest;
-      for (int64_t i = 0; i < n; ++i) work[i] = exp(l[i] - m);
-      normaliser += sum(work, n);
-      if (args.form != RowForm::kMultinomial) continue;
-      const T* x = counts_at(c, n);
-      total += sum(x, n);
-      for (int64_t i = 0; i < n; ++i) work[i] = x[i] == T(0) ? T(0) : x[i] * l[i];
-      dot += sum(work, n);
-      if (whole) factorials += log_factorials(x, n, listed);
+      if (args.form == RowForm::kMultinomial) {
+        const T* x = counts_at(c, n);
+        total += sum(x, n);
+        for (int64_t i = 0; i < n; ++i) work[i] = x[i] == T(0) ? T(0) : x[i] * l[i];
+        dot += sum(work, n);
+        if (whole) factorials += log_factorials(x, n, listed);
+      }
+      // Of -inf alone, so far: any finite number gives 0.
+      const T m = highest == -GammaConstants<T>::infinity ? T(0) : highest;
+      tops.get()[c / kBlock] = static_cast<double>(m);
+      T* e = kept_exps ? reinterpret_cast<T*>(grad_at(args, row, c, 0)) : work;
+#pragma GCC ivdep
+      for (int64_t i = 0; i < n; ++i) e[i] = exp_or_zero(l[i] - m);
+      normaliser += sum(e, n);
     }
-    if (args.form == RowForm::kCategorical) index();
-    if (args.form == RowForm::kMultinomialSparse) sparse();
   }
 
   void index() {
@@ -142,20 +156,25 @@ struct DenseRow {
 
   // scale (total softmax - counts).
   void write_grad(double scale) {
-    const T share = static_cast<T>(scale * total / normaliser), each = static_cast<T>(scale);
-    const T m = highest;
+    const double whole_share = scale * total / normaliser;
+    const T each = static_cast<T>(scale);
     for (int64_t c = 0; c < args.classes; c += kBlock) {
       const int64_t left = args.classes - c, n = left < kBlock ? left : kBlock;
-      const T* l = in_type(args.dtype, source + c * size_of(args.dtype), logits, n);
+      const double top = tops.get()[c / kBlock];
+      const T share = static_cast<T>(exp(top - static_cast<double>(highest)) * whole_share);
       char* to = grad_at(args, row, c, 0);
-      T* g = same_type(args.grad.dtype, work) ? reinterpret_cast<T*>(to) : work;
+      T* g = kept_exps ? reinterpret_cast<T*>(to) : work;
+      if (!kept_exps) {
+        const T* l = in_type(args.dtype, source + c * size_of(args.dtype), logits, n);
+        const T m = static_cast<T>(top);
+        for (int64_t i = 0; i < n; ++i) g[i] = exp_or_zero(l[i] - m);
+      }
       if (args.form == RowForm::kMultinomial) {
         const T* x = counts_at(c, n);
 #pragma GCC ivdep
-        for (int64_t i = 0; i < n; ++i) g[i] = exp(l[i] - m) * share - each * x[i];
+        for (int64_t i = 0; i < n; ++i) g[i] = g[i] * share - each * x[i];
       } else {
-#pragma GCC ivdep
-        for (int64_t i = 0; i < n; ++i) g[i] = exp(l[i] - m) * share;
+        for (int64_t i = 0; i < n; ++i) g[i] *= share;
         subtract(c, n, g, each);
       }
       if (g == work) narrow(g, args.grad.dtype, to, n);
@@ -186,12 +205,15 @@ struct DenseRow {
 };
 
 template <class T>
-void rows_alone(const RowNllArgs& args, const Values<T>& values) {
-#pragma omp parallel num_threads(args.threads) if (args.threads > 1)
+bool rows_alone(const RowNllArgs& args, const Values<T>& values) {
+  bool failed = false;
+#pragma omp parallel num_threads(args.threads) if (args.threads > 1) reduction(|| : failed)
   {
     DenseRow<T> row(args);
+    failed = row.tops.failed();
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < args.rows; ++r) {
+      if (row.tops.failed()) continue;
       const int64_t place = r % args.target_rows;
       if (!kept(args, place)) {
         row.row = r;
@@ -205,6 +227,7 @@ void rows_alone(const RowNllArgs& args, const Values<T>& values) {
       if (args.grad) row.write_grad(weight * args.grad_factor);
     }
   }
+  return !failed;
 }
 
 // Positions that lie side by side, their classes apart (logits [B, C, H, W]): a block of positions
@@ -213,7 +236,7 @@ template <class T>
 struct Block {
   static constexpr int64_t kWidest = 512;
   T highest[kWidest], normaliser[kWidest], part[kWidest], share[kWidest], each[kWidest];
-  T logits[kWidest], work[kWidest];
+  T logits[kWidest], work[kWidest], picked[kWidest];
   int32_t hit[kWidest];
 };
 
@@ -225,10 +248,16 @@ int64_t block_width(const RowNllArgs& args) {
   return whole < 16 ? 16 : whole > Block<T>::kWidest ? Block<T>::kWidest : whole;
 }
 
+// Brings `bytes` into the cache, to be read or written.
+template <bool kWrite = false>
+void fetch(const char* from, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, kWrite ? 1 : 0);
+}
+
 template <class T>
 void side_by_side(const RowNllArgs& args, const Values<T>& values, const Positions& p,
                   Block<T>& b) {
-  constexpr int64_t kPart = 32;
+  constexpr int64_t kPart = 32, kAhead = 4;
   const int64_t n = p.count, place = p.place(args);
   const auto load = [&](int64_t c) {
     return in_type(args.dtype, params_at<T>(args, p.row, c, p.at), b.logits, n);
@@ -238,15 +267,33 @@ void side_by_side(const RowNllArgs& args, const Values<T>& values, const Positio
     b.normaliser[i] = b.part[i] = T(0);
   }
   for (int64_t c = 0; c < args.classes; ++c) {
+    // A class's positions are too few for the hardware to foresee where the next ones lie.
+    const int64_t soon = c + kAhead < args.classes ? c + kAhead : c;
+    fetch(params_at<T>(args, p.row, soon, p.at), n * size_of(args.dtype));
     const T* l = load(c);
 #pragma GCC ivdep
     for (int64_t i = 0; i < n; ++i) b.highest[i] = l[i] > b.highest[i] ? l[i] : b.highest[i];
   }
+  // Before the logits are overwritten, where the gradient lies there.
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t c = index_of(args.target_dtype, args.target, place + i);
+    const bool inside = c >= 0 && c < args.classes;
+    b.hit[i] = inside ? static_cast<int32_t>(c) : -1;
+    b.picked[i] = inside ? value_at<T>(args.dtype, params_at<T>(args, p.row, c, p.at), i) : T(kNan);
+  }
+  const bool kept_exps = args.grad && same_type(args.grad.dtype, b.work);
   // Sums of sums: the error does not grow with the number of classes.
   for (int64_t c = 0; c < args.classes; ++c) {
     const T* l = load(c);
+    T* e = kept_exps ? reinterpret_cast<T*>(grad_at(args, p.row, c, p.at)) : b.work;
+    const int64_t soon = c + kAhead < args.classes ? c + kAhead : c;
+    if (kept_exps) fetch<true>(grad_at(args, p.row, soon, p.at), n * size_of(args.dtype));
 #pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) b.part[i] += exp(l[i] - b.highest[i]);
+    for (int64_t i = 0; i < n; ++i) {
+      const T value = exp_or_zero(l[i] - b.highest[i]);
+      e[i] = value;
+      b.part[i] += value;
+    }
     if (c % kPart != kPart - 1 && c + 1 != args.classes) continue;
     for (int64_t i = 0; i < n; ++i) {
       b.normaliser[i] += b.part[i];
@@ -255,28 +302,24 @@ void side_by_side(const RowNllArgs& args, const Values<T>& values, const Positio
   }
   for (int64_t i = 0; i < n; ++i) b.work[i] = log(b.normaliser[i]);
   for (int64_t i = 0; i < n; ++i) {
-    const int64_t c = index_of(args.target_dtype, args.target, place + i);
-    const bool inside = c >= 0 && c < args.classes, keep = kept(args, place + i);
-    const T picked =
-        inside ? value_at<T>(args.dtype, params_at<T>(args, p.row, c, p.at), i) : T(kNan);
+    const bool keep = kept(args, place + i);
     const T weight = weight_of<T>(args, place + i);
-    const double loss = static_cast<double>(b.highest[i] - picked + b.work[i]);
+    const double loss = static_cast<double>(b.highest[i] - b.picked[i] + b.work[i]);
     values.set(args, p.row * args.inner + p.at + i, keep ? loss * static_cast<double>(weight) : 0);
-    b.hit[i] = inside ? static_cast<int32_t>(c) : -1;
     b.each[i] = keep ? weight * static_cast<T>(args.grad_factor) : T(0);
     b.share[i] = b.each[i] / b.normaliser[i];
   }
   if (!args.grad) return;
   for (int64_t c = 0; c < args.classes; ++c) {
-    const T* l = load(c);
     char* to = grad_at(args, p.row, c, p.at);
-    T* g = same_type(args.grad.dtype, b.work) ? reinterpret_cast<T*>(to) : b.work;
+    T* g = kept_exps ? reinterpret_cast<T*>(to) : b.work;
     const int32_t own = static_cast<int32_t>(c);
-#pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) {
-      const T grad = exp(l[i] - b.highest[i]) * b.share[i];
-      g[i] = grad - (b.hit[i] == own ? b.each[i] : T(0));
+    if (!kept_exps) {
+      const T* l = load(c);
+      for (int64_t i = 0; i < n; ++i) g[i] = exp_or_zero(l[i] - b.highest[i]);
     }
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; ++i) g[i] = g[i] * b.share[i] - (b.hit[i] == own ? b.each[i] : T(0));
     if (args.mask != nullptr) {
       for (int64_t i = 0; i < n; ++i) g[i] = args.mask[place + i] != 0 ? g[i] : T(0);
     }
@@ -290,7 +333,7 @@ bool run(const RowNllArgs& args) {
   if (scratch.failed()) return false;
   const Values<T> values{static_cast<T*>(args.loss), scratch.get()};
   if (args.inner == 1) {
-    rows_alone(args, values);
+    if (!rows_alone(args, values)) return false;
   } else {
     const Runs runs(args, block_width<T>(args));
 #pragma omp parallel num_threads(args.threads) if (args.threads > 1)

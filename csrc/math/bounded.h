@@ -13,5 +13,13 @@ VAEFAST_FN T exp_minus(T a, T far) {
   return exp(-(a > far ? far : a));
 }
 
+// e^x for x <= 0, and 0 below e^-87.3 (double: e^-708): no result is denormal.
+template <class T>
+VAEFAST_FN T exp_or_zero(T x) {
+  const T far = sizeof(T) == 4 ? T(-87.3) : T(-708);
+  const T value = exp_nonpositive(x);
+  return x < far ? T(0) : value;
+}
+
 }  // namespace VAEFAST_ISA
 }  // namespace vaefast

@@ -177,7 +177,8 @@ def densified(values: Tensor, sparse: Sequence[Tensor], row: Sequence[int]) -> T
         return values
     starts, columns = sparse
     shape = (len(starts) - 1, *row)
-    return torch.sparse_csr_tensor(starts, columns, values, shape).to_dense()
+    whole = torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)
+    return whole.to_dense()
 
 
 def _forward(*args: Any) -> list[Tensor]:
