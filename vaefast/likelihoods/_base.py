@@ -56,6 +56,27 @@ class Likelihood:
         """True where the target is drawn from the intensities that are given."""
         return False
 
+    def positive_params(self) -> frozenset[str]:
+        """The names of the parameters that must be positive."""
+        return frozenset()
+
+    def fewest_params(self) -> int:
+        """The least number of parameter tensors that it takes."""
+        return next(
+            (
+                count
+                for count in range(1, len(self.param_names))
+                if self._takes(tuple(torch.zeros(1, 1) for _ in range(count)))
+            ),
+            len(self.param_names),
+        )
+
+    def _takes(self, params: tuple[Tensor, ...]) -> bool:
+        with contextlib.suppress(ValueError):
+            self.form(params)
+            return True
+        return False
+
     def lead(self, params: Tensor, target: Tensor) -> int:
         """How many leading dimensions of the (first) parameter index samples: 1, or 2 with a K."""
         return 1 + params.dim() - target.dim()

@@ -62,7 +62,7 @@ def nll(
         return row_nll(model, params, target, mask, weight, reduction, validate)
     form = model.form_for(_checked_params(params), target)
     sparse = check_layout(target)
-    tensors, lead = _fit(form, target, model)
+    tensors, lead = fit(form, target, model)
     sample_shape = tensors[0].shape[lead - 1 :]
     mask, weight = _args.mask_and_weight(mask, weight, sample_shape, target)
     _args.one_of("reduction", reduction, _args.REDUCTIONS)
@@ -172,7 +172,7 @@ def _checked_params(params: Params) -> tuple[Tensor, ...]:
     return tensors
 
 
-def _fit(form: Form, target: Tensor, model: Likelihood) -> tuple[tuple[Tensor, ...], int]:
+def fit(form: Form, target: Tensor, model: Likelihood) -> tuple[tuple[Tensor, ...], int]:
     """The parameters at their common shape, and how many leading dimensions index samples."""
     if target.dtype not in model.target_dtypes:
         raise TypeError(
