@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Laplace, Normal
 
 import vaefast as vf
-from vaefast import likelihoods
+from vaefast import backends, likelihoods
 from vaefast.likelihoods import Likelihood
 
-from .case import Formula, Inputs, OpCase, Shape, leaf
+from .case import COMPILED, FUSED, Formula, Inputs, OpCase, Shape, leaf
 
 Example = Callable[[Likelihood, Shape, torch.device], tuple[tuple[Tensor, ...], Tensor]]
 
@@ -129,8 +129,9 @@ def drawn(
     model: Likelihood, shape: Shape, device: torch.device
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Parameters of the likelihood's own number, and a target that it draws from them."""
+    positive = POSITIVE | model.positive_params()
     params = tuple(
-        F.softplus(value) if name in POSITIVE else value
+        F.softplus(value) if name in positive else value
         for name in model.param_names
         for value in [torch.randn(shape, device=device)]
     )
@@ -176,7 +177,17 @@ def case(
 
     # Outside of its own implementations a case runs on the reference backend.
     formulas = formulas or {"eager": fused}
-    return OpCase("nll", shape, inputs, formulas, fused, variant=variant, targets=targets)
+    kind = UserCase if model.name in backends.USER_FORMS else OpCase
+    return kind("nll", shape, inputs, formulas, fused, variant=variant, targets=targets)
+
+
+class UserCase(OpCase):
+    """A user's likelihood, which no kernel serves but its Triton twin."""
+
+    def implementations(self, device: torch.device) -> tuple[str, ...]:
+        serving = backends.select_form(device.type, self.variant)
+        fused = () if serving == "reference" else (FUSED + serving,)
+        return (*self.formulas, COMPILED, *fused)
 
 
 def named() -> list[OpCase]:

@@ -151,6 +151,18 @@ void sample_kl(const py::tuple& grid, const py::tuple& operands, const py::objec
   run<SampleKlArgs>(VAEFAST_KERNEL(sample_kl), a, where, a.samples > 1 ? a.samples : 1);
 }
 
+// A third number makes it sums over what the parameter broadcasts to.
+void prior_output(const py::object& value, Output& grad, double*& sums, int64_t& size) {
+  if (value.is_none()) return;
+  const auto given = py::reinterpret_borrow<py::tuple>(value);
+  if (given.size() == 2) {
+    grad = output(given);
+    return;
+  }
+  sums = reinterpret_cast<double*>(static_cast<uintptr_t>(at<uint64_t>(given, 0)));
+  size = at<int64_t>(given, 2);
+}
+
 void sample_kl_backward(const py::tuple& grid, const py::tuple& operands, const py::object& state,
                         const py::tuple& settings, const py::object& grad_z,
                         const py::object& grad_kl, uint64_t kept, const py::tuple& grads,
@@ -161,8 +173,8 @@ void sample_kl_backward(const py::tuple& grid, const py::tuple& operands, const 
   a.grad_kl = view(grad_kl);
   a.grad_mu = output(grads[0]);
   a.grad_scale = output(grads[1]);
-  a.grad_prior_mu = output(grads[2]);
-  a.grad_prior_scale = output(grads[3]);
+  prior_output(grads[2], a.grad_prior_mu, a.sum_prior_mu, a.prior_mu_size);
+  prior_output(grads[3], a.grad_prior_scale, a.sum_prior_scale, a.prior_scale_size);
   run<SampleKlArgs>(VAEFAST_KERNEL(sample_kl_backward), a, where, a.samples > 1 ? a.samples : 1);
 }
 

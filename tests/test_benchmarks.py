@@ -16,7 +16,6 @@ import torch
 
 import vaefast as vf
 from vaefast import likelihoods
-from vaefast.likelihoods import _base
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -37,8 +36,8 @@ def load(name: str) -> ModuleType:
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The likelihoods' registry, restored afterwards."""
-    found = dict(_base._registry)
-    monkeypatch.setattr(_base, "_registry", found)
+    found = dict(likelihoods.registered())
+    monkeypatch.setattr(likelihoods._base, "_registry", found)
     return found
 
 

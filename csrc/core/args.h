@@ -74,7 +74,14 @@ struct SampleKlArgs {
   // Backward: grad_z is over [samples * rows, cols], grad_kl over [rows, cols].
   View grad_z, grad_kl;
   Output grad_mu, grad_scale, grad_prior_mu, grad_prior_scale;
+
+  // On the CPU: a parameter of the prior that broadcasts has [kPriorBlocks, size] sums instead of
+  // a gradient per element, laid out as the parameter is, zeroed by the caller and to be added up.
+  double *sum_prior_mu = nullptr, *sum_prior_scale = nullptr;
+  int64_t prior_mu_size = 0, prior_scale_size = 0;
 };
+
+constexpr int64_t kPriorBlocks = 16;
 
 // log p(z) - log q(z|x) of given samples, [q.samples * rows, cols]; `q` holds the posterior, the
 // prior, and room for their gradients.

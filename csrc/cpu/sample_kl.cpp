@@ -244,28 +244,60 @@ void put(const Output& out, int64_t start, int64_t n, const T* first, const T* s
   finish(out, start, n, to);
 }
 
+// Adds a tile's values up over what the parameter `view` broadcasts to.
+template <class T>
+void add_up(double* sums, const View& view, const Tile& tile, const T* values) {
+  if (sums == nullptr) return;
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    double* to = sums + (tile.row + r) / view.div % view.mod * view.row_stride;
+    const T* from = values + r * tile.cols;
+    if (view.col_stride == 0) {
+      *to += sum(from, tile.cols);
+    } else {
+      to += tile.col;
+      for (int64_t c = 0; c < tile.cols; ++c) to[c] += static_cast<double>(from[c]);
+    }
+  }
+}
+
+template <class T>
+void backward_tile(const SampleKlArgs& args, const Tile& tile, int64_t block,
+                   BackwardBuffers<T>& b) {
+  const int64_t n = tile.size(), start = tile.start(args.shape);
+  const bool remake = args.grad_z && args.grad_scale && args.kept == nullptr;
+  b.q.load_tile(args, tile, remake);
+  if (args.grad_kl) kl_gradients(args, tile, b);
+  const T* kl_mu = args.grad_kl ? b.kl_mu : nullptr;
+  const T* kl_scale = args.grad_kl ? b.kl_scale : nullptr;
+  const T* z_mu = args.grad_z ? sample_gradients(args, tile, b) : nullptr;
+  const T* z_scale = args.grad_z ? b.z_scale : nullptr;
+  put(args.grad_mu, start, n, kl_mu, z_mu, b.out);
+  put(args.grad_scale, start, n, kl_scale, z_scale, b.out);
+  if (!args.grad_kl) return;
+  put<T>(args.grad_prior_mu, start, n, b.grad_prior_mu, nullptr, b.out);
+  put<T>(args.grad_prior_scale, start, n, b.grad_prior_scale, nullptr, b.out);
+  if (args.sum_prior_mu != nullptr)
+    add_up(args.sum_prior_mu + block * args.prior_mu_size, args.prior_mu, tile, b.grad_prior_mu);
+  if (args.sum_prior_scale != nullptr)
+    add_up(args.sum_prior_scale + block * args.prior_scale_size, args.prior_scale, tile,
+           b.grad_prior_scale);
+}
+
 template <class T>
 bool backward(const SampleKlArgs& args) {
   const Tiling tiling(args.shape, kTile<T>);
+  // Blocks of tiles at fixed places have sums of their own.
+  const bool sums = args.sum_prior_mu != nullptr || args.sum_prior_scale != nullptr;
+  const int64_t blocks = sums ? kPriorBlocks : tiling.count;
 #pragma omp parallel num_threads(args.threads) if (args.threads > 1)
   {
     BackwardBuffers<T> b;
 #pragma omp for schedule(static)
-    for (int64_t index = 0; index < tiling.count; ++index) {
-      const Tile tile = tiling.tile(index);
-      const int64_t n = tile.size(), start = tile.start(args.shape);
-      const bool remake = args.grad_z && args.grad_scale && args.kept == nullptr;
-      b.q.load_tile(args, tile, remake);
-      if (args.grad_kl) kl_gradients(args, tile, b);
-      const T* kl_mu = args.grad_kl ? b.kl_mu : nullptr;
-      const T* kl_scale = args.grad_kl ? b.kl_scale : nullptr;
-      const T* z_mu = args.grad_z ? sample_gradients(args, tile, b) : nullptr;
-      const T* z_scale = args.grad_z ? b.z_scale : nullptr;
-      put(args.grad_mu, start, n, kl_mu, z_mu, b.out);
-      put(args.grad_scale, start, n, kl_scale, z_scale, b.out);
-      if (!args.grad_kl) continue;
-      put<T>(args.grad_prior_mu, start, n, b.grad_prior_mu, nullptr, b.out);
-      put<T>(args.grad_prior_scale, start, n, b.grad_prior_scale, nullptr, b.out);
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t first = sums ? tiling.count * block / blocks : block;
+      const int64_t last = sums ? tiling.count * (block + 1) / blocks : block + 1;
+      for (int64_t index = first; index < last; ++index)
+        backward_tile(args, tiling.tile(index), block, b);
     }
   }
   return true;

@@ -152,6 +152,8 @@ void cuda::sample_kl_backward(const SampleKlArgs& given, const Place& place) {
   using namespace VAEFAST_ISA;
   if (given.kept != nullptr)
     throw std::invalid_argument("vaefast: on a GPU the derivative is not kept");
+  if (given.sum_prior_mu != nullptr || given.sum_prior_scale != nullptr)
+    throw std::invalid_argument("vaefast: on a GPU a prior's gradients are not summed");
   const SampleKlArgs args = collapsed(given);
   if (args.wide) return run_any<double>(args, place);
   if (try_plain<kFloat, 4>(args, place) || try_plain<kHalf, 8>(args, place)) return;

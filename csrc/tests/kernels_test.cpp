@@ -141,6 +141,7 @@ std::vector<T> run_sample_kl(const Shape& shape, const Posterior& set, int threa
   cpu::sample_kl(a);
 
   std::vector<T> grads[4];
+  std::vector<double> sums[2];
   for (auto& g : grads) g.resize(static_cast<size_t>(n));
   a.grad_z = dense(upstream, shape.rows * set.samples, shape.cols);
   a.grad_kl = dense(kl_upstream, shape.rows, shape.cols);
@@ -149,10 +150,16 @@ std::vector<T> run_sample_kl(const Shape& shape, const Posterior& set, int threa
   if (set.prior) {
     a.grad_prior_mu = out(grads[2]);
     a.grad_prior_scale = out(grads[3]);
+    for (auto& s : sums) s.resize(static_cast<size_t>(kPriorBlocks * n));
+    a.sum_prior_mu = sums[0].data();
+    a.sum_prior_scale = sums[1].data();
+    a.prior_mu_size = a.prior_scale_size = n;
   }
   cpu::sample_kl_backward(a);
 
   std::vector<T> all = z;
+  for (const auto& s : sums)
+    for (const double v : s) all.push_back(static_cast<T>(v));
   all.insert(all.end(), kl.begin(), kl.end());
   for (const auto& g : grads) all.insert(all.end(), g.begin(), g.end());
   return all;

@@ -83,8 +83,15 @@ def _places(
             return None
     strides = [None if key is None else _strides(*key, len(shape)) for key in keys]
     split = max((_split(shape, lead, s) for s in strides if s is not None), default=lead)
+    if 0 in shape:
+        # A sample of no elements has its row all the same: its sum, 0, must be written.
+        split = lead
     samples, rows, cols = (math.prod(part) for part in (shape[:lead], shape[:split], shape[split:]))
-    places = [None if s is None else _place(s, shape, split) for s in strides]
+    # Where nothing is stored, no stride matters.
+    none = _Place(1, 1, 0, 0, copy=False)
+    places = [
+        None if s is None else none if 0 in shape else _place(s, shape, split) for s in strides
+    ]
     return rows, cols, rows // samples if samples else 1, tuple(places)
 
 

@@ -42,7 +42,7 @@ def run(
 ) -> Tensor:
     """The loss of each row, or `factor` times their sum."""
     op = "row_nll" if options.by_row else "nll"
-    backend = backends.select(h.device.type, op)
+    backend = backends.select_form(h.device.type, options.form, op)
     compiling = torch.compiler.is_compiling()
     if needs_reference(weight, *target) or (compiling and backend == "reference"):
         rows = reference.linear_nll(h, weights, biases, scalar, target, mask, weight, options)

@@ -37,7 +37,7 @@ def run(
     options: Nll,
 ) -> Tensor:
     """-log p(target | params), reduced as `options` says, by the backend that serves."""
-    backend = backends.select(target.device.type)
+    backend = backends.select_form(target.device.type, options.form)
     plain = backend == "reference" or needs_reference(target, weight)
     sparse: tuple[Tensor, ...] = ()
     if target.layout == torch.sparse_csr:
@@ -89,12 +89,7 @@ class _NLL(torch.autograd.Function):
         grads: Sequence[Tensor | None]
         if torch.is_grad_enabled():
             x = densified(target, ctx.sparse, params[0].shape[options.lead :])
-            grads = reference_grads(
-                lambda *p: (reference.nll(p, x, mask, weight, state, options),),
-                params,
-                need,
-                (upstream,),
-            )
+            grads = twice_differentiable(params, x, mask, weight, state, options, need, upstream)
         elif options.reduce == "elem":
             grads = _recomputed(
                 params, target, mask, weight, state, options, upstream, need, backend, ctx.sparse
@@ -102,7 +97,7 @@ class _NLL(torch.autograd.Function):
         else:
             made = iter(saved[count + 4 :])
             grads = [
-                _times_upstream(next(made), index, params[index], upstream, options, backend)
+                times_upstream(next(made), index, params[index], upstream, options, backend)
                 if need[index]
                 else None
                 for index in range(count)
@@ -110,7 +105,26 @@ class _NLL(torch.autograd.Function):
         return (None,) * 7 + tuple(grads)
 
 
-def _times_upstream(
+def twice_differentiable(
+    params: Sequence[Tensor],
+    target: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    state: Tensor | None,
+    options: Nll,
+    need: Sequence[bool],
+    upstream: Tensor,
+) -> list[Tensor | None]:
+    """The gradients by way of the reference."""
+    return reference_grads(
+        lambda *p: (reference.nll(p, target, mask, weight, state, options),),
+        params,
+        need,
+        (upstream,),
+    )
+
+
+def times_upstream(
     grad: Tensor, index: int, param: Tensor, upstream: Tensor, options: Nll, backend: str
 ) -> Tensor:
     """A stored gradient, times what the forward pass could not know."""

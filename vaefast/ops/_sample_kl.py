@@ -85,26 +85,39 @@ class _SampleKL(torch.autograd.Function):
             grad_z = None
         if not options.reduce:
             grad_kl = None
-        if grad_kl is None:
-            # The prior's parameters enter the KL alone.
-            need[2:] = [False, False]
-        if (grad_z is None and grad_kl is None) or not any(need):
-            return (None,) * 10
-        if torch.is_grad_enabled():
-            return (*_twice_differentiable(tensors, options, need, grad_z, grad_kl), *_NO_GRADS)
-        if ctx.direct and direct(grad_z, grad_kl):
-            module = backends.load(ctx.backend, "sample_kl")
-            found = module.sample_kl_backward(
-                grad_z, grad_kl, *tensors, options, need, kept, not keeps_graph()
-            )
-        else:
-            found = torch.ops.vaefast.sample_kl_backward(
-                grad_z, grad_kl, *tensors, *_flat(options), need, ctx.backend
-            )
-        if len(found) == 4:
-            return (*found, *_NO_GRADS)
-        grads = iter(found)
-        return (*[next(grads) if wanted else None for wanted in need], *_NO_GRADS)
+        found = gradients(tensors, kept, options, need, grad_z, grad_kl, ctx.direct, ctx.backend)
+        return (*found, *_NO_GRADS)
+
+
+def gradients(
+    tensors: Sequence[Tensor | None],
+    kept: Tensor | None,
+    options: Posterior,
+    need: list[bool],
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    was_direct: bool,
+    backend: str,
+) -> Sequence[Tensor | None]:
+    """The gradients in mu, scale, prior_mu and prior_scale, None where none is needed."""
+    if grad_kl is None:
+        # The prior's parameters enter the KL alone.
+        need[2:] = [False, False]
+    if (grad_z is None and grad_kl is None) or not any(need):
+        return (None,) * 4
+    if torch.is_grad_enabled():
+        return _twice_differentiable(tensors, options, need, grad_z, grad_kl)
+    if was_direct and direct(grad_z, grad_kl):
+        module = backends.load(backend, "sample_kl")
+        found = module.sample_kl_backward(
+            grad_z, grad_kl, *tensors, options, need, kept, not keeps_graph()
+        )
+    else:
+        found = torch.ops.vaefast.sample_kl_backward(
+            grad_z, grad_kl, *tensors, *_flat(options), need, backend
+        )
+    grads = iter(found)
+    return [next(grads) if wanted else None for wanted in need]
 
 
 def _mark(ctx: Any, z: Tensor | None) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _args, likelihoods, random
+from .. import _args, backends, likelihoods, random
 from .._args import Reduction
 from ..backends._options import Nll, RowNll
 from ..likelihoods import Form, Likelihood, Params, RowLikelihood
-from . import _nll, _row_nll
+from . import _nll, _row_nll, _small
 from .gaussian_kl import inverse
 
 
@@ -60,6 +60,13 @@ def nll(
         raise TypeError(f"target must be a Tensor, got {type(target).__name__}")
     if isinstance(model, RowLikelihood):
         return row_nll(model, params, target, mask, weight, reduction, validate)
+    plain = mask is None and weight is None and target.layout == torch.strided
+    if plain:
+        found = _small.nll(params, target, model, reduction)
+        if found is not None:
+            if validate:
+                check_support(target, model)
+            return found
     form = model.form_for(_checked_params(params), target)
     sparse = check_layout(target)
     tensors, lead = fit(form, target, model)
@@ -88,6 +95,8 @@ def nll(
         factor,
     )
     loss = _nll.run(tensors, target, mask, weight, state, options)
+    if plain and state is None and form.name not in backends.USER_FORMS:
+        _small.keep_nll(tensors, target, model, reduction, options)
     if reduction == "mean" and mask is not None:
         loss = loss * sample_shape.numel() / mask.expand(sample_shape).sum()
     return loss

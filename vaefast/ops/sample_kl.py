@@ -7,7 +7,7 @@ from torch import Tensor
 from .. import _args, random
 from .._args import Clamp, Param, Reduction
 from ..backends._options import Posterior
-from . import _sample_kl
+from . import _sample_kl, _small
 from .gaussian_kl import check_prior, kernel_reduction
 from .rsample import noise_state, transform_of
 
@@ -59,6 +59,19 @@ def sample_kl(
 
     Source: Kingma & Welling 2014, section 2.4 and appendix B.
     """
+    standard = (
+        prior_mu is None
+        and prior_scale is None
+        and mask is None
+        and weight is None
+        and noise is None
+        and num_samples is None
+    )
+    settings = (param, min_std, clamp, temperature, offset, reduction)
+    if standard:
+        found = _small.sample_kl(mu, scale, settings, seed, generator)
+        if found is not None:
+            return found
     check_prior(mu, scale, prior_mu, prior_scale)
     mask, weight = _args.mask_and_weight(mask, weight, mu.shape, mu)
     _args.one_of("reduction", reduction, (*_args.REDUCTIONS, "dim"))
@@ -66,10 +79,11 @@ def sample_kl(
     state = noise_state(mu, num_samples, seed, generator, noise)
     how, factor = kernel_reduction(reduction, mu.shape)
     samples = 0 if num_samples is None else num_samples
+    options = Posterior(transform, samples, float(temperature), offset, how, factor)
     z, kl = _sample_kl.run(
         mu,
         scale,
-        Posterior(transform, samples, float(temperature), offset, how, factor),
+        options,
         prior_mu=prior_mu,
         prior_scale=prior_scale,
         mask=mask,
@@ -78,6 +92,8 @@ def sample_kl(
         noise=noise,
     )
     assert z is not None and kl is not None
+    if standard:
+        _small.keep_sample_kl(mu, scale, settings, options)
     if reduction == "mean" and mask is not None:
         kl = kl * mu.numel() / mask.expand(mu.shape).sum()
     return z, kl

@@ -104,9 +104,10 @@ def sample_kl_backward(
         step = grad_kl.stride(0) if options.reduce == "sample" else 0
         upstream = operand(View(grad_kl, grid[2], mu.shape[0] or 1, step, 0))
     reuse = (None, kept if overwrite else None, None, None)
+    summed = [_summed(t, mu, place) for t, place in zip(parameters, packed[:4], strict=True)]
     grads = [
-        None if t is None or not wanted else _gradient(t, mu, dtype) if old is None else old
-        for t, wanted, old in zip(parameters, need, reuse, strict=True)
+        None if t is None or not wanted else _gradient(t, mu, dtype, sums) if old is None else old
+        for t, wanted, old, sums in zip(parameters, need, reuse, summed, strict=True)
     ]
     if grad_z is None:
         options = options._replace(num_samples=-1)
@@ -118,7 +119,12 @@ def sample_kl_backward(
         packed[7],
         upstream,
         0 if kept is None else kept.data_ptr(),
-        tuple([result(g) for g in grads]),
+        tuple(
+            [
+                (g.data_ptr(), 0, g[0].numel()) if sums and g is not None else result(g)
+                for g, sums in zip(grads, summed, strict=True)
+            ]
+        ),
         torch.get_num_threads() if mu.is_cpu else place(mu, grid),
     )
     return [
@@ -128,11 +134,31 @@ def sample_kl_backward(
     ]
 
 
-def _gradient(parameter: Tensor, mu: Tensor, dtype: torch.dtype) -> Tensor:
+# The core's kPriorBlocks.
+_BLOCKS = 16
+
+
+def _summed(parameter: Tensor | None, mu: Tensor, place: Packed | None) -> bool:
+    """True where the kernel adds a parameter's gradient up over what it broadcasts to, into
+    blocks that take no more memory than a gradient of mu's shape would."""
+    return (
+        parameter is not None
+        and place is not None
+        and parameter.shape != mu.shape
+        and mu.is_cpu
+        and 2 * _BLOCKS * parameter.numel() <= mu.numel()
+        and parameter.is_contiguous()
+        and place[0] == parameter.data_ptr()
+    )
+
+
+def _gradient(parameter: Tensor, mu: Tensor, dtype: torch.dtype, summed: bool = False) -> Tensor:
     """Room for a gradient of mu's shape; one that was broadcast is summed afterwards, and not in
     half precision: `dtype` is the arithmetic's."""
     if parameter.shape == mu.shape:
         return fresh_like(parameter)
+    if summed:
+        return torch.zeros(_BLOCKS, *parameter.shape, dtype=torch.float64)
     return fresh(mu.shape, dtype, mu.device)
 
 

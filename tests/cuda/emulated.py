@@ -1,0 +1,65 @@
+"""Runs tests with the CUDA kernels on the CPU: `python emulated.py <module _C> <pytest arguments>`.
+
+The module is built with VAEFAST_CUDA=emulate: the same kernels, as loops over blocks and threads.
+Here its GPU entry points stand in for those of the CPU.
+"""
+
+import importlib.machinery
+import importlib.util
+import sys
+import types
+
+import pytest
+import torch
+
+# A workspace that is written past its end shows it.
+GUARD = 64
+
+
+def load(path: str) -> types.ModuleType:
+    loader = importlib.machinery.ExtensionFileLoader("vaefast._C", path)
+    spec = importlib.util.spec_from_loader("vaefast._C", loader)
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def emulated(core: types.ModuleType) -> types.ModuleType:
+    """`core` with calls on a GPU wherever Python asks for threads of the CPU."""
+    module = types.ModuleType("vaefast._C")
+    for name in dir(core):
+        setattr(module, name, getattr(core, name))
+    module.available_capabilities = lambda: ["default"]
+
+    def run(name, args, reduce=0, scalar_grad=False, target_rows=0):
+        size = (
+            core.workspace(args[0], reduce, scalar_grad, target_rows)
+            if reduce > 1 or scalar_grad
+            else 0
+        )
+        workspace = torch.full((size + GUARD,), 0xFF, dtype=torch.uint8)
+        getattr(core, name)(*args[:-1], (0, 0, workspace.data_ptr(), size))
+        assert (workspace[size:] == 0xFF).all(), "written past the workspace"
+
+    def nll(*args):
+        scalar, target_rows, reduce = args[6][2:5]
+        run("nll", args, reduce, scalar >= 0 and args[8][scalar] is not None, target_rows)
+
+    module.nll = nll
+    module.sample_kl = lambda *args: run("sample_kl", args, args[3][7], False, args[0][0])
+    for name in ("sample_kl_backward", "noise", "scale"):
+        setattr(module, name, lambda *args, name=name: run(name, args))
+    return module
+
+
+if __name__ == "__main__":
+    sys.modules["vaefast._C"] = emulated(load(sys.argv[1]))
+    import vaefast
+    from vaefast.backends.native import sample_kl, small
+
+    vaefast._C = sys.modules["vaefast._C"]
+    # On a GPU the noise is always made anew, and a broadcast prior's gradients are summed by torch.
+    sample_kl.room_for_derivative = lambda *args: None
+    sample_kl._summed = lambda *args: False
+    small.fits = lambda *args: False
+    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[2:]]))

@@ -1,0 +1,118 @@
+"""The CUDA kernels without a GPU: compiled and linked by nvcc, their machine code read, and run as
+loops on the CPU."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="the sources are not here"),
+]
+
+
+def build(folder, cuda, *settings):
+    """The module of a build with VAEFAST_CUDA=`cuda`."""
+    pybind11 = pytest.importorskip("pybind11")
+    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    tools = {name: shutil.which(name, path=search) for name in ("cmake", "ninja")}
+    if not all(tools.values()):
+        pytest.skip("needs cmake and ninja")
+    command = [
+        tools["cmake"],
+        f"-DCMAKE_MAKE_PROGRAM={tools['ninja']}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        f"-DVAEFAST_CUDA={cuda}",
+        *settings,
+        *("-GNinja", "-S", str(ROOT / "csrc"), "-B", str(folder)),
+    ]
+    for step in (command, [tools["cmake"], "--build", str(folder), "--target", "_C"]):
+        done = subprocess.run(step, capture_output=True, text=True)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    (module,) = folder.glob("_C*.so")
+    return module
+
+
+def cuobjdump():
+    """NVIDIA's disassembler: the toolkit's, or the one that Triton brings."""
+    found = shutil.which("cuobjdump")
+    spec = importlib.util.find_spec("triton")
+    if found is None and spec is not None and spec.origin is not None:
+        found = shutil.which("cuobjdump", path=Path(spec.origin).parent / "backends/nvidia/bin")
+    return found
+
+
+@pytest.fixture(scope="module")
+def cuda_module(tmp_path_factory):
+    if shutil.which("nvcc") is None:
+        pytest.skip("needs nvcc")
+    settings = ("-DCMAKE_BUILD_TYPE=Release", "-DVAEFAST_CUDA_ARCHS=90")
+    return build(tmp_path_factory.mktemp("cuda"), "1", *settings)
+
+
+@pytest.fixture(scope="module")
+def machine_code(cuda_module):
+    """The instructions of each kernel by its mangled name."""
+    tool = cuobjdump()
+    if tool is None:
+        pytest.skip("needs cuobjdump")
+    text = subprocess.run([tool, "-sass", cuda_module], capture_output=True, text=True, check=True)
+    parts = re.split(r"Function : (\S+)", text.stdout)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def test_it_links_and_loads_without_a_driver(cuda_module):
+    code = (
+        "import importlib.machinery as m, importlib.util as u, sys;"
+        "loader = m.ExtensionFileLoader('vaefast._C', sys.argv[1]);"
+        "core = u.module_from_spec(u.spec_from_loader('vaefast._C', loader));"
+        "loader.exec_module(core);"
+        "info = core.build_info();"
+        "assert info['cuda'] and info['cuda_archs'] == ['90'], info;"
+        "assert core.workspace((4, 100_000, 1), 4, False, 4) > 0"
+    )
+    subprocess.run([sys.executable, "-c", code, str(cuda_module)], check=True)
+
+
+def test_no_kernel_spills(machine_code):
+    assert len(machine_code) > 20
+    spilled = [name for name, code in machine_code.items() if re.search(r"\b(LDL|STL)\b", code)]
+    assert not spilled
+
+
+def test_dense_operands_move_16_bytes_at_a_time(machine_code):
+    # float32 in fours, 16-bit types in eights.
+    dense = re.compile(r"(Evaluate|Forward|Backward).*fLi(4ELi4|2ELi8)E")
+    found = {name: code for name, code in machine_code.items() if dense.search(name)}
+    assert len(found) > 20
+    for name, code in found.items():
+        loads, stores = code.count("LDG.E.128"), code.count("STG.E.128")
+        # mu and scale, or a parameter and the target; z or a gradient.
+        assert loads >= 2 and stores >= 1, f"{name}: {loads} loads, {stores} stores"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are tested on the GPU itself")
+def test_the_kernels_run_as_loops_on_the_cpu(tmp_path):
+    settings = ("-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O1")
+    module = build(tmp_path, "emulate", *settings)
+    names = ("grid_shapes", "noise", "rsample", "sample_kl", "gaussian_kl", "nll", "determinism")
+    files = [str(ROOT / "tests" / f"test_{name}.py") for name in names]
+    runner = [sys.executable, str(ROOT / "tests/cuda/emulated.py"), str(module)]
+    done = subprocess.run(
+        [*runner, *files, "-k", "native and not test_no_code_is_shared"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]

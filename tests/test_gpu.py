@@ -1,0 +1,180 @@
+"""What only a GPU shows: captured graphs, streams, waiting, launches, memory, many elements.
+
+The numbers themselves are tested with every other backend's, in the operators' own files.
+"""
+
+import pytest
+import torch
+
+import vaefast as vf
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+MIB = 1 << 20
+
+
+@pytest.fixture(params=["native", "triton"])
+def backend(request):
+    if request.param not in vf.available_backends("cuda"):
+        pytest.skip(f"{request.param} cannot serve cuda")
+    with vf.backend(request.param):
+        yield request.param
+
+
+def posterior(*shape):
+    generator = torch.Generator("cuda").manual_seed(1)
+    made = [torch.randn(shape, device="cuda", generator=generator) for _ in range(2)]
+    return [m.requires_grad_() for m in made]
+
+
+def step(mu, logvar, x, seed=None, reduction="sample"):
+    """An ELBO whose decoder is the identity, and its gradients."""
+    z, kl = vf.sample_kl(mu, logvar, seed=seed, reduction=reduction)
+    loss = vf.elbo_loss(z, x, kl=kl, likelihood="bernoulli").loss
+    return [loss, *torch.autograd.grad(loss, (mu, logvar))]
+
+
+def on_a_side_stream(function):
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        result = function()
+    torch.cuda.current_stream().wait_stream(stream)
+    return result
+
+
+def test_a_captured_graph_gives_the_same_and_draws_anew(backend):
+    mu, logvar = posterior(33, 1271)
+    x = torch.rand(33, 1271, device="cuda")
+    state = torch.tensor([3, 0], device="cuda")
+    for seed in (state, None):
+        on_a_side_stream(lambda seed=seed: [step(mu, logvar, x, seed) for _ in range(3)])
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = step(mu, logvar, x, seed)
+        results = []
+        for _ in range(2):
+            graph.replay()
+            results.append([c.clone() for c in captured])
+        for first, second in zip(*results, strict=True):
+            assert torch.equal(first, second) == (seed is not None)
+        if seed is not None:
+            for got, want in zip(results[0], step(mu, logvar, x, seed), strict=True):
+                assert torch.equal(got, want)
+            # The graph reads its inputs where they lie.
+            with torch.no_grad():
+                mu.mul_(0.5)
+            graph.replay()
+            for got, want in zip(captured, step(mu, logvar, x, seed), strict=True):
+                assert torch.equal(got, want)
+
+
+def test_nothing_waits_for_the_device(backend):
+    mu, logvar = posterior(9, 1271)
+    x = torch.rand(9, 1271, device="cuda")
+    step(mu, logvar, x)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(mu, logvar, x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_current_stream_is_the_one_that_runs(backend):
+    mu, logvar = posterior(64, 20_000)
+    want = vf.rsample(mu, logvar, seed=1)
+
+    def late():
+        # Long enough that a kernel on another stream would read what is not there yet.
+        torch.cuda._sleep(20_000_000)
+        copies = [t.detach() * 1.0 for t in (mu, logvar)]
+        return vf.rsample(*copies, seed=1)
+
+    assert torch.equal(on_a_side_stream(late), want)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")
+def test_a_device_that_is_not_current(backend):
+    mu, logvar = (t.detach().to("cuda:1") for t in posterior(9, 1271))
+    z = vf.rsample(mu, logvar, seed=1)
+    assert torch.cuda.current_device() == 0
+    torch.testing.assert_close(z.cpu(), vf.rsample(mu.cuda(0), logvar.cuda(0), seed=1).cpu())
+
+
+def kernels(function):
+    """How many kernels a call launches."""
+    function()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        function()
+        torch.cuda.synchronize()
+    events = profile.profiler.kineto_results.events()
+    return sum(
+        e.device_type() == torch.autograd.DeviceType.CUDA and not e.name().startswith("Mem")
+        for e in events
+    )
+
+
+@pytest.mark.parametrize("shape", [(128, 20), (64, 3 * 256 * 256)], ids=str)
+def test_launches(backend, shape):
+    mu, logvar = posterior(*shape)
+    x = torch.rand(shape, device="cuda")
+    state = torch.tensor([3, 0], device="cuda")
+    with torch.no_grad():
+        assert kernels(lambda: vf.rsample(mu, logvar, seed=state)) == 1
+        for reduction, most in (("sample", 2), ("batchmean", 2), ("none", 1), ("dim", 2)):
+            call = lambda how=reduction: vf.sample_kl(mu, logvar, seed=state, reduction=how)  # noqa: E731
+            assert kernels(call) <= most
+        assert kernels(lambda: vf.nll(mu, x, "bernoulli")) <= 2
+    loss = vf.nll(mu, x, "bernoulli")
+    one = torch.ones((), device="cuda")
+    assert kernels(lambda: torch.autograd.grad(loss, mu, one, retain_graph=True)) <= 3
+    z, kl = vf.sample_kl(mu, logvar, seed=state)
+    upstream = [torch.ones_like(z), torch.ones_like(kl)]
+    grads = lambda: torch.autograd.grad([z, kl], (mu, logvar), upstream, retain_graph=True)  # noqa: E731
+    assert kernels(grads) == 1
+
+
+def peak(function):
+    """The most bytes that a call has allocated at a time, what it returns included."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    kept = function()
+    most = torch.cuda.max_memory_allocated() - before
+    del kept
+    return most
+
+
+def test_memory_is_outputs_and_gradients(backend):
+    mu, logvar = posterior(64, 3 * 128 * 128)
+    pixels = torch.randint(0, 256, mu.shape, dtype=torch.uint8, device="cuda")
+    size, small = mu.nbytes, 2 * MIB
+
+    def sample():
+        z, kl = vf.sample_kl(mu, logvar, seed=1)
+        return z, kl, *torch.autograd.grad([z.sum() + kl.sum()], (mu, logvar))
+
+    assert peak(sample) <= 3 * size + small
+    assert peak(lambda: torch.autograd.grad(vf.nll(mu, pixels, "bernoulli"), mu)) <= size + small
+    both = lambda: torch.autograd.grad(vf.nll((mu, logvar), pixels, "gaussian"), (mu, logvar))  # noqa: E731
+    assert peak(both) <= 2 * size + small
+
+
+def test_more_than_2_to_the_31_elements(backend):
+    rows, cols = 3, (1 << 30) + 8
+    if torch.cuda.mem_get_info()[0] < 32 << 30:
+        pytest.skip("needs 32 GiB")
+    logits = torch.zeros(rows, cols, device="cuda", dtype=torch.bfloat16)
+    logits[-1, -4:] = 3.0
+    z = vf.rsample(logits, logits, seed=5)
+    tail = vf.rsample(logits[-1:, -8:], logits[-1:, -8:], seed=5, offset=rows * cols - 8)
+    assert torch.equal(z[-1:, -8:], tail)
+    del z
+    loss = vf.nll(logits, torch.ones_like(logits), "bernoulli", reduction="sample")
+    want = torch.full((rows,), cols * 0.6931471805599453, dtype=torch.float64)
+    torch.testing.assert_close(loss.double().cpu(), want, rtol=1e-5, atol=0)

@@ -1,0 +1,187 @@
+"""The short way of small calls: the same bits as the long way, and only where it is right."""
+
+import random
+
+import likelihood_cases
+import pytest
+import torch
+from torch import nn
+
+import vaefast as vf
+from vaefast.ops import _small
+
+pytestmark = pytest.mark.skipif(
+    "native" not in vf.available_backends(), reason="the reference has no short way"
+)
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Counts the calls that find a recipe; none is left over."""
+    monkeypatch.setattr(_small, "_recipes", {})
+    found = []
+    ask = _small._recipe
+
+    def counted(*args):
+        recipe = ask(*args)
+        found.append(recipe is not None)
+        return recipe
+
+    monkeypatch.setattr(_small, "_recipe", counted)
+    with vf.backend("native"):
+        yield found
+
+
+def both_ways(call, leaves, short, upstream=torch.randn_like):
+    """Outputs and gradients by the long way and then by the short one."""
+    results = []
+    for expected in (False, True):
+        torch.manual_seed(3)
+        outputs = call()
+        assert short[-1] is expected
+        torch.manual_seed(4)
+        grads = torch.autograd.grad(outputs, leaves, [upstream(o) for o in outputs])
+        results.append([*outputs, *grads])
+    for long, brief in zip(*results, strict=True):
+        assert torch.equal(long, brief) and long.stride() == brief.stride()
+    return results[1]
+
+
+def leaves(*shape, dtype=torch.float32):
+    return [torch.randn(shape, dtype=dtype).requires_grad_() for _ in range(2)]
+
+
+SETTINGS = [
+    {},
+    {"reduction": "batchmean"},
+    {"reduction": "mean"},
+    {"reduction": "sum", "temperature": 0.7},
+    {"param": "softplus", "min_std": 0.1},
+    {"clamp": (-1.0, 0.5)},
+    {"clamp": "soft", "offset": 8},
+    {"offset": 3},
+    {"seed": 5},
+    {"seed": torch.tensor([5, 2])},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("shape", [(7, 13), (4, 3, 5, 5), (41,)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sample_kl(short, settings, shape, dtype):
+    pair = leaves(*shape, dtype=dtype)
+    both_ways(lambda: vf.sample_kl(*pair, **settings), pair, short)
+    # The upstream gradient of a sum is expanded.
+    both = torch.randn(shape[0], 2 * shape[-1], dtype=dtype).requires_grad_()
+    both_ways(
+        lambda: vf.sample_kl(*both.chunk(2, 1), **settings),
+        (both,),
+        short,
+        lambda o: torch.tensor(1.5, dtype=dtype).expand(o.shape),
+    )
+
+
+@pytest.mark.parametrize("case", likelihood_cases.ALL, ids=str)
+@pytest.mark.parametrize("reduction", ["sample", "batchmean", "sum", "mean"])
+def test_nll(short, case, reduction):
+    rng = random.Random(1)
+    params = tuple(p.float().requires_grad_() for p in case.params((6, 11), rng))
+    target, model = case.target((6, 11), rng).float(), case.build()
+
+    def call():
+        return (vf.nll(params, target, model, reduction=reduction),)
+
+    call()
+    call()
+    if short[-1]:
+        _small._recipes.clear()
+        both_ways(call, params, short)
+    else:
+        assert case.scalar is not None
+
+
+def test_second_gradients_and_retained_graphs(short):
+    pair = leaves(5, 7, dtype=torch.float64)
+    vf.sample_kl(*pair)
+    z, kl = vf.sample_kl(*pair)
+    assert short[-1]
+    loss = (z.square().sum(1) * kl).sum()
+    first = torch.autograd.grad(loss, pair, retain_graph=True)
+    again = torch.autograd.grad(loss, pair, retain_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    made = torch.autograd.grad(kl.sum(), pair, create_graph=True)
+    (second,) = torch.autograd.grad(made[1].sum(), pair[1])
+    torch.testing.assert_close(second, 0.5 * pair[1].exp())
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_gradient_of_one_output(short, index):
+    pair = leaves(5, 7)
+    grads = []
+    for _ in range(2):
+        output = vf.sample_kl(*pair, seed=1)[index]
+        grads.append(torch.autograd.grad(output.sum(), pair))
+    assert short == [False, True]
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_parameters_and_inference(short):
+    pair = [nn.Parameter(t.detach()) for t in leaves(5, 7)]
+    vf.sample_kl(*pair)
+    z, kl = vf.sample_kl(*pair)
+    assert short[-1] and z.requires_grad and kl.requires_grad
+    with torch.no_grad():
+        assert not vf.sample_kl(*pair)[0].requires_grad
+    pair[0].requires_grad_(False)
+    assert vf.sample_kl(*pair, seed=1)[0].requires_grad
+
+
+def test_what_looks_alike_goes_the_long_way(short):
+    mu, logvar = (t.detach() for t in leaves(5, 7))
+    vf.sample_kl(mu, logvar)
+    want = vf.sample_kl(mu, logvar, seed=1)
+    assert short[-1]
+    negated = torch._neg_view(torch.neg(mu))
+    for same in (negated, mu.as_subclass(Shown)):
+        got = vf.sample_kl(same, logvar, seed=1)
+        assert not short[-1]
+        assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
+    with vf.backend("reference"):
+        vf.sample_kl(mu, logvar)
+        assert not short[-1]
+    per_sample = vf.sample_kl(mu, logvar, seed=[1, 2, 3, 4, 5])[0]
+    assert torch.equal(per_sample[0], want[0][0]) and not torch.equal(per_sample[1], want[0][1])
+    for bad in (logvar[:4], logvar.long(), logvar.double()[:, :6], "logvar"):
+        with pytest.raises((TypeError, ValueError), match="scale"):
+            vf.sample_kl(mu, bad)
+    vf.sample_kl(mu, logvar, clamp=[-1.0, 1.0])
+    assert not short[-1]
+
+
+class Shown(torch.Tensor):
+    """A subclass, whose dispatcher might do anything."""
+
+
+def test_validation_is_not_skipped(short):
+    logits, target = torch.zeros(3, 4), torch.zeros(3, 4)
+    for _ in range(2):
+        vf.nll(logits, target, "bernoulli", validate=True)
+    assert short == [False, True]
+    with pytest.raises(ValueError, match="support"):
+        vf.nll(logits, target - 1, "bernoulli", validate=True)
+
+
+def test_a_changed_input_is_read_anew(short):
+    logits, target = torch.zeros(3, 4, requires_grad=True), torch.ones(3, 4)
+    first = vf.nll(logits, target, "bernoulli")
+    with torch.no_grad():
+        logits += 1
+    second = vf.nll(logits, target, "bernoulli")
+    assert short[-1] and second < first
+
+
+def test_recipes_do_not_grow_without_bound(short, monkeypatch):
+    monkeypatch.setattr(_small, "_LIMIT", 3)
+    for width in range(1, 9):
+        vf.sample_kl(torch.zeros(2, width), torch.zeros(2, width))
+    assert len(_small._recipes) <= 3
