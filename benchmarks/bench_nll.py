@@ -16,14 +16,14 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Laplace, Normal
 
 import vaefast as vf
-from vaefast import likelihoods
+from vaefast import backends, likelihoods
 from vaefast.likelihoods import Likelihood
 
-from .case import Formula, Inputs, OpCase, Shape, leaf
+from .case import COMPILED, FUSED, Formula, Inputs, OpCase, Shape, leaf
 
 Example = Callable[[Likelihood, Shape, torch.device], tuple[tuple[Tensor, ...], Tensor]]
 
-IN_CACHE, OUT_OF_CACHE = (128, 784), (64, 3, 128, 128)
+IN_CACHE, OUT_OF_CACHE, GENES = (128, 784), (64, 3, 128, 128), (128, 4000)
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 # Parameters of these names must be positive.
 POSITIVE = {"mu", "rate", "scale", "std", "theta", "var"}
@@ -61,6 +61,41 @@ def laplace(loc: Tensor, log_scale: Tensor, x: Tensor) -> tuple[Tensor]:
     return (density.sum() / x.shape[0],)
 
 
+def negative_binomial_log(mu: Tensor, theta: Tensor, x: Tensor, eps: float = 1e-8) -> Tensor:
+    """`log_nb_positive` of scvi-tools."""
+    log_theta_mu = torch.log(theta + mu + eps)
+    return (
+        theta * (torch.log(theta + eps) - log_theta_mu)
+        + x * (torch.log(mu + eps) - log_theta_mu)
+        + torch.lgamma(x + theta)
+        - torch.lgamma(theta)
+        - torch.lgamma(x + 1)
+    )
+
+
+def negative_binomial(mu: Tensor, theta: Tensor, x: Tensor) -> tuple[Tensor]:
+    return (-negative_binomial_log(mu, theta, x).sum() / x.shape[0],)
+
+
+def zero_inflated(mu: Tensor, theta: Tensor, pi: Tensor, x: Tensor) -> tuple[Tensor]:
+    """`log_zinb_positive` of scvi-tools."""
+    eps = 1e-8
+    soft = F.softplus(-pi)
+    log_theta_eps = torch.log(theta + eps)
+    log_theta_mu = torch.log(theta + mu + eps)
+    theta_log = -pi + theta * (log_theta_eps - log_theta_mu)
+    at_zero = (x < eps).float() * (F.softplus(theta_log) - soft)
+    counted = (
+        -soft
+        + theta_log
+        + x * (torch.log(mu + eps) - log_theta_mu)
+        + torch.lgamma(x + theta)
+        - torch.lgamma(theta)
+        - torch.lgamma(x + 1)
+    )
+    return (-(at_zero + (x > eps).float() * counted).sum() / x.shape[0],)
+
+
 def log_prob(make: Callable[..., Distribution]) -> Formula:
     """-log p by torch.distributions, without its argument checks, which wait for a GPU."""
     return lambda *t: (-make(*t[:-1]).log_prob(t[-1]).sum() / t[-1].shape[0],)
@@ -80,6 +115,8 @@ TEXTBOOK: dict[str, Mapping[str, Formula]] = {
         "eager": laplace,
         "distributions": log_prob(lambda m, s: Laplace(m, s.exp(), validate_args=False)),
     },
+    "negative_binomial": {"eager": negative_binomial},
+    "zero_inflated_negative_binomial": {"eager": zero_inflated},
 }
 FIXED: Mapping[str, Formula] = {
     "eager": gaussian_fixed,
@@ -92,8 +129,9 @@ def drawn(
     model: Likelihood, shape: Shape, device: torch.device
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Parameters of the likelihood's own number, and a target that it draws from them."""
+    positive = POSITIVE | model.positive_params()
     params = tuple(
-        F.softplus(value) if name in POSITIVE else value
+        F.softplus(value) if name in positive else value
         for name in model.param_names
         for value in [torch.randn(shape, device=device)]
     )
@@ -139,13 +177,24 @@ def case(
 
     # Outside of its own implementations a case runs on the reference backend.
     formulas = formulas or {"eager": fused}
-    return OpCase("nll", shape, inputs, formulas, fused, variant=variant, targets=targets)
+    kind = UserCase if model.name in backends.USER_FORMS else OpCase
+    return kind("nll", shape, inputs, formulas, fused, variant=variant, targets=targets)
+
+
+class UserCase(OpCase):
+    """A user's likelihood, which no kernel serves but its Triton twin."""
+
+    def implementations(self, device: torch.device) -> tuple[str, ...]:
+        serving = backends.select_form(device.type, self.variant)
+        fused = () if serving == "reference" else (FUSED + serving,)
+        return (*self.formulas, COMPILED, *fused)
 
 
 def named() -> list[OpCase]:
     images, fixed = (64, 3, 256, 256), vf.Gaussian(std=1.0)
     logits = TEXTBOOK["bernoulli"]
     uint8 = {"eager": bernoulli_uint8}
+    nb, zinb = "negative_binomial", "zero_inflated_negative_binomial"
     return [
         case("bernoulli", vf.Bernoulli(), IN_CACHE, logits, pixels, eager=2.5),
         case("bernoulli", vf.Bernoulli(), images, logits, pixels, eager=8, compiled=2.4),
@@ -153,6 +202,8 @@ def named() -> list[OpCase]:
         case("gaussian fixed", fixed, IN_CACHE, FIXED, pixels),
         case("gaussian fixed", fixed, images, FIXED, pixels, eager=7, compiled=3.5),
         case("gaussian", vf.Gaussian(), OUT_OF_CACHE, TEXTBOOK["gaussian"], eager=8, compiled=1.4),
+        case(nb, vf.NegativeBinomial(), GENES, TEXTBOOK[nb], eager=10, compiled=6),
+        case(zinb, vf.ZeroInflatedNegativeBinomial(), GENES, TEXTBOOK[zinb], eager=15, compiled=10),
     ]
 
 

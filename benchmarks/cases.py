@@ -6,6 +6,8 @@ import importlib
 import pkgutil
 from pathlib import Path
 
+from vaefast.likelihoods import load_plugins
+
 from .case import Case
 
 
@@ -15,6 +17,7 @@ def collect(*only: str) -> list[Case]:
     Raises:
         ValueError: two cases have one name, or none is left.
     """
+    load_plugins()
     found: list[Case] = []
     for module in sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)])):
         if module.startswith("bench_"):

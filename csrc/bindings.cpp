@@ -8,10 +8,12 @@
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "core/buffers.h"
 #include "core/capability.h"
 #include "core/dispatch.h"
+#include "core/dlpack.h"
 #include "cuda/kernels.h"
 #include "vaefast_build_info.h"
 
@@ -233,8 +235,8 @@ void log_ratio_backward(const py::tuple& grid, const py::tuple& operands, const 
 // settings: form, numbers, scalar, target_rows, reduce, factor, grad_factor, wide.
 void nll(const py::tuple& grid, const py::tuple& params, const py::object& target,
          const py::object& mask, const py::object& weight, const py::object& state,
-         const py::tuple& settings, uint64_t loss, const py::tuple& grads,
-         const py::object& where) {
+         const py::tuple& settings, uint64_t loss, const py::tuple& grads, const py::object& where,
+         uint64_t row_starts, uint64_t columns) {
   NllArgs a;
   a.shape = shape(grid);
   if (params.size() > vaefast::kMaxParams) throw py::value_error("too many parameters");
@@ -245,6 +247,8 @@ void nll(const py::tuple& grid, const py::tuple& params, const py::object& targe
   a.target = view(target);
   a.mask = view(mask);
   a.weight = view(weight);
+  a.row_starts = reinterpret_cast<const int64_t*>(static_cast<uintptr_t>(row_starts));
+  a.columns = reinterpret_cast<const int64_t*>(static_cast<uintptr_t>(columns));
   a.stream = stream(state);
   a.form = at<int>(settings, 0);
   const py::tuple numbers = py::reinterpret_borrow<py::tuple>(settings[1]);
@@ -370,63 +374,63 @@ void mmd(const py::tuple& sizes, const py::tuple& inputs, bool rbf, const py::tu
   vaefast::cpu::mmd(a);
 }
 
-// The part of DLPack's binary interface (version 0, github.com/dmlc/dlpack) that one dense tensor
-// in this machine's memory needs.
-struct DLTensor {
-  void* data;
-  int32_t device_type, device_id, ndim;
-  uint8_t code, bits;
-  uint16_t lanes;
-  int64_t *shape, *strides;
-  uint64_t byte_offset;
-};
-
-struct DLManagedTensor {
-  DLTensor tensor;
-  void* context;
-  void (*deleter)(DLManagedTensor*);
-};
-
-void delete_buffer(DLManagedTensor* managed) {
-  vaefast::give_buffer_back(managed->tensor.data);
-  delete[] managed->tensor.shape;
-  delete managed;
+// geometry: rows, classes, inner, segments, row_stride, class_stride, target_rows.
+// target: pointer, dtype, row_starts, columns (0: not sparse). over: mask, weight (0: absent).
+// settings: form, numbers, reduce, factor, grad_factor, wide.
+void row_nll(const py::tuple& geometry, const py::tuple& params, const py::tuple& target,
+             const py::tuple& over, const py::tuple& settings, uint64_t loss,
+             const py::object& grad, int threads) {
+  vaefast::RowNllArgs a;
+  a.rows = at<int64_t>(geometry, 0);
+  a.classes = at<int64_t>(geometry, 1);
+  a.inner = at<int64_t>(geometry, 2);
+  a.segments = at<int64_t>(geometry, 3);
+  a.row_stride = at<int64_t>(geometry, 4);
+  a.class_stride = at<int64_t>(geometry, 5);
+  a.target_rows = at<int64_t>(geometry, 6);
+  a.params = pointer(params);
+  a.dtype = static_cast<vaefast::DType>(at<int>(params, 1));
+  a.target = pointer(target);
+  a.target_dtype = static_cast<vaefast::DType>(at<int>(target, 1));
+  a.row_starts = reinterpret_cast<const int64_t*>(static_cast<uintptr_t>(at<uint64_t>(target, 2)));
+  a.columns = reinterpret_cast<const int64_t*>(static_cast<uintptr_t>(at<uint64_t>(target, 3)));
+  a.mask = reinterpret_cast<const uint8_t*>(static_cast<uintptr_t>(at<uint64_t>(over, 0)));
+  a.weight = reinterpret_cast<const void*>(static_cast<uintptr_t>(at<uint64_t>(over, 1)));
+  a.form = static_cast<vaefast::RowForm>(at<int>(settings, 0));
+  const py::tuple numbers = py::reinterpret_borrow<py::tuple>(settings[1]);
+  if (numbers.size() > sizeof a.numbers / sizeof a.numbers[0])
+    throw py::value_error("too many numbers");
+  for (size_t i = 0; i < numbers.size(); ++i) a.numbers[i] = at<double>(numbers, i);
+  a.reduce = static_cast<vaefast::Reduce>(at<int>(settings, 2));
+  a.factor = at<double>(settings, 3);
+  a.grad_factor = at<double>(settings, 4);
+  a.wide = at<bool>(settings, 5);
+  a.loss = reinterpret_cast<void*>(static_cast<uintptr_t>(loss));
+  a.grad = output(grad);
+  a.threads = useful_threads(a.rows * a.classes * a.inner, threads);
+  py::gil_scoped_release release;
+  if (a.form == vaefast::RowForm::kLogisticMixture) {
+    vaefast::cpu::mixture_nll(a);
+  } else {
+    vaefast::cpu::softmax_nll(a);
+  }
 }
 
 // A DLPack capsule over memory that returns to the core's cache with the last tensor on it; None
 // where there is no memory.
 py::object buffer(const py::tuple& shape, int dtype) {
-  constexpr int32_t kCpu = 1;
-  constexpr uint8_t kFloat = 2, kBfloat = 4;
-  const auto stored = static_cast<vaefast::DType>(dtype);
-  const int64_t width = stored == vaefast::DType::kF64 ? 8 : stored == vaefast::DType::kF32 ? 4 : 2;
-  const auto dims = static_cast<int32_t>(shape.size());
-  int64_t bytes = width;
-  for (const py::handle size : shape) bytes *= py::cast<int64_t>(size);
-  void* data = vaefast::take_buffer(static_cast<size_t>(bytes));
-  if (data == nullptr) return py::none();
-  int64_t* const sizes = new int64_t[2 * static_cast<size_t>(dims)];
-  int64_t stride = 1;
-  for (int32_t i = dims; i-- > 0;) {
-    sizes[i] = py::cast<int64_t>(shape[static_cast<size_t>(i)]);
-    sizes[dims + i] = stride;
-    stride *= sizes[i];
-  }
-  const uint8_t code = stored == vaefast::DType::kBF16 ? kBfloat : kFloat;
-  auto* managed = new DLManagedTensor{
-      {data, kCpu, 0, dims, code, static_cast<uint8_t>(8 * width), 1, sizes, sizes + dims, 0},
-      nullptr,
-      delete_buffer};
+  std::vector<int64_t> sizes;
+  for (const py::handle size : shape) sizes.push_back(py::cast<int64_t>(size));
+  void* const tensor = vaefast::new_dlpack(sizes, static_cast<vaefast::DType>(dtype));
+  if (tensor == nullptr) return py::none();
   // Whoever takes the tensor over renames the capsule.
-  PyObject* capsule = PyCapsule_New(managed, "dltensor", [](PyObject* self) {
+  PyObject* const capsule = PyCapsule_New(tensor, "dltensor", [](PyObject* self) {
     if (PyCapsule_IsValid(self, "dltensor"))
-      delete_buffer(static_cast<DLManagedTensor*>(PyCapsule_GetPointer(self, "dltensor")));
+      vaefast::delete_dlpack(PyCapsule_GetPointer(self, "dltensor"));
   });
-  if (capsule == nullptr) {
-    delete_buffer(managed);
-    throw py::error_already_set();
-  }
-  return py::reinterpret_steal<py::object>(capsule);
+  if (capsule != nullptr) return py::reinterpret_steal<py::object>(capsule);
+  vaefast::delete_dlpack(tensor);
+  throw py::error_already_set();
 }
 
 py::dict build_info() {
@@ -494,7 +498,9 @@ PYBIND11_MODULE(_C, module) {
   module.def("sample_kl_backward", &sample_kl_backward);
   module.def("log_ratio", &log_ratio);
   module.def("log_ratio_backward", &log_ratio_backward);
-  module.def("nll", &nll);
+  module.def("nll", &nll, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),
+             py::arg(), py::arg(), py::arg(), py::arg(), py::arg("row_starts") = 0,
+             py::arg("columns") = 0);
   module.def("noise", &noise);
   module.def("scale", &scale);
   module.def("mixture_log_prob", &mixture_forward<vaefast::cpu::mixture_log_prob>);
@@ -503,4 +509,5 @@ PYBIND11_MODULE(_C, module) {
   module.def("tc_terms", &mixture_forward<vaefast::cpu::tc_terms>);
   module.def("tc_terms_backward", &mixture_backward<vaefast::cpu::tc_terms_backward>);
   module.def("mmd", &mmd);
+  module.def("row_nll", &row_nll);
 }

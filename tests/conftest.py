@@ -14,6 +14,8 @@ import pytest
 import torch
 
 import vaefast as vf
+from vaefast import backends, likelihoods
+from vaefast.backends.reference.likelihoods import FORMULAS
 
 ROOT = Path(__file__).resolve().parent.parent
 # At the end: a folder here that shares a library's name must not hide that library.
@@ -117,6 +119,21 @@ class _capability:
 
     def __exit__(self, *error: object) -> None:
         self.core.set_cpu_capability(self.before)
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The registries of likelihoods, restored afterwards."""
+    for owner, name in (
+        (likelihoods._base, "_registry"),
+        (likelihoods._base, "_defaults"),
+        (backends, "USER_FORMS"),
+    ):
+        monkeypatch.setattr(owner, name, dict(getattr(owner, name)))
+    formulas = dict(FORMULAS)
+    yield
+    FORMULAS.clear()
+    FORMULAS.update(formulas)
 
 
 @pytest.fixture(autouse=True)

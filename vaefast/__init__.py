@@ -6,11 +6,14 @@ from .backends import BackendError, available_backends, backend
 from .distributions import DiagonalGaussian
 from .likelihoods import (
     Bernoulli,
+    Categorical,
     ContinuousBernoulli,
     DiscretizedLogistic,
+    DiscretizedLogisticMixture,
     Gaussian,
     Laplace,
     LogCosh,
+    Multinomial,
     NegativeBinomial,
     Poisson,
     StudentT,
@@ -19,6 +22,7 @@ from .likelihoods import (
 from .ops.elbo_loss import ELBO, elbo_loss
 from .ops.gaussian_kl import gaussian_kl
 from .ops.importance_loss import PIWAE, importance_loss
+from .ops.linear_nll import linear_nll
 from .ops.log_marginal import LogMarginal, log_marginal
 from .ops.log_weights import log_weights
 from .ops.mixture_log_prob import mixture_log_prob
@@ -37,13 +41,16 @@ __all__ = [
     "PIWAE",
     "BackendError",
     "Bernoulli",
+    "Categorical",
     "ContinuousBernoulli",
     "DiagonalGaussian",
     "DiscretizedLogistic",
+    "DiscretizedLogisticMixture",
     "Gaussian",
     "Laplace",
     "LogCosh",
     "LogMarginal",
+    "Multinomial",
     "NegativeBinomial",
     "Poisson",
     "StudentT",
@@ -58,6 +65,7 @@ __all__ = [
     "importance_loss",
     "info",
     "likelihoods",
+    "linear_nll",
     "log_marginal",
     "log_weights",
     "metrics",

@@ -10,12 +10,13 @@ from ._args import REDUCTIONS, Clamp, Param, Reduction, one_of
 from ._modules import LikelihoodModule, settings
 from .likelihoods import Likelihood, Params
 from .nn_bounds import ImportanceLoss
+from .nn_linear import LinearNLL
 from .ops.elbo_loss import ELBO, elbo_loss
 from .ops.gaussian_kl import FreeBitsPer, gaussian_kl
 from .ops.nll import nll
 from .ops.rsample import rsample, transform_of
 
-__all__ = ["NLL", "ELBOLoss", "GaussianKL", "ImportanceLoss", "Reparameterize"]
+__all__ = ["NLL", "ELBOLoss", "GaussianKL", "ImportanceLoss", "LinearNLL", "Reparameterize"]
 
 
 class Reparameterize(nn.Module):

@@ -111,6 +111,9 @@ struct NllArgs {
   int scalar = -1;
   View params[kMaxParams];
   View target, mask, weight;
+  // Of a target that is a CSR matrix [target_rows, cols], whose values lie at target.data; its
+  // columns ascend within a row.
+  const int64_t *row_starts = nullptr, *columns = nullptr;
   // With a state, the target is an intensity to draw a binary target from.
   Stream stream;
   // Rows of the target: those of the grid repeat them.

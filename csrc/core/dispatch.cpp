@@ -26,6 +26,8 @@
   bool tc_terms(const MixtureArgs& args);                  \
   bool tc_terms_backward(const MixtureArgs& args);         \
   bool mmd(const MmdArgs& args);                           \
+  bool softmax_nll(const RowNllArgs& args);                \
+  bool mixture_nll(const RowNllArgs& args);                \
   }                                                        \
   }
 
@@ -83,6 +85,8 @@ VAEFAST_DISPATCH(mixture_log_prob_backward, MixtureArgs)
 VAEFAST_DISPATCH(tc_terms, MixtureArgs)
 VAEFAST_DISPATCH(tc_terms_backward, MixtureArgs)
 VAEFAST_DISPATCH(mmd, MmdArgs)
+VAEFAST_DISPATCH(softmax_nll, RowNllArgs)
+VAEFAST_DISPATCH(mixture_nll, RowNllArgs)
 
 #define VAEFAST_NAME(name) #name,
 const char* const kForms[] = {VAEFAST_LIKELIHOODS(VAEFAST_NAME) nullptr};

@@ -3,6 +3,7 @@
 
 #include "core/args.h"
 #include "core/pairs.h"
+#include "core/row_nll.h"
 
 namespace vaefast {
 namespace cpu {
@@ -20,6 +21,8 @@ void mixture_log_prob_backward(const MixtureArgs& args);
 void tc_terms(const MixtureArgs& args);
 void tc_terms_backward(const MixtureArgs& args);
 void mmd(const MmdArgs& args);
+void softmax_nll(const RowNllArgs& args);
+void mixture_nll(const RowNllArgs& args);
 
 }  // namespace cpu
 

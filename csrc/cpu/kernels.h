@@ -3,6 +3,7 @@
 
 #include "core/args.h"
 #include "core/pairs.h"
+#include "core/row_nll.h"
 #include "math/config.h"
 
 namespace vaefast {
@@ -20,6 +21,8 @@ bool mixture_log_prob_backward(const MixtureArgs& args);
 bool tc_terms(const MixtureArgs& args);
 bool tc_terms_backward(const MixtureArgs& args);
 bool mmd(const MmdArgs& args);
+bool softmax_nll(const RowNllArgs& args);
+bool mixture_nll(const RowNllArgs& args);
 
 }  // namespace VAEFAST_ISA
 }  // namespace vaefast

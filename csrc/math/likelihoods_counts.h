@@ -7,6 +7,7 @@
 // (Loader 2000, "Fast and accurate computation of binomial probabilities", for the Poisson case).
 #pragma once
 
+#include "bounded.h"
 #include "gamma.h"
 
 namespace vaefast {
@@ -21,21 +22,21 @@ struct CountEdge;
 
 template <>
 struct CountEdge<float> {
-  static constexpr float largest_ratio = 1e30f, smallest = 1.17549435e-38f;
+  static constexpr float largest_ratio = 1e30f, far = 80.0f;
 };
 
 template <>
 struct CountEdge<double> {
-  static constexpr double largest_ratio = 1e290, smallest = 2.2250738585072014e-308;
+  static constexpr double largest_ratio = 1e290, far = 690.0;
 };
 
-// log(1 + n/d), n >= 0, d >= 0, also where n/d overflows: there it is scaled by 2^-64, and the 1
-// does not matter.
+// log(1 + n w), n >= 0, w = 1/d >= 0, also where n w overflows: there it is scaled by 2^-64, and
+// the 1 does not matter.
 template <class T>
-VAEFAST_FN T log1p_ratio(T n, T d) {
-  const T q = n / d;
+VAEFAST_FN T log1p_ratio(T n, T w) {
+  const T q = n * w;
   const bool large = q > CountEdge<T>::largest_ratio;
-  const T scaled = (n * T(0x1p-32)) / (d * T(0x1p32));
+  const T scaled = (n * T(0x1p-32)) * (w * T(0x1p-32));
   return log1p(large ? scaled : q) + (large ? T(44.3614195558364998) : T(0));
 }
 
@@ -58,14 +59,13 @@ VAEFAST_FN T minus_log1p_near(T b) {
   return s * madd(-z, atanh_rest(z), b);
 }
 
-// S(z), and P(z) = digamma(z) - log z + 1/(2 z), for z > 0 whose logarithm is known. From 3 on
-// both are the tails of Stirling's series; below, what they are by definition.
+// S(z), and P(z) = digamma(z) - log z + 1/(2 z), for z > 0 whose inverse and logarithm are known.
+// From 3 on both are the tails of Stirling's series; below, what they are by definition.
 template <bool kGrad, class T>
-VAEFAST_FN T stirling_rest(T z, T log_z, T& psi) {
+VAEFAST_FN T stirling_rest(T z, T w, T log_z, T& psi) {
   using C = GammaConstants<T>;
   const bool big = z >= T(3);
   const bool small = z < T(1);
-  const T w = T(1) / z;
   const T square = w * w;
   // log Gamma(z + 1) and digamma(z) around 2, as in lgamma_digamma.
   const T t = z - (small ? T(1) : T(2));
@@ -79,11 +79,11 @@ VAEFAST_FN T stirling_rest(T z, T log_z, T& psi) {
   return big ? w * lgamma_tail(square) : low;
 }
 
-// log Gamma(x + 1) - (x log x - x), x >= 0.
+// log Gamma(x + 1) - (x log x - x), x >= 0, w = 1/x.
 template <class T>
-VAEFAST_FN T factorial_rest(T x, T log_x) {
+VAEFAST_FN T factorial_rest(T x, T w, T log_x) {
   T unused;
-  const T rest = stirling_rest<false>(x, log_x, unused);
+  const T rest = stirling_rest<false>(x, w, log_x, unused);
   return x > T(0) ? madd(T(0.5), log_x, kHalfLog2Pi<T>) + rest : T(0);
 }
 
@@ -100,10 +100,11 @@ struct poisson {
     const T rate = exp(theta[0]);
     if constexpr (kGrad) grad[0] = rate - x;
     const T log_x = log(x);
-    const T deviance = x * expm1_minus_x(theta[0] - log_x) + factorial_rest(x, log_x);
+    const T rest = factorial_rest(x, T(1) / x, log_x);
+    const T deviance = madd(x, expm1_minus_x(theta[0] - log_x), rest);
     const T bare = rate - x * theta[0];
     // Below 1 the ratio rate / x may overflow, and there is nothing that cancels.
-    const T small = bare + madd(x, log_x - T(1), factorial_rest(x, log_x));
+    const T small = bare + madd(x, log_x - T(1), rest);
     const T full = x >= T(1) ? deviance : x > T(0) ? small : rate;
     const T value = whole != T(0) ? full : (x == T(0) ? rate : bare);
     return x < T(0) ? T(kNan) : value;
@@ -123,11 +124,13 @@ struct poisson_rate {
     const bool none = x == T(0);
     if constexpr (kGrad) grad[0] = none ? T(1) : (rate - x) / rate;
     const T log_x = log(x);
-    const T b = (rate - x) / (none ? T(1) : x);
+    const T w = T(1) / (none ? T(1) : x);
+    const T b = (rate - x) * w;
     const bool above = x > rate;
-    const T ratio = log1p_ratio(abs(rate - x), above ? rate : x);
+    const T ratio = log1p_ratio(abs(rate - x), above ? T(1) / rate : w);
     const T far = above ? b + ratio : b - ratio;
-    const T full = x * (abs(b) < T(0.25) ? minus_log1p_near(b) : far) + factorial_rest(x, log_x);
+    const T excess = abs(b) < T(0.25) ? minus_log1p_near(b) : far;
+    const T full = madd(x, excess, factorial_rest(x, w, log_x));
     const T bare = rate - x * log(rate);
     const T value = whole != T(0) ? full : bare;
     return x < T(0) ? kNan : none ? rate : value;
@@ -142,31 +145,32 @@ template <bool kGrad, class T>
 VAEFAST_FN T negative_binomial_nll(T x, T mu, T theta, T& grad_mu, T& grad_theta) {
   const bool none = x == T(0);
   const bool above = x > mu;
-  const T lo = above ? mu : x, hi = above ? x : mu;
-  const T d = hi - lo;
+  const T d = abs(x - mu);
   const T sum = x + theta, mean = mu + theta;
-  const T share = theta / (above ? sum : mean);
-  const T first = none ? T(0) : x * log1p_ratio(d * share, lo);
-  const T ratio = log1p_ratio(d, above ? mean : sum);
+  // Every ratio below is a product with one of these.
+  const T w_x = T(1) / (none ? T(1) : x), w_mu = T(1) / mu, w_theta = T(1) / theta;
+  const T w_sum = T(1) / sum, w_mean = T(1) / mean;
+  const T share = theta * (above ? w_sum : w_mean);
+  const T first = none ? T(0) : x * log1p_ratio(d * share, above ? w_mu : w_x);
+  const T ratio = log1p_ratio(d, above ? w_mean : w_sum);
   const T deviance = first - theta * ratio;
 
   const T log_x = log(none ? T(1) : x), log_theta = log(theta);
-  const T spread = x / theta;
+  const T spread = x * w_theta;
   const bool wide = spread > CountEdge<T>::largest_ratio;
   const T log_spread = wide ? log_x - log_theta : log1p(spread);
   T psi_theta, psi_sum;
-  const T rest = stirling_rest<kGrad>(theta, log_theta, psi_theta) -
-                 stirling_rest<kGrad>(sum, log_theta + log_spread, psi_sum);
-  const T binomial = madd(T(0.5), log_spread, rest) + factorial_rest(x, log_x);
+  const T rest = stirling_rest<kGrad>(theta, w_theta, log_theta, psi_theta) -
+                 stirling_rest<kGrad>(sum, w_sum, log_theta + log_spread, psi_sum);
+  const T binomial = madd(T(0.5), log_spread, rest) + factorial_rest(x, w_x, log_x);
   if constexpr (kGrad) {
-    const T gap = (mu - x) / mu;
-    grad_mu = theta / mean * (none ? T(1) : gap);
-    const T b = (x - mu) / mean;
+    grad_mu = theta * w_mean * (none ? T(1) : (mu - x) * w_mu);
+    const T b = (x - mu) * w_mean;
     // b - log1p(b), by the logarithm that is known where nothing cancels.
     const bool near = abs(b) < T(0.25);
     const T known = b - (above ? ratio : -ratio);
     const T rise = near ? minus_log1p_near(b) : known;
-    const T step = T(0.5) * x / theta / sum;
+    const T step = T(0.5) * spread * w_sum;
     grad_theta = none ? rise : rise - (step + (psi_sum - psi_theta));
   }
   const T value = (above ? deviance : -deviance) + (none ? T(0) : binomial);
@@ -205,7 +209,7 @@ struct zero_inflated_negative_binomial {
     const T n = negative_binomial_nll<kGrad>(x, theta[0], theta[1], grad_mu, grad_theta);
     const T pi = theta[2];
     const bool zero = x == T(0);
-    const T e = exp(-abs(pi));
+    const T e = exp_minus(abs(pi), CountEdge<T>::far);
     const T less = e / (T(1) + e);
     const T drop = pi > T(0) ? T(1) - less : less;
     const T keep = pi > T(0) ? less : T(1) - less;
@@ -215,7 +219,7 @@ struct zero_inflated_negative_binomial {
     const T joint = keep * fall;
     const bool direct = joint > T(-0.5);
     const T odds = pi + n;
-    const T tail = exp(-abs(odds));
+    const T tail = exp_minus(abs(odds), CountEdge<T>::far);
     const T log_part = log1p(direct ? joint : tail);
     const T higher = odds > T(0) ? pi : -n;
     const T at_zero = direct ? -log_part : soft - higher - log_part;

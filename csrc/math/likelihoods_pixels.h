@@ -1,6 +1,7 @@
 // Likelihoods of pixels of a few levels: see likelihoods.h for what a functor is.
 #pragma once
 
+#include "bounded.h"
 #include "special.h"
 
 namespace vaefast {
@@ -11,14 +12,15 @@ struct PixelEdge;
 
 template <>
 struct PixelEdge<float> {
-  // Adding it rounds to an integer; below `narrow` a bin's mass is proportional to its width.
-  static constexpr float round = 12582912.0f, largest = 3.4028234e38f, narrow = 1e-20f;
+  // Adding `round` rounds to an integer; below `narrow` a bin's mass is proportional to its width;
+  // of two e^-far the product is still no denormal number.
+  static constexpr float round = 12582912.0f, largest = 3.4028234e38f, narrow = 1e-20f, far = 40.0f;
 };
 
 template <>
 struct PixelEdge<double> {
   static constexpr double round = 6755399441055744.0, largest = 1.7976931348623157e308,
-                          narrow = 1e-200;
+                          narrow = 1e-200, far = 345.0;
 };
 
 template <class T>
@@ -28,9 +30,12 @@ VAEFAST_FN T within(T x, T bound) {
 }
 
 // The mass that a logistic gives to one bin: with u, l the standardised edges and w = u - l,
-//   sigmoid(u) - sigmoid(l) = sigmoid(u) sigmoid(-l) (1 - e^-w),
-// so -log of it is a sum of three positive terms, and nothing cancels at any scale. The first and
-// the last bin reach to infinity and lack the terms of that side.
+//   sigmoid(u) - sigmoid(l) = sigmoid(u) sigmoid(-l) (1 - e^-w).
+// With e_u = e^-|u| and e_l = e^-|l| its -log is
+//   max(-u, 0) + max(l, 0) + log1p((e_u + e_l + e_u e_l + e^-w) / (1 - e^-w)):
+// terms that are positive at any scale, and one logarithm. The first and the last bin reach to
+// infinity and lack e_l and max(l, 0), or e_u and max(-u, 0), and e^-w.
+// The conditions are numbers, 0 or 1: GCC 12 gives a loop up over a select by two of them.
 template <bool kGrad, class T>
 VAEFAST_FN T logistic_bin_nll(T d, T half_bin, T log_bin, T log_scale, bool first, bool last,
                               T& grad_loc, T& grad_log_scale) {
@@ -39,36 +44,50 @@ VAEFAST_FN T logistic_bin_nll(T d, T half_bin, T log_bin, T log_scale, bool firs
   const T upper = within((d + half_bin) * inverse, E::largest);
   const T lower = within((d - half_bin) * inverse, E::largest);
   const T width = within(T(2) * half_bin * inverse, E::largest);
-  const bool inside = !(first || last);
+  const T has_upper = last ? T(0) : T(1), has_lower = first ? T(0) : T(1);
+  const T inside = has_upper * has_lower;
 
-  // softplus(-upper) and softplus(lower) with their derivatives from one exp each.
-  const T eu = exp(-abs(upper)), el = exp(-abs(lower));
-  const T qu = eu / (T(1) + eu), ql = el / (T(1) + el);
-  const T over = log1p(eu) + (upper < T(0) ? -upper : T(0));
-  const T under = log1p(el) + (lower > T(0) ? lower : T(0));
-
-  // log(1 - e^-w): by log1p where e^-w is small, by expm1 where it is not; a bin far below the
-  // scale by its width's logarithm, which is known even where w underflows.
+  const T eu = exp_minus(abs(upper), E::far), el = exp_minus(abs(lower), E::far);
+  // e^-w is their product where the bin holds the location; 1 - rise would lose it there.
   const T rise = -expm1(-width);
+  const T apart = T(1) - rise;
+  const T across = upper > T(0) ? eu * el : apart;
+  const T around = lower < T(0) ? across : apart;
+  // A bin far below the scale: its width's logarithm is known even where w underflows.
   const bool narrow = width < E::narrow;
-  const T left_out = exp(-width);
-  const T bin_mass = width > T(0.7) ? log1p(-left_out) : log(rise);
-  const T mass = narrow ? log_bin - log_scale : bin_mass;
+  const T per_rise = T(1) / (narrow ? T(1) : rise);
+  const T over = has_upper * eu, under = has_lower * el;
+  const T edges = over + under + over * under;
+  const T ratio = inside == T(0) ? edges : (edges + (narrow ? T(0) : around)) * per_rise;
+  const T far_over = has_upper * (upper < T(0) ? -upper : T(0));
+  const T far_under = has_lower * (lower > T(0) ? lower : T(0));
+  const T thin = inside * (narrow ? log_scale - log_bin : T(0));
   if constexpr (kGrad) {
+    const T au = T(1) + eu, al = T(1) + el;
+    const T r = T(1) / (au * al);
+    const T qu = eu * al * r, ql = el * au * r;
     const T beyond = upper > T(0) ? qu : T(1) - qu;  // sigmoid(-upper)
     const T before = lower > T(0) ? T(1) - ql : ql;  // sigmoid(lower)
     // sigmoid(-u) - sigmoid(l) as the product that does not cancel, its sign that of -(u + l).
     const T both = within(upper + lower, E::largest);
     const T fall = -expm1(-abs(both));
-    const T right = (T(1) - beyond), left = (T(1) - before);
-    const T product = both > T(0) ? -(right * before) : beyond * left;
-    const T middle = product * fall;
-    const T share = narrow ? T(1) : width * left_out / rise;
-    grad_loc = inverse * (first ? beyond : last ? -before : middle);
-    grad_log_scale =
-        (last ? T(0) : upper * beyond) - (first ? T(0) : lower * before) + (inside ? share : T(0));
+    const T falling = (beyond - T(1)) * before, rising = beyond * (T(1) - before);
+    const T middle = (both > T(0) ? falling : rising) * fall;
+    const T share = narrow ? T(1) : width * around * per_rise;
+    const T edge = has_upper * beyond - has_lower * before;
+    grad_loc = inverse * (inside == T(0) ? edge : middle);
+    grad_log_scale = has_upper * upper * beyond - has_lower * lower * before + inside * share;
   }
-  return (last ? T(0) : over) + (first ? T(0) : under) - (inside ? mass : T(0));
+  return (far_over + far_under) + (log1p(ratio) + thin);
+}
+
+// The level of a pixel x, the nearest of 0 to top to a x + b. An infinite pixel is none, and gives
+// NaN, by the 0 x.
+template <class T>
+VAEFAST_FN T level_of(T x, T a, T b, T top) {
+  const T nearest = (madd(x, a, b) + PixelEdge<T>::round) - PixelEdge<T>::round;
+  const T above = nearest < T(0) ? T(0) : nearest;
+  return madd(T(0), x, above > top ? top : above);
 }
 
 // theta: loc, log_scale; numbers: a, b (a pixel x is level a x + b), the level 0 and the width of
@@ -88,10 +107,7 @@ struct discretized_logistic {
 
   template <bool kGrad>
   VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
-    const T nearest = (madd(x, a, b) + PixelEdge<T>::round) - PixelEdge<T>::round;
-    const T above = nearest < T(0) ? T(0) : nearest;
-    // 0 x: an infinite pixel is no level, and gives NaN.
-    const T level = madd(T(0), x, above > top ? top : above);
+    const T level = level_of(x, a, b, top);
     const T d = madd(level, bin, low) - theta[0];
     T grad_loc = T(0), grad_log_scale = T(0);
     const T value = logistic_bin_nll<kGrad>(d, half_bin, log_bin, theta[1], level <= T(0),

@@ -16,7 +16,11 @@ import torch
 BACKENDS = ("auto", "native", "triton", "reference")
 
 # Operators that have kernels for the CPU alone; on a GPU plain PyTorch serves them.
-CPU_ONLY = frozenset({"log_ratio", "tc_terms", "mixture_log_prob", "mmd"})
+CPU_ONLY = frozenset({"log_ratio", "tc_terms", "mixture_log_prob", "mmd", "row_nll"})
+
+# Forms of likelihoods that users registered, and their Triton twins as "module:name" or "": plain
+# PyTorch serves them, or Triton where there is a twin.
+USER_FORMS: dict[str, str] = {}
 
 _forced: str | None = None
 
@@ -86,6 +90,49 @@ def forced() -> str | None:
     return _forced
 
 
+def select_form(device_type: str, form: str, op: str = "nll") -> str:
+    """As `select`, for a call of a likelihood's form, which may be a user's.
+
+    Raises:
+        BackendError: the backend asked for has no kernel of it.
+    """
+    if form not in USER_FORMS:
+        return select(device_type, op)
+    if torch.compiler.is_compiling():
+        name: str = _user_constant(_forced, device_type, form, op)
+        return name
+    return _serving_user(_forced, device_type, form, op)
+
+
+def _serving_user(forced: str | None, device_type: str, form: str, op: str) -> str:
+    chosen = _serving(forced, device_type, op)
+    if chosen == "reference":
+        return chosen
+    twin = USER_FORMS[form]
+    asked = (forced or _from_environment()) != "auto"
+    if twin and (chosen == "triton" or not (asked or unavailable("triton", device_type))):
+        _add_twin(form, twin)
+        return "triton"
+    if asked:
+        raise BackendError(
+            f"backend {chosen!r} was asked for but has no kernel of likelihood {form!r}; 'auto' "
+            "and 'reference' serve it"
+        )
+    return "reference"
+
+
+def _user_constant(forced: str | None, device_type: str, form: str, op: str) -> str:
+    """As `_constant`."""
+    return _serving_user(forced, device_type, form, op)
+
+
+@functools.cache
+def _add_twin(form: str, twin: str) -> None:
+    module, _, name = twin.partition(":")
+    forms = importlib.import_module(f"{__name__}.triton.likelihoods").FORMS
+    forms[form] = getattr(importlib.import_module(module), name)
+
+
 @functools.cache
 def _serving(forced: str | None, device_type: str, op: str) -> str:
     wanted = forced or _from_environment()
@@ -109,6 +156,7 @@ def _constant(forced: str | None, device_type: str, op: str) -> str:
 
 # What torch.compiler.assume_constant_result does, but for importing the compiler: 3 s.
 _constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_user_constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def available_backends(device: str = "cpu") -> tuple[str, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+
 # Which of a state's independent streams: a Philox counter's last word.
 POSTERIOR, BINARIZE, LIKELIHOOD = 0, 1, 2
 
@@ -71,3 +73,38 @@ class Mmd(NamedTuple):
     rbf: bool
     scales: tuple[float, ...]
     unbiased: bool
+
+
+class RowNll(NamedTuple):
+    """Settings of `row_nll`, the likelihoods with a class dimension.
+
+    `form`: "categorical", "multinomial" or "logistic_mixture", and its numbers. `segments` rows
+    are one sample. `reduce`: "elem" (per position), "sample" or "sum"; the loss is multiplied by
+    `factor`, the gradient by `grad_factor`.
+    """
+
+    form: str
+    numbers: tuple[float, ...]
+    segments: int
+    reduce: str
+    factor: float
+    grad_factor: float
+
+
+class LinearNll(NamedTuple):
+    """Settings of `linear_nll`.
+
+    `form`, `numbers`, `scalar` and `uint8_scale` are the likelihood's, `by_row` whether it is one
+    with a class dimension. `links`, one per head: "identity", "exp" or "softplus". `dtype` is the
+    GEMMs'. A chunk has `rows` rows. The gradients are multiplied by `grad_factor`.
+    """
+
+    form: str
+    numbers: tuple[float, ...]
+    by_row: bool
+    scalar: int
+    uint8_scale: float
+    links: tuple[str, ...]
+    dtype: torch.dtype
+    rows: int
+    grad_factor: float

@@ -11,35 +11,46 @@ from ._base import (
     Params,
     as_tuple,
     check_scale,
+    load_plugins,
     register,
     registered,
+    registered_rows,
     resolve,
     scalar_like,
 )
 from ._bernoulli import Bernoulli, ContinuousBernoulli
 from ._counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from ._location import Gaussian, Laplace, LogCosh, StudentT
+from ._mixture import DiscretizedLogisticMixture
 from ._pixels import DiscretizedLogistic
+from ._rows import Categorical, Multinomial, RowLikelihood, Rows
 
 __all__ = [
     "Bernoulli",
+    "Categorical",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
+    "DiscretizedLogisticMixture",
     "Form",
     "Gaussian",
     "Laplace",
     "Likelihood",
     "LogCosh",
+    "Multinomial",
     "NegativeBinomial",
     "Noise",
     "Params",
     "Poisson",
+    "RowLikelihood",
+    "Rows",
     "StudentT",
     "ZeroInflatedNegativeBinomial",
     "as_tuple",
     "check_scale",
+    "load_plugins",
     "register",
     "registered",
+    "registered_rows",
     "resolve",
     "scalar_like",
 ]

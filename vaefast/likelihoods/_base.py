@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.metadata
 import math
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from .. import _args, random
+from .. import _args, backends, random
+from ..backends.reference.likelihoods import FORMULAS, Formula
 
 Params = Tensor | tuple[Tensor, ...]
 
 _registry: dict[str, type[Likelihood]] = {}
 _defaults: dict[str, Likelihood] = {}
+_rows: dict[str, type[Likelihood]] = {}
 L = TypeVar("L", bound="type[Likelihood]")
 
 
@@ -31,7 +36,8 @@ class Form(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Likelihood:
-    """Base of all likelihoods; a subclass gives `form`, `mean` and `draw`."""
+    """Base of all likelihoods; a subclass gives `param_names`, and `form`, `mean`, `draw` and
+    `support` where what stands here is not right for it."""
 
     name: ClassVar[str] = ""
     param_names: ClassVar[tuple[str, ...]] = ()
@@ -44,16 +50,47 @@ class Likelihood:
     uint8_scale: ClassVar[float] = 255.0
 
     def form(self, params: tuple[Tensor, ...]) -> Form:
-        """The kernel for `params`.
+        """The kernel for `params`: as it stands here, one of the likelihood's own name that takes
+        all parameters, and as numbers the dataclass's fields.
 
         Raises:
             ValueError: there are too few or too many parameters, or their shapes do not fit.
         """
-        raise NotImplementedError
+        self._expect(params, len(self.param_names))
+        return Form(self.name, params, tuple(float(getattr(self, f.name)) for f in fields(self)))
 
     def draws_target(self) -> bool:
         """True where the target is drawn from the intensities that are given."""
         return False
+
+    def positive_params(self) -> frozenset[str]:
+        """The names of the parameters that must be positive."""
+        return frozenset()
+
+    def fewest_params(self) -> int:
+        """The least number of parameter tensors that it takes."""
+        return next(
+            (
+                count
+                for count in range(1, len(self.param_names))
+                if self._takes(tuple(torch.zeros(1, 1) for _ in range(count)))
+            ),
+            len(self.param_names),
+        )
+
+    def _takes(self, params: tuple[Tensor, ...]) -> bool:
+        with contextlib.suppress(ValueError):
+            self.form(params)
+            return True
+        return False
+
+    def lead(self, params: Tensor, target: Tensor) -> int:
+        """How many leading dimensions of the (first) parameter index samples: 1, or 2 with a K."""
+        return 1 + params.dim() - target.dim()
+
+    def elements(self, target: Tensor) -> torch.Size:
+        """The shape `[B, ...]` of what has a loss of its own."""
+        return target.shape
 
     def mean(self, params: Params) -> Tensor:
         """E[x | params]."""
@@ -126,15 +163,71 @@ class Noise:
         return make(self.shape, self.state, dtype=dtype or self.dtype, purpose=purpose)
 
 
-def register(name: str) -> Callable[[L], L]:
-    """Class decorator: makes a likelihood known by `name`."""
+def register(name: str, formula: Formula | None = None, *, triton: str = "") -> Callable[[L], L]:
+    """Class decorator: makes a likelihood known by `name`.
+
+    Args:
+        name: what `nll`, `elbo_loss` and the others take in the object's place.
+        formula: of a likelihood that the library has no kernel for: from the target, the
+            parameters and the numbers of `form`, all in the compute dtype, to -log p per element.
+            It is differentiated by autograd, runs on every device, and is the form of this name.
+        triton: `"module:function"`, the formula's Triton twin, which then serves CUDA tensors: a
+            `@triton.jit` function of the target, three parameters and the numbers that gives the
+            value and its derivative in each parameter. Imported when it is first needed.
+
+    Raises:
+        ValueError: the library has a likelihood of this name.
+
+    Example:
+        >>> from dataclasses import dataclass, fields
+        >>> import torch, vaefast as vf
+        >>> def rayleigh(x, params, numbers):
+        ...     (sigma,) = params
+        ...     return 0.5 * (x / sigma) ** 2 + 2 * torch.log(sigma) - torch.log(x)
+        >>> @vf.likelihoods.register("rayleigh", rayleigh)
+        ... @dataclass(frozen=True, eq=False)
+        ... class Rayleigh(vf.likelihoods.Likelihood):
+        ...     param_names = ("sigma",)
+        >>> float(vf.nll(torch.ones(2, 3), torch.ones(2, 3), "rayleigh"))
+        1.5
+    """
+    known = _registry.get(name) or _rows.get(name)
+    if known is not None and known.__module__.startswith(__package__):
+        raise ValueError(f"vaefast has a likelihood named {name!r}; take another name")
+    if formula is not None:
+        if name in FORMULAS and name not in backends.USER_FORMS:
+            raise ValueError(f"vaefast has a formula named {name!r}; take another name")
+        FORMULAS[name] = formula
+        backends.USER_FORMS[name] = triton
 
     def add(cls: L) -> L:
         cls.name = name
         _registry[name] = cls
+        _defaults.pop(name, None)
         # A likelihood that has to be told something has no default.
         with contextlib.suppress(TypeError):
             _defaults[name] = cls()
+        return cls
+
+    return add
+
+
+def load_plugins() -> None:
+    """Imports what registers likelihoods of other packages: the entry points of the group
+    `vaefast.likelihoods`, and the modules named in VAEFAST_PLUGINS, separated by commas."""
+    for entry in importlib.metadata.entry_points(group="vaefast.likelihoods"):
+        entry.load()
+    for module in filter(None, os.environ.get("VAEFAST_PLUGINS", "").split(",")):
+        importlib.import_module(module.strip())
+
+
+def register_rows(name: str) -> Callable[[L], L]:
+    """As `register`, for a likelihood with a class dimension."""
+
+    def add(cls: L) -> L:
+        cls.name = name
+        _rows[name] = cls
+        _defaults[name] = cls()
         return cls
 
     return add
@@ -150,19 +243,26 @@ def resolve(likelihood: Likelihood | str) -> Likelihood:
     if isinstance(likelihood, Likelihood):
         return likelihood
     if isinstance(likelihood, str):
-        _args.one_of("likelihood", likelihood, tuple(_registry))
+        if likelihood not in _registry and likelihood not in _rows:
+            load_plugins()
+        _args.one_of("likelihood", likelihood, (*_registry, *_rows))
         if likelihood not in _defaults:
             raise ValueError(f"likelihood {likelihood!r} has no default settings; pass an object")
         return _defaults[likelihood]
     raise TypeError(
-        f"likelihood must be a Likelihood or one of {', '.join(map(repr, _registry))}, "
+        f"likelihood must be a Likelihood or one of {', '.join(map(repr, (*_registry, *_rows)))}, "
         f"got {type(likelihood).__name__}"
     )
 
 
 def registered() -> dict[str, type[Likelihood]]:
-    """Every likelihood by its name."""
+    """Every elementwise likelihood by its name."""
     return dict(_registry)
+
+
+def registered_rows() -> dict[str, type[Likelihood]]:
+    """Every likelihood with a class dimension by its name."""
+    return dict(_rows)
 
 
 def as_tuple(params: Params) -> tuple[Tensor, ...]:

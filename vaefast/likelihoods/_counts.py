@@ -47,6 +47,9 @@ class Poisson(Counts):
     const: bool = True
     param_names: ClassVar[tuple[str, ...]] = ("log_rate",)
 
+    def positive_params(self) -> frozenset[str]:
+        return frozenset() if self.log else frozenset({"log_rate"})
+
     def form(self, params: tuple[Tensor, ...]) -> Form:
         self._expect(params, 1)
         return Form("poisson" if self.log else "poisson_rate", params, (float(self.const),))
@@ -73,6 +76,9 @@ class NegativeBinomial(Counts):
 
     param_names: ClassVar[tuple[str, ...]] = ("mu", "theta")
 
+    def positive_params(self) -> frozenset[str]:
+        return frozenset({"mu", "theta"})
+
     def form(self, params: tuple[Tensor, ...]) -> Form:
         self._expect(params, 2)
         return Form("negative_binomial", params, ())
@@ -97,6 +103,9 @@ class ZeroInflatedNegativeBinomial(Counts):
     """
 
     param_names: ClassVar[tuple[str, ...]] = ("mu", "theta", "dropout_logits")
+
+    def positive_params(self) -> frozenset[str]:
+        return frozenset({"mu", "theta"})
 
     def form(self, params: tuple[Tensor, ...]) -> Form:
         self._expect(params, 3)

@@ -71,8 +71,11 @@ class DiscretizedLogistic(Likelihood):
         return self.low + self._bin * above
 
     def draw(self, params: tuple[Tensor, ...], noise: Noise) -> Tensor:
+        return self.quantile(params, noise("uniform"))
+
+    def quantile(self, params: tuple[Tensor, ...], u: Tensor) -> Tensor:
+        """The level at probability u in (0, 1]."""
         loc, log_scale = params
-        u = noise("uniform")
         # u may be 1: its logit is then that of the last but one, 1 - 2^-33.
         logit = (torch.log(u) - torch.log1p(-u)).clamp(max=33 * math.log(2))
         x = loc + torch.exp(log_scale) * logit

@@ -23,7 +23,8 @@ _lib = torch.library.Library("vaefast", "FRAGMENT")
 _lib.define(
     "nll(Tensor[] params, Tensor target, Tensor? mask, Tensor? weight, Tensor? state, "
     "str form, float[] numbers, int scalar, int lead, float uint8_scale, int offset, "
-    "str reduce, float factor, float grad_factor, bool[] need, str backend) -> Tensor[]"
+    "str reduce, float factor, float grad_factor, bool[] need, str backend, "
+    "Tensor? row_starts=None, Tensor? columns=None) -> Tensor[]"
 )
 
 
@@ -36,13 +37,22 @@ def run(
     options: Nll,
 ) -> Tensor:
     """-log p(target | params), reduced as `options` says, by the backend that serves."""
-    backend = backends.select(target.device.type)
-    if backend == "reference" or needs_reference(target, weight):
+    backend = backends.select_form(target.device.type, options.form)
+    plain = backend == "reference" or needs_reference(target, weight)
+    sparse: tuple[Tensor, ...] = ()
+    if target.layout == torch.sparse_csr:
+        if plain or backend != "native" or not target.is_cpu:
+            target = target.to_dense()
+        else:
+            sparse = target.crow_indices().long(), target.col_indices().long()
+            target = target.values().contiguous()
+    if plain:
         return reference.nll(params, target, mask, weight, state, options)
     if grad_needed(*params):
-        loss: Tensor = _NLL.apply(target, mask, weight, state, options, backend, *params)
+        loss: Tensor = _NLL.apply(target, mask, weight, state, options, backend, sparse, *params)
         return loss
-    return _call(params, target, mask, weight, state, options, [False] * len(params), backend)[0]
+    need = [False] * len(params)
+    return _call(params, target, mask, weight, state, options, need, backend, sparse)[0]
 
 
 class _NLL(torch.autograd.Function):
@@ -55,16 +65,18 @@ class _NLL(torch.autograd.Function):
         state: Tensor | None,
         options: Nll,
         backend: str,
+        sparse: tuple[Tensor, ...],
         *params: Tensor,
     ) -> Tensor:
-        need = list(ctx.needs_input_grad[6:])
+        need = list(ctx.needs_input_grad[7:])
         # Folding 1/N, and then a loss scaler's 65536, loses a quarter of a float16 gradient.
         for param in params:
             if param.dtype == torch.float16:
                 options = options._replace(grad_factor=1.0)
         made = need if options.reduce != "elem" else [False] * len(need)
-        loss, *grads = _call(params, target, mask, weight, state, options, made, backend)
+        loss, *grads = _call(params, target, mask, weight, state, options, made, backend, sparse)
         ctx.save_for_backward(*params, target, mask, weight, state, *grads)
+        ctx.sparse = sparse
         ctx.options, ctx.backend, ctx.need = options, backend, need
         return loss
 
@@ -76,12 +88,11 @@ class _NLL(torch.autograd.Function):
         params, (target, mask, weight, state) = saved[:count], saved[count : count + 4]
         grads: Sequence[Tensor | None]
         if torch.is_grad_enabled():
-            grads = twice_differentiable(
-                params, target, mask, weight, state, options, need, upstream
-            )
+            x = densified(target, ctx.sparse, params[0].shape[options.lead :])
+            grads = twice_differentiable(params, x, mask, weight, state, options, need, upstream)
         elif options.reduce == "elem":
             grads = _recomputed(
-                params, target, mask, weight, state, options, upstream, need, backend
+                params, target, mask, weight, state, options, upstream, need, backend, ctx.sparse
             )
         else:
             made = iter(saved[count + 4 :])
@@ -91,7 +102,7 @@ class _NLL(torch.autograd.Function):
                 else None
                 for index in range(count)
             ]
-        return (None,) * 6 + tuple(grads)
+        return (None,) * 7 + tuple(grads)
 
 
 def twice_differentiable(
@@ -135,11 +146,12 @@ def _recomputed(
     upstream: Tensor,
     need: list[bool],
     backend: str,
+    sparse: Sequence[Tensor],
 ) -> list[Tensor | None]:
     """The gradients for a per-element upstream gradient, which weighs the sum they are of."""
     weight = upstream if weight is None else upstream * weight
     options = options._replace(reduce="sum", factor=1.0, grad_factor=1.0)
-    _, *grads = _call(params, target, mask, weight, state, options, need, backend)
+    _, *grads = _call(params, target, mask, weight, state, options, need, backend, sparse)
     found = iter(grads)
     result: list[Tensor | None] = []
     for index, wanted in enumerate(need):
@@ -159,31 +171,45 @@ def _call(
     options: Nll,
     need: Sequence[bool],
     backend: str,
+    sparse: Sequence[Tensor],
 ) -> list[Tensor]:
     result: list[Tensor]
     if direct(*params, target, mask, weight, state):
         module = backends.load(backend, "nll")
-        result = module.nll(tuple(params), target, mask, weight, state, options, need)
+        also = (sparse,) if sparse else ()
+        result = module.nll(tuple(params), target, mask, weight, state, options, need, *also)
     else:
         result = torch.ops.vaefast.nll(
-            list(params), target, mask, weight, state, *options, list(need), backend
+            list(params), target, mask, weight, state, *options, list(need), backend, *sparse
         )
     return result
 
 
+def densified(values: Tensor, sparse: Sequence[Tensor], row: Sequence[int]) -> Tensor:
+    """The target itself, or, where it is the values of a CSR matrix, that as a dense one."""
+    if not sparse:
+        return values
+    starts, columns = sparse
+    shape = (len(starts) - 1, *row)
+    whole = torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)
+    return whole.to_dense()
+
+
 def _forward(*args: Any) -> list[Tensor]:
-    params, target, mask, weight, state, *settings, need, backend = args
+    # The dispatcher leaves out an argument that has its default value.
+    params, target, mask, weight, state, *settings = args[: 5 + len(Nll._fields)]
+    need, backend, *also = args[5 + len(Nll._fields) :]
     settings[1] = tuple(settings[1])
     module = backends.load(backend, "nll")
     result: list[Tensor] = module.nll(
-        tuple(params), target, mask, weight, state, Nll(*settings), need
+        tuple(params), target, mask, weight, state, Nll(*settings), need, *([also] if also else [])
     )
     return result
 
 
 def _forward_fake(*args: Any) -> list[Tensor]:
-    params, target, _, _, _, *settings, need, _ = args
-    options = Nll(*settings)
+    params, target, _, _, _, *settings = args[: 5 + len(Nll._fields)]
+    need, options = args[5 + len(Nll._fields)], Nll(*settings)
     return [
         target.new_empty(loss_shape(params[0].shape, options), dtype=compute_dtype(*params)),
         *(

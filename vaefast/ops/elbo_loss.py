@@ -86,7 +86,8 @@ def elbo_loss(
     _args.one_of("reduction", reduction, ("batchmean", "sum", "mean", "sample"))
     posterior = _posterior(mu, scale, kl, free_bits, free_bits_per)
     first = likelihoods.as_tuple(params)[0]
-    lead = 1 + first.dim() - target.dim()
+    model = likelihoods.resolve(likelihood)
+    lead = model.lead(first, target)
     if isinstance(beta, Tensor):
         _per_sample("beta", beta, first.shape, lead)
     if isinstance(capacity, Tensor):
@@ -103,7 +104,7 @@ def elbo_loss(
     data = nll(
         params,
         target,
-        likelihood,
+        model,
         mask=mask,
         weight=weight,
         reduction="sample" if apart else "batchmean",
@@ -143,7 +144,7 @@ def elbo_loss(
     if reduction == "sum":
         loss = loss * float(first.shape[:lead].numel())
     elif reduction == "mean":
-        loss = _per_element(loss, target.shape, mask)
+        loss = _per_element(loss, model.elements(target), mask)
     return ELBO(loss, data, raw)
 
 

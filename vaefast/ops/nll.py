@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _args, likelihoods, random
+from .. import _args, backends, likelihoods, random
 from .._args import Reduction
-from ..backends._options import Nll
-from ..likelihoods import Form, Likelihood, Params
-from . import _nll, _small
+from ..backends._options import Nll, RowNll
+from ..likelihoods import Form, Likelihood, Params, RowLikelihood
+from . import _nll, _row_nll, _small
 from .gaussian_kl import inverse
 
 
@@ -32,7 +32,7 @@ def nll(
         params: the decoder's output: a tensor or a tuple of tensors `[B, *data]`, or with a
             leading sample dimension, `[K, B, *data]`. Each may have its own floating dtype.
         target: `[B, *data]`; floating, bool, or uint8 (a pixel: read as bytes and divided by
-            255 in the kernel).
+            255 in the kernel). Counts may be a `torch.sparse_csr` matrix `[B, V]`.
         likelihood: an object of `vaefast.likelihoods` or its lower-case name.
         mask: bool, broadcasts to `[B, *data]`; a `[B]` mask is one per sample.
         weight: float, likewise.
@@ -58,7 +58,9 @@ def nll(
     model = likelihoods.resolve(likelihood)
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a Tensor, got {type(target).__name__}")
-    plain = mask is None and weight is None
+    if isinstance(model, RowLikelihood):
+        return row_nll(model, params, target, mask, weight, reduction, validate)
+    plain = mask is None and weight is None and target.layout == torch.strided
     if plain:
         found = _small.nll(params, target, model, reduction)
         if found is not None:
@@ -66,14 +68,16 @@ def nll(
                 check_support(target, model)
             return found
     form = model.form_for(_checked_params(params), target)
-    tensors, lead = _fit(form, target, model)
+    sparse = check_layout(target)
+    tensors, lead = fit(form, target, model)
     sample_shape = tensors[0].shape[lead - 1 :]
     mask, weight = _args.mask_and_weight(mask, weight, sample_shape, target)
     _args.one_of("reduction", reduction, _args.REDUCTIONS)
     if validate:
-        check_support(target, model)
+        check_support(target, model, model.support(target.values()) if sparse else None)
     state = None
     if model.draws_target():
+        target = target.to_dense() if sparse else target
         state = random.make_state(target, target.shape[0], seed, generator)
     shape = tensors[0].shape
     if form.name == "gaussian_optimal":
@@ -91,16 +95,70 @@ def nll(
         factor,
     )
     loss = _nll.run(tensors, target, mask, weight, state, options)
-    if plain and state is None:
+    if plain and state is None and form.name not in backends.USER_FORMS:
         _small.keep_nll(tensors, target, model, reduction, options)
     if reduction == "mean" and mask is not None:
         loss = loss * sample_shape.numel() / mask.expand(sample_shape).sum()
     return loss
 
 
-def check_support(target: Tensor, model: Likelihood) -> None:
+def row_nll(
+    model: RowLikelihood,
+    params: Params,
+    target: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    reduction: Reduction,
+    validate: bool,
+) -> Tensor:
+    """`nll` of a likelihood with a class dimension: its elements are positions."""
+    if check_layout(target) and not model.takes_sparse:
+        raise ValueError(f"target of likelihood {model.name!r} must be dense, got sparse")
+    rows = model.rows(params, target)
+    positions, lead = rows.positions, rows.lead
+    per_sample = positions[lead - 1 :]
+    mask, weight = _args.mask_and_weight(mask, weight, per_sample, target)
+    _args.one_of("reduction", reduction, _args.REDUCTIONS)
+    if validate:
+        check_support(target, model, model.inside(params, target))
+    how, factor = _kernel_reduction(reduction, positions, lead)
+    inner = rows.params.shape[2]
+    flat = (per_sample.numel() // inner if inner else 0, inner)
+    mask = None if mask is None else mask.expand(per_sample).reshape(flat)
+    weight = None if weight is None else weight.expand(per_sample).reshape(flat)
+    options = RowNll(rows.form, rows.numbers, rows.segments, how, factor, factor)
+    loss = _row_nll.run(rows.params, rows.target, mask, weight, options)
+    if reduction == "none":
+        return loss.view(positions)
+    if reduction == "sample":
+        return loss.view(positions[:lead])
+    if reduction == "mean" and mask is not None:
+        loss = loss * per_sample.numel() / mask.sum()
+    return loss
+
+
+def check_layout(target: Tensor) -> bool:
+    """True for a sparse target, which must be a CSR matrix.
+
+    Raises:
+        ValueError: it is sparse in another way.
+    """
+    if target.layout == torch.strided:
+        return False
+    if target.layout != torch.sparse_csr or target.dim() != 2:
+        raise ValueError(
+            f"a sparse target must be a [B, V] matrix in torch.sparse_csr, got {target.layout} of "
+            f"shape {list(target.shape)}"
+        )
+    return True
+
+
+def check_support(target: Tensor, model: Likelihood, inside: Tensor | None = None) -> None:
     """Raises ValueError where the target holds a value outside the likelihood's support."""
-    outside = ~model.support(target)
+    inside = model.support(target) if inside is None else inside
+    if target.layout == torch.sparse_csr:
+        target = target.values()
+    outside = ~inside
     if bool(outside.any()):
         worst = target[outside].flatten()[0].item()
         raise ValueError(
@@ -123,7 +181,7 @@ def _checked_params(params: Params) -> tuple[Tensor, ...]:
     return tensors
 
 
-def _fit(form: Form, target: Tensor, model: Likelihood) -> tuple[tuple[Tensor, ...], int]:
+def fit(form: Form, target: Tensor, model: Likelihood) -> tuple[tuple[Tensor, ...], int]:
     """The parameters at their common shape, and how many leading dimensions index samples."""
     if target.dtype not in model.target_dtypes:
         raise TypeError(

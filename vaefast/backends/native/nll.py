@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ... import _C
 from ..._args import compute_dtype
 from .._options import Nll
-from ._pack import REDUCE, fresh, fresh_like, pack, result, stream
+from ._pack import DTYPES, REDUCE, fresh, fresh_like, pack, result, stream
 from ._place import place
 
 _FORMS = _C.forms()
@@ -21,13 +23,18 @@ def nll(
     weight: Tensor | None,
     state: Tensor | None,
     options: Nll,
-    need: list[bool],
+    need: Sequence[bool],
+    sparse: Sequence[Tensor] = (),
+    into: Sequence[Tensor | None] = (),
 ) -> list[Tensor]:
-    """The loss and the needed gradients."""
+    """The loss and the needed gradients, which may be put `into` the parameters' own memory.
+
+    `sparse`: (row starts, columns) of a CSR matrix [B, V], whose values `target` are; on CPU.
+    """
     dtype = compute_dtype(*params)
     first, lead = params[0], options.lead
     shape = first.shape
-    grid, packed, _alive = pack(shape, lead, (*params, target, mask, weight))
+    grid, packed, _alive = pack(shape, lead, (*params, None if sparse else target, mask, weight))
     per_sample = shape[:lead]
     if options.reduce == "elem":
         loss = fresh(shape, dtype, target.device)
@@ -40,11 +47,13 @@ def nll(
         if not wanted
         else torch.empty(per_sample, dtype=dtype, device=p.device)
         if index == options.scalar
+        else into[index]
+        if into
         else fresh_like(p)
         for index, (p, wanted) in enumerate(zip(params, need, strict=True))
     ]
     count = len(params)
-    x = packed[count]
+    x = (target.data_ptr(), DTYPES[target.dtype], 1, 1, 0, 1, 1.0) if sparse else packed[count]
     if x is not None and target.dtype == torch.uint8:
         x = (*x[:6], options.uint8_scale)
     copies = shape[0] if lead == 2 else 1
@@ -72,5 +81,6 @@ def nll(
         torch.get_num_threads()
         if first.is_cpu
         else place(first, grid, reduce, scalar >= 0 and need[scalar], target_rows),
+        *(t.data_ptr() for t in sparse or ()),
     )
     return [loss, *[g for g in grads if g is not None]]

@@ -1,0 +1,316 @@
+// Mixtures of discretised logistics on the CPU, in the packed layout of PixelCNN++.
+#include "cpu/kernels.h"
+#include "cpu/rows.h"
+#include "math/likelihoods_pixels.h"
+
+namespace vaefast {
+namespace VAEFAST_ISA {
+namespace {
+
+// Of `mixtures` M and three channels: [M logits | per channel M means, M log-scales, M
+// coefficients]; of one channel: [M logits | M means | M log-scales].
+struct Layout {
+  int64_t mixtures, channels;
+
+  int64_t group(int64_t channel, int64_t which) const {
+    return mixtures * (1 + (channels > 1 ? 3 : 2) * channel + which);
+  }
+  int64_t mean(int64_t c) const { return group(c, 0); }
+  int64_t log_scale(int64_t c) const { return group(c, 1); }
+  // Of channel 1 on channel 0, of 2 on 0, of 2 on 1.
+  int64_t coefficient(int64_t k) const { return group(k, 2); }
+};
+
+// A run of positions: every parameter as kRun values side by side, then, in place, its gradient.
+constexpr int64_t kRun = 32;
+
+template <class T>
+struct Pixels {
+  T a, b, low, bin, top, half_bin, log_bin, least;
+  Layout layout;
+
+  explicit Pixels(const double* numbers)
+      : a(T(numbers[0])),
+        b(T(numbers[1])),
+        low(T(numbers[2])),
+        bin(T(numbers[3])),
+        top(T(numbers[4])),
+        half_bin(T(0.5 * numbers[3])),
+        log_bin(T(log(numbers[3]))),
+        least(T(numbers[5])),
+        layout{static_cast<int64_t>(numbers[6]), static_cast<int64_t>(numbers[7])} {}
+};
+
+template <class T>
+struct Run {
+  T x[3][kRun], level[3][kRun];
+  T highest[kRun], prior[kRun], joint[kRun], joint_highest[kRun], factor[kRun], value[kRun];
+};
+
+// The i-th of a run's positions among the target's.
+int64_t place_of(const RowNllArgs& args, const Positions& p, int64_t i) {
+  return args.inner > 1 ? p.place(args) + i : (p.row + i) % args.target_rows;
+}
+
+template <class T>
+void read_channel(const RowNllArgs& args, int64_t channels, const Positions& p, int64_t c, T* x) {
+  const char* target = static_cast<const char*>(args.target);
+  const int64_t size = size_of(args.target_dtype);
+  if (args.inner > 1) {
+    const int64_t at = (p.row % args.target_rows * channels + c) * args.inner + p.at;
+    widen(args.target_dtype, target + at * size, x, p.count);
+  } else {
+    for (int64_t i = 0; i < p.count; ++i) {
+      const int64_t at = place_of(args, p, i) * channels + c;
+      widen(args.target_dtype, target + at * size, x + i, 1);
+    }
+  }
+  for (int64_t i = p.count; i < kRun; ++i) x[i] = T(0);
+}
+
+// The pixels' levels, and their values in the units of the means.
+template <class T>
+void read_pixels(const RowNllArgs& args, const Pixels<T>& pixels, const Positions& p, Run<T>& run) {
+  for (int64_t c = 0; c < pixels.layout.channels; ++c) {
+    read_channel(args, pixels.layout.channels, p, c, run.x[c]);
+    for (int64_t i = 0; i < kRun; ++i) {
+      const T level = level_of(run.x[c][i], pixels.a, pixels.b, pixels.top);
+      run.level[c][i] = level;
+      run.x[c][i] = madd(level, pixels.bin, pixels.low);
+    }
+  }
+}
+
+// n bins around loc = mean + t0 x0 + t1 x1: adds the loss to value; the derivatives go to grad_mean
+// and, in its own place, to scale.
+template <bool kGrad, class T>
+void bins(const Pixels<T>& pixels, int64_t n, const T* x, const T* level, const T* mean,
+          const T* t0, const T* t1, const T* x0, const T* x1, T* scale, T* value, T* grad_mean) {
+  // By value: what is read through a reference might be what is written.
+  const T least = pixels.least, half_bin = pixels.half_bin, log_bin = pixels.log_bin;
+  const T top = pixels.top;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    const T loc = mean[i] + t0[i] * x0[i] + t1[i] * x1[i];
+    const T raw = scale[i];
+    const bool low = raw < least;
+    T gl = T(0), gs = T(0);
+    const T loss = logistic_bin_nll<kGrad>(x[i] - loc, half_bin, log_bin, low ? least : raw,
+                                           level[i] <= T(0), level[i] >= top, gl, gs);
+    value[i] += loss;
+    if constexpr (kGrad) {
+      grad_mean[i] = gl;
+      scale[i] = low ? T(0) : gs;
+    }
+  }
+}
+
+// Channel c of component m: adds its loss to value; with kGrad puts the derivatives of the loss in
+// the place of the parameters, those of the coefficients included.
+template <bool kGrad, class T>
+void component(const Pixels<T>& pixels, const Run<T>& run, int64_t c, int64_t m, T* params,
+               T* value) {
+  const Layout& layout = pixels.layout;
+  T* mean = params + kRun * (layout.mean(c) + m);
+  T* scale = params + kRun * (layout.log_scale(c) + m);
+  // Channel 1 leans on channel 0, channel 2 on both.
+  T* k0 = c > 0 ? params + kRun * (layout.coefficient(c == 1 ? 0 : 1) + m) : mean;
+  T* k1 = c > 1 ? params + kRun * (layout.coefficient(2) + m) : mean;
+  const T* x0 = run.x[0];
+  const T* x1 = run.x[c > 1 ? 1 : 0];
+  const T on0 = c > 0 ? T(1) : T(0), on1 = c > 1 ? T(1) : T(0);
+  T t0[kRun], t1[kRun];
+  if (c > 0)
+    for (int64_t i = 0; i < kRun; ++i) t0[i] = tanh(k0[i]);
+  else
+    for (int64_t i = 0; i < kRun; ++i) t0[i] = T(0);
+  if (c > 1)
+    for (int64_t i = 0; i < kRun; ++i) t1[i] = tanh(k1[i]);
+  else
+    for (int64_t i = 0; i < kRun; ++i) t1[i] = T(0);
+  T grad_mean[kRun];
+  bins<kGrad>(pixels, kRun, run.x[c], run.level[c], mean, t0, t1, run.x[0], x1, scale, value,
+              grad_mean);
+  if constexpr (kGrad) {
+    memcpy(mean, grad_mean, sizeof grad_mean);
+    if (c > 0)
+      for (int64_t i = 0; i < kRun; ++i)
+        k0[i] = on0 * grad_mean[i] * x0[i] * (T(1) - t0[i]) * (T(1) + t0[i]);
+    if (c > 1)
+      for (int64_t i = 0; i < kRun; ++i)
+        k1[i] = on1 * grad_mean[i] * x1[i] * (T(1) - t1[i]) * (T(1) + t1[i]);
+  }
+}
+
+// -log sum_m softmax(logits)_m e^-loss_m, and the share of the gradient that each component has.
+template <bool kGrad, class T>
+void mix(const Pixels<T>& pixels, Run<T>& run, T* params, T* losses) {
+  const int64_t mixtures = pixels.layout.mixtures, channels = pixels.layout.channels;
+  for (int64_t m = 0; m < mixtures; ++m) {
+    for (int64_t i = 0; i < kRun; ++i) losses[kRun * m + i] = T(0);
+    for (int64_t c = 0; c < channels; ++c)
+      component<kGrad>(pixels, run, c, m, params, losses + kRun * m);
+  }
+  for (int64_t i = 0; i < kRun; ++i) {
+    run.highest[i] = run.joint_highest[i] = -T(kInf);
+    run.prior[i] = run.joint[i] = T(0);
+  }
+  for (int64_t m = 0; m < mixtures; ++m) {
+    const T* logit = params + kRun * m;
+    for (int64_t i = 0; i < kRun; ++i) {
+      const T both = logit[i] - losses[kRun * m + i];
+      run.highest[i] = logit[i] > run.highest[i] ? logit[i] : run.highest[i];
+      run.joint_highest[i] = both > run.joint_highest[i] ? both : run.joint_highest[i];
+    }
+  }
+  for (int64_t m = 0; m < mixtures; ++m) {
+    T* logit = params + kRun * m;
+    T* loss = losses + kRun * m;
+    for (int64_t i = 0; i < kRun; ++i) {
+      const T p = exp(logit[i] - run.highest[i]);
+      const T q = exp(logit[i] - loss[i] - run.joint_highest[i]);
+      run.prior[i] += p;
+      run.joint[i] += q;
+      logit[i] = p;
+      loss[i] = q;
+    }
+  }
+  for (int64_t i = 0; i < kRun; ++i)
+    run.value[i] = (run.highest[i] - run.joint_highest[i]) + log(run.prior[i] / run.joint[i]);
+  if constexpr (kGrad) {
+    const int64_t each = channels > 1 ? 3 : 2;
+    for (int64_t i = 0; i < kRun; ++i) {
+      run.prior[i] = run.factor[i] / run.prior[i];
+      run.joint[i] = run.factor[i] / run.joint[i];
+    }
+    for (int64_t m = 0; m < mixtures; ++m) {
+      T* logit = params + kRun * m;
+      T* loss = losses + kRun * m;
+      for (int64_t i = 0; i < kRun; ++i) {
+        loss[i] *= run.joint[i];
+        logit[i] = logit[i] * run.prior[i] - loss[i];
+      }
+      for (int64_t g = 0; g < channels * each; ++g) {
+        T* grad = params + kRun * (mixtures * (1 + g) + m);
+        for (int64_t i = 0; i < kRun; ++i) grad[i] = loss[i] == T(0) ? T(0) : grad[i] * loss[i];
+      }
+    }
+  }
+}
+
+template <class T>
+struct Scratch {
+  T* params;
+  T* losses;
+  T* line;
+
+  Scratch(const RowNllArgs& args, int64_t mixtures) {
+    const size_t lines = static_cast<size_t>(args.classes + mixtures);
+    const size_t bytes = (lines * kRun + static_cast<size_t>(args.classes)) * sizeof(T);
+    params = static_cast<T*>(malloc(bytes));
+    losses = params + kRun * args.classes;
+    line = losses + kRun * mixtures;
+  }
+  ~Scratch() { free(params); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+};
+
+// Positions side by side are loaded as they lie; alone in their rows (channels last) kRun rows are
+// transposed.
+template <class T>
+void read_params(const RowNllArgs& args, const Positions& p, Scratch<T>& s) {
+  if (args.inner > 1) {
+    for (int64_t c = 0; c < args.classes; ++c) {
+      widen(args.dtype, params_at<T>(args, p.row, c, p.at), s.params + kRun * c, p.count);
+      for (int64_t i = p.count; i < kRun; ++i) s.params[kRun * c + i] = T(0);
+    }
+    return;
+  }
+  for (int64_t i = 0; i < kRun; ++i) {
+    if (i < p.count) {
+      const T* line =
+          in_type(args.dtype, params_at<T>(args, p.row + i, 0, 0), s.line, args.classes);
+      for (int64_t c = 0; c < args.classes; ++c) s.params[kRun * c + i] = line[c];
+    } else {
+      for (int64_t c = 0; c < args.classes; ++c) s.params[kRun * c + i] = T(0);
+    }
+  }
+}
+
+template <class T>
+void write_grads(const RowNllArgs& args, const Positions& p, Scratch<T>& s) {
+  if (args.inner > 1) {
+    for (int64_t c = 0; c < args.classes; ++c)
+      narrow(s.params + kRun * c, args.grad.dtype, grad_at(args, p.row, c, p.at), p.count);
+    return;
+  }
+  for (int64_t i = 0; i < p.count; ++i) {
+    for (int64_t c = 0; c < args.classes; ++c) s.line[c] = s.params[kRun * c + i];
+    narrow(s.line, args.grad.dtype, grad_at(args, p.row + i, 0, 0), args.classes);
+  }
+}
+
+template <class T>
+void evaluate(const RowNllArgs& args, const Pixels<T>& pixels, const Values<T>& values,
+              const Positions& p, Run<T>& run, Scratch<T>& s) {
+  read_pixels(args, pixels, p, run);
+  read_params(args, p, s);
+  for (int64_t i = 0; i < kRun; ++i) {
+    const int64_t place = place_of(args, p, i < p.count ? i : 0);
+    run.factor[i] = weight_of<T>(args, place) * static_cast<T>(args.grad_factor);
+  }
+  if (args.grad) {
+    mix<true>(pixels, run, s.params, s.losses);
+  } else {
+    mix<false>(pixels, run, s.params, s.losses);
+  }
+  for (int64_t i = 0; i < p.count; ++i) {
+    const int64_t place = place_of(args, p, i);
+    const double weight = static_cast<double>(weight_of<T>(args, place));
+    const bool keep = kept(args, place);
+    const int64_t index = args.inner > 1 ? p.row * args.inner + p.at + i : p.row + i;
+    values.set(args, index, keep ? static_cast<double>(run.value[i]) * weight : 0);
+    if (keep || !args.grad) continue;
+    for (int64_t c = 0; c < args.classes; ++c) s.params[kRun * c + i] = T(0);
+  }
+  if (args.grad) write_grads(args, p, s);
+}
+
+template <class T>
+bool run(const RowNllArgs& args) {
+  Partials scratch(args.reduce == Reduce::kElem ? 0 : args.rows * args.inner);
+  if (scratch.failed()) return false;
+  const Values<T> values{static_cast<T*>(args.loss), scratch.get()};
+  const Pixels<T> pixels(args.numbers);
+  const bool alone = args.inner == 1;
+  const Runs runs(args, kRun);
+  const int64_t count = alone ? (args.rows + kRun - 1) / kRun : runs.count;
+  bool failed = false;
+#pragma omp parallel num_threads(args.threads) if (args.threads > 1) reduction(|| : failed)
+  {
+    Scratch<T> s(args, pixels.layout.mixtures);
+    Run<T> one;
+    failed = s.params == nullptr;
+#pragma omp for schedule(static)
+    for (int64_t index = 0; index < count; ++index) {
+      if (s.params == nullptr) continue;
+      const int64_t row = index * kRun, left = args.rows - row;
+      const Positions p =
+          alone ? Positions{row, 0, left < kRun ? left : kRun} : runs.at(args, index);
+      evaluate(args, pixels, values, p, one, s);
+    }
+  }
+  if (failed) return false;
+  reduce_values<T>(args, scratch.get());
+  return true;
+}
+
+}  // namespace
+
+bool mixture_nll(const RowNllArgs& args) {
+  return args.wide ? run<double>(args) : run<float>(args);
+}
+
+}  // namespace VAEFAST_ISA
+}  // namespace vaefast

@@ -1,0 +1,133 @@
+"""The likelihoods with a class dimension as differentiable PyTorch.
+
+params are [R, C, S], with C the classes; a position is one of R x S. Row r has the target of row
+r % T, T the target's rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..._args import compute_dtype
+from .._options import RowNll
+from .likelihoods.pixels import bin_nll
+
+Formula = Callable[[Tensor, Sequence[Tensor], tuple[float, ...]], Tensor]
+
+
+def row_nll(
+    params: Tensor,
+    target: Sequence[Tensor],
+    mask: Tensor | None,
+    weight: Tensor | None,
+    options: RowNll,
+) -> Tensor:
+    """-log p(target | params), reduced as `options` says: [R, S], [R / segments] or a scalar."""
+    dtype = compute_dtype(params)
+    values = ROW_FORMULAS[options.form](params.to(dtype), target, options.numbers)
+    repeat = values.shape[0] // mask.shape[0] if mask is not None and mask.shape[0] else 1
+    if mask is not None:
+        values = torch.where(mask.repeat(repeat, 1), values, 0.0)
+    if weight is not None:
+        repeat = values.shape[0] // weight.shape[0] if weight.shape[0] else 1
+        values = values * weight.to(dtype).repeat(repeat, 1)
+    if options.reduce == "sum":
+        values = values.sum()
+    elif options.reduce == "sample":
+        samples = values.shape[0] // options.segments
+        values = values.reshape(samples, -1).sum(1)
+    return values * options.factor
+
+
+def categorical(params: Tensor, target: Sequence[Tensor], numbers: tuple[float, ...]) -> Tensor:
+    """logsumexp(l) - l_x; NaN where x is no class. target: ([T, S] indices,)."""
+    index = _repeated(target[0].long(), params)
+    inside = (index >= 0) & (index < params.shape[1])
+    log_p = torch.log_softmax(params, 1)
+    picked = log_p.gather(1, torch.where(inside, index, 0).unsqueeze(1)).squeeze(1)
+    return torch.where(inside, -picked, math.nan)
+
+
+def multinomial(params: Tensor, target: Sequence[Tensor], numbers: tuple[float, ...]) -> Tensor:
+    """N logsumexp(l) - sum x l - log(N! / prod x!), N = sum x; numbers: (0 to drop the constant,).
+
+    target: ([T, C, 1] counts,), or (row starts [T + 1], columns, values) of a CSR matrix.
+    """
+    # The terms of a row of large counts cancel.
+    logits = _double(params.squeeze(2))
+    normaliser = torch.logsumexp(logits, 1)
+    if len(target) == 1:
+        x = _repeated(target[0].squeeze(-1).to(logits.dtype), params)
+        dot = torch.where(x == 0, 0.0, x * torch.where(x == 0, 0.0, logits)).sum(1)
+        total, factorials = x.sum(1), _log_factorial(x).sum(1)
+    else:
+        starts, columns, values = target
+        rows = torch.repeat_interleave(
+            torch.arange(len(starts) - 1, device=columns.device), starts.diff()
+        )
+        copies = logits.shape[0] // (len(starts) - 1)
+        offset = torch.arange(copies, device=rows.device) * (len(starts) - 1)
+        rows = (rows + offset[:, None]).flatten()
+        columns, x = columns.repeat(copies), values.to(logits.dtype).repeat(copies)
+        zero = torch.zeros_like(normaliser)
+        dot = zero.index_add(0, rows, x * logits[rows, columns])
+        total = zero.index_add(0, rows, x)
+        factorials = zero.index_add(0, rows, _log_factorial(x).to(zero.dtype))
+    result = total * normaliser - dot
+    if numbers[0]:
+        result = result - (_log_factorial(total) - factorials)
+    return result.to(params.dtype).unsqueeze(1)
+
+
+def logistic_mixture(
+    params: Tensor, target: Sequence[Tensor], numbers: tuple[float, ...]
+) -> Tensor:
+    """-log sum_m softmax(l)_m prod_c P(x_c | m), by `DiscretizedLogisticMixture`'s layout.
+
+    numbers: (a, b, level 0, bin, last level, least log-scale, mixtures, channels); a pixel x is
+    level a x + b. target: ([T, channels, S],).
+    """
+    slope, shift, low, width, top, least, mixtures, channels = numbers
+    count, each = int(mixtures), 3 if channels > 1 else 2
+    logits = params[:, :count]
+    groups = params[:, count:].unflatten(1, (int(channels), each, count))
+    raw = _repeated(target[0].to(params.dtype), params)
+    level = torch.round(raw * slope + shift).clamp(0.0, top) + 0.0 * raw
+    x = low + level * width
+    losses = torch.zeros_like(logits)
+    for c in range(int(channels)):
+        mean = groups[:, c, 0]
+        if c == 1:
+            mean = mean + torch.tanh(groups[:, 0, 2]) * x[:, None, 0]
+        elif c == 2:
+            mean = mean + torch.tanh(groups[:, 1, 2]) * x[:, None, 0]
+            mean = mean + torch.tanh(groups[:, 2, 2]) * x[:, None, 1]
+        log_scale = groups[:, c, 1].clamp(min=least)
+        at = x[:, None, c] - mean
+        losses = losses + bin_nll(at, log_scale, level[:, None, c], top, width, math.log(width))
+    return torch.logsumexp(logits, 1) - torch.logsumexp(logits - losses, 1)
+
+
+ROW_FORMULAS: dict[str, Formula] = {
+    "categorical": categorical,
+    "multinomial": multinomial,
+    "logistic_mixture": logistic_mixture,
+}
+
+
+def _repeated(target: Tensor, params: Tensor) -> Tensor:
+    copies = params.shape[0] // target.shape[0] if target.shape[0] else 1
+    return target if copies == 1 else target.repeat(copies, *([1] * (target.dim() - 1)))
+
+
+def _log_factorial(x: Tensor) -> Tensor:
+    return torch.lgamma(_double(x) + 1)
+
+
+def _double(x: Tensor) -> Tensor:
+    """In float64, where the device has it."""
+    return x if x.device.type == "mps" else x.double()
