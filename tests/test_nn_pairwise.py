@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import vaefast as vf
-from vaefast.nn_pairwise import MMDLoss, TCLoss
+from vaefast.nn import MMDLoss, TCLoss
 
 
 def test_tc_loss() -> None:

@@ -11,12 +11,22 @@ from ._modules import LikelihoodModule, settings
 from .likelihoods import Likelihood, Params
 from .nn_bounds import ImportanceLoss
 from .nn_linear import LinearNLL
+from .nn_pairwise import MMDLoss, TCLoss
 from .ops.elbo_loss import ELBO, elbo_loss
 from .ops.gaussian_kl import FreeBitsPer, gaussian_kl
 from .ops.nll import nll
 from .ops.rsample import rsample, transform_of
 
-__all__ = ["NLL", "ELBOLoss", "GaussianKL", "ImportanceLoss", "LinearNLL", "Reparameterize"]
+__all__ = [
+    "NLL",
+    "ELBOLoss",
+    "GaussianKL",
+    "ImportanceLoss",
+    "LinearNLL",
+    "MMDLoss",
+    "Reparameterize",
+    "TCLoss",
+]
 
 
 class Reparameterize(nn.Module):

@@ -1,4 +1,4 @@
-"""The operators over pairs of samples as `torch.nn` modules."""
+"""The operators over pairs of samples as `torch.nn` modules; `vaefast.nn` has their names."""
 
 from __future__ import annotations
 
