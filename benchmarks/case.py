@@ -84,7 +84,8 @@ class OpCase:
 
     `formulas` are the alternatives in plain PyTorch; "eager" is there always, and is what
     torch.compile gets. `noisy`: the first output is a random sample. `rereads`: the backward pass
-    needs the inputs again, since its gradient cannot be made in the forward pass.
+    needs the inputs again, since its gradient cannot be made in the forward pass. `alone`: too
+    large for the alternatives.
     """
 
     op: str
@@ -97,6 +98,7 @@ class OpCase:
     rereads: bool = False
     targets: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     small_shape: Shape | None = None
+    alone: bool = False
 
     passes = (FORWARD, BOTH)
     capturable = True
@@ -107,13 +109,13 @@ class OpCase:
 
     def small(self) -> OpCase:
         shape = self.small_shape or tuple(min(size, 5) for size in self.shape)
-        return replace(self, shape=shape, small_shape=shape)
+        return replace(self, shape=shape, small_shape=shape, alone=False)
 
     def make(self, device: torch.device) -> Inputs:
         return self.inputs(self.shape, device)
 
     def implementations(self, device: torch.device) -> tuple[str, ...]:
-        return (*self.formulas, COMPILED, *fused_backends(device))
+        return (*(() if self.alone else (*self.formulas, COMPILED)), *fused_backends(device))
 
     def call(
         self, implementation: str, what: str, inputs: Inputs, compiler: str = "inductor"
@@ -146,6 +148,8 @@ class OpCase:
         )
 
     def check(self, inputs: Inputs, device: torch.device) -> None:
+        if self.alone:
+            return
         results = {}
         for name in self.implementations(device):
             if name != COMPILED:

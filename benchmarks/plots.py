@@ -1,4 +1,4 @@
-"""Bar charts of a result file: speed-up over eager, and peak memory."""
+"""Plots of a result file: speed-up over eager and peak memory as bars, both against the batch."""
 
 from __future__ import annotations
 
@@ -54,6 +54,45 @@ def memory(machine: Entry, cases: Sequence[Entry], path: Path) -> None:
     kept = [e for e in cases if last_pass(e)["allowed"]]
     label = "peak memory above the inputs / (outputs + gradients), forward and backward"
     _bars(machine, kept, list(COLOURS), value, label, path, False)
+
+
+def sweep(machine: Entry, cases: Sequence[Entry], op: str, path: Path) -> bool:
+    """Time and peak memory of `op` against the batch, at the last dimension with most batches;
+    False where too few sizes were measured."""
+    found = [e for e in cases if e["op"] == op]
+    widths = [e["shape"][-1] for e in found]
+    width = max(set(widths), key=widths.count, default=0)
+    found = sorted((e for e in found if e["shape"][-1] == width), key=lambda e: e["shape"][0])
+    if len(found) < 3:
+        path.unlink(missing_ok=True)
+        return False
+    figure, both = pyplot.subplots(1, 2, figsize=(9, 3.4))
+    for name, colour in COLOURS.items():
+        points = [
+            (e["shape"][0], f["median_us"] / 1e6, f.get("peak", {}).get("bytes"))
+            for e in found
+            if "median_us" in (f := last_pass(e)["implementations"].get(name, {}))
+        ]
+        if not points:
+            continue
+        batches, seconds, peaks = zip(*points, strict=True)
+        label = LABELS.get(name, name)
+        both[0].plot(batches, seconds, "o-", color=colour, label=label)
+        kept = [(b, peak / 2**20) for b, peak in zip(batches, peaks, strict=True) if peak]
+        both[1].plot(*zip(*kept, strict=True), "o-", color=colour, label=label)
+    for axes, text in zip(both, ("seconds", "peak memory above the inputs, MiB"), strict=True):
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks([e["shape"][0] for e in found], [e["shape"][0] for e in found])
+        axes.set_xlabel(f"batch ({width} dimensions)", fontsize=8)
+        axes.set_title(text, fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    both[0].legend(fontsize=8, frameon=False)
+    figure.suptitle(f"{op}, forward and backward, {machine['device']}", fontsize=9)
+    figure.savefig(path, dpi=130, bbox_inches="tight", metadata={"Software": None})
+    pyplot.close(figure)
+    return True
 
 
 def _bars(

@@ -37,12 +37,18 @@ def write(results: Path, root: Path = ROOT) -> None:
 
     machines = load(results)
     (root / IMAGES).mkdir(parents=True, exist_ok=True)
+    pictures: list[str] = []
     for name, data in machines.items():
         for chosen, cases in (("", headline(data)), ("-all", data["cases"])):
             plots.speed(data["machine"], cases, root / IMAGES / f"speed{chosen}-{name}.png")
             plots.memory(data["machine"], cases, root / IMAGES / f"memory{chosen}-{name}.png")
+        picture = IMAGES / f"batch-{name}.png"
+        if plots.sweep(data["machine"], data["cases"], "tc_terms", root / picture):
+            pictures.append(f"![Time and memory against the batch](img/{picture.name})")
     replace_section(root / "README.md", readme(machines))
     replace_section(root / "docs" / "benchmarks.md", document(machines))
+    if pictures:
+        replace_section(root / "docs" / "aggregate.md", "\n\n".join(pictures))
     for data in machines.values():
         print(data["machine"]["device"])
         for entry in data["cases"]:

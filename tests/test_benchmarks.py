@@ -252,6 +252,18 @@ def test_report_rewrites_what_is_between_the_markers(
     }
 
 
+def test_sizes_are_plotted_against_the_batch(tmp_path: Path, result: dict[str, Any]) -> None:
+    pytest.importorskip("matplotlib")
+    plots = load("plots")
+    (entry,) = result["cases"]
+    shapes = [(64, 8), (16, 8), (32, 8), (16, 9)]
+    entries = [{**entry, "op": "tc_terms", "shape": shape} for shape in shapes]
+    path = tmp_path / "batch.png"
+    assert plots.sweep(result["machine"], entries, "tc_terms", path) and path.stat().st_size
+    assert not plots.sweep(result["machine"], entries[:2], "tc_terms", path)
+    assert not path.exists()
+
+
 def test_report_says_what_is_missing(tmp_path: Path) -> None:
     report = load("report")
     with pytest.raises(ValueError, match="no results"):
