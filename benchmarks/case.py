@@ -197,4 +197,10 @@ def leaf(value: Tensor) -> Tensor:
 
 
 def nbytes(*tensors: Tensor | None) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+    return sum(_nbytes(t) for t in tensors if t is not None)
+
+
+def _nbytes(tensor: Tensor) -> int:
+    if tensor.layout == torch.sparse_csr:
+        return sum(map(_nbytes, (tensor.crow_indices(), tensor.col_indices(), tensor.values())))
+    return tensor.numel() * tensor.element_size()

@@ -24,6 +24,7 @@ COLOURS = {
     COMPILED: "#56b4e9",
     "functional": "#f0e442",
     "distributions": "#cc79a7",
+    "products": "#0072b2",
     FUSED + "native": "#d55e00",
     FUSED + "triton": "#009e73",
     FUSED + "reference": "#e69f00",

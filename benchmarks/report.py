@@ -21,6 +21,7 @@ LABELS = {
     COMPILED: "torch.compile",
     "functional": "torch.nn.functional",
     "distributions": "torch.distributions",
+    "products": "its three GEMMs alone",
     FLOOR: "copy_",
 }
 # What a peak may exceed outputs and gradients by: pages and malloc's headers; a state, a scalar.
