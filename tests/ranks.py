@@ -44,4 +44,6 @@ def run_rank(rank: int, folder: str) -> None:
         # DistributedDataParallel averages over the ranks.
         results.append([*(t.detach() for t in terms), *(t.grad / RANKS for t in leaves)])
     torch.save(results, f"{folder}/{rank}.pt")
+    # A rank that leaves while another still talks to it may abort that one.
+    dist.barrier()
     dist.destroy_process_group()
