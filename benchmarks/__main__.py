@@ -24,6 +24,8 @@ def main() -> None:
     report_parser = commands.add_parser("report", help="rewrite the tables and plots")
     report_parser.add_argument("--results", type=Path, default=record.RESULTS, metavar="FOLDER")
     report_parser.set_defaults(action=lambda args: report.write(args.results))
+    facts_parser = commands.add_parser("facts", help="measure what docs/notes.md quotes")
+    facts_parser.set_defaults(action=facts_)
     args = parser.parse_args()
     args.action(args)
 
@@ -89,6 +91,13 @@ def run(args: argparse.Namespace) -> None:
             record.save(out, device, entries, args.quick)
     if out:
         print(f"written to {out}")
+
+
+def facts_(args: argparse.Namespace) -> None:
+    # It needs the compiled core, which the other commands can do without.
+    from . import facts
+
+    facts.write()
 
 
 def list_(args: argparse.Namespace) -> None:

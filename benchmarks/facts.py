@@ -1,0 +1,99 @@
+"""What docs/notes.md says of this machine, measured: the floor under a small call, and what the
+short way, the kept buffers and the cache cost or save."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import vaefast as vf
+from vaefast import _C
+from vaefast.ops import _small
+
+from . import record
+from .bench_sample_kl import textbook
+from .case import Call, leaf
+from .harness import interleaved
+
+
+class _Empty(torch.autograd.Function):
+    """Two tensors in, a sample and a number out, and nothing computed."""
+
+    @staticmethod
+    def forward(ctx: Any, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(mu, logvar)
+        return mu.view_as(mu), logvar.new_empty(())
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, ...]:
+        return ctx.saved_tensors
+
+
+def measure() -> dict[str, float]:
+    """Microseconds by the name of the fact, medians of interleaved rounds."""
+    large = _large()
+    kept = {f"{name}, kept buffers": run for name, run in large.items()}
+    times = _medians({**_launch_bound(), **kept})
+    limit = _C.buffer_limit()
+    _C.set_buffer_limit(0)
+    try:
+        return times | _medians({f"{name}, fresh memory": run for name, run in large.items()})
+    finally:
+        _C.set_buffer_limit(limit)
+
+
+def _medians(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    times = interleaved({name: Call(run, "auto") for name, run in calls.items()}, rounds=40)
+    return {name: 1e6 * summary.median for name, summary in times.items()}
+
+
+def write(path: Path | None = None) -> None:
+    """Measures and writes benchmarks/results/facts/<machine>.json."""
+    device = torch.device("cpu")
+    path = path or record.RESULTS / "facts" / record.default_path(device).name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = {"machine": record.machine(device), "microseconds": measure()}
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    for name, value in found["microseconds"].items():
+        print(f"{value:12.1f} us  {name}")
+
+
+def _launch_bound() -> dict[str, Callable[[], Any]]:
+    mu, logvar = (leaf(torch.randn(128, 20)) for _ in range(2))
+    upstream = torch.randn(128, 20), torch.ones(())
+
+    def both(outputs: tuple[Tensor, ...]) -> Any:
+        return torch.autograd.grad(outputs, (mu, logvar), upstream)
+
+    def long_way() -> Any:
+        _small._recipes.clear()
+        return both(vf.sample_kl(mu, logvar, reduction="batchmean"))
+
+    return {
+        "sample_kl 128x20, eager": lambda: both(textbook(mu, logvar)),
+        "sample_kl 128x20, an empty autograd function": lambda: both(_Empty.apply(mu, logvar)),
+        "sample_kl 128x20, the short way": lambda: both(
+            vf.sample_kl(mu, logvar, reduction="batchmean")
+        ),
+        "sample_kl 128x20, the long way and a new recipe": long_way,
+    }
+
+
+def _large() -> dict[str, Callable[[], Any]]:
+    image, mean = torch.rand(64, 3, 256, 256), leaf(torch.randn(64, 3, 256, 256))
+    mu, logvar = (leaf(torch.randn(256, 4, 64, 64)) for _ in range(2))
+    upstream = torch.randn(256, 4, 64, 64), torch.ones(())
+
+    def gaussian() -> Any:
+        return torch.autograd.grad(vf.nll(mean, image, "gaussian"), mean)
+
+    def sampling() -> Any:
+        outputs = vf.sample_kl(mu, logvar, reduction="batchmean")
+        return torch.autograd.grad(outputs, (mu, logvar), upstream)
+
+    return {"nll gaussian 64x3x256x256": gaussian, "sample_kl 256x4x64x64": sampling}
