@@ -23,7 +23,10 @@ def test_kernels_in_the_interpreter(tmp_path):
         *(str(HERE / "kernel_checks.py"), f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml")),
         *("-q", "-p", "no:cacheprovider", f"--junitxml={report}"),
     ]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "VAEFAST_BACKEND": "auto"}
+    environment = {
+        **os.environ,
+        **{"TRITON_INTERPRET": "1", "VAEFAST_BACKEND": "auto", "PYTEST_ADDOPTS": ""},
+    }
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert report.exists(), f"{run.stdout}\n{run.stderr}"
     suite = ElementTree.parse(report).getroot().find("testsuite")
