@@ -25,7 +25,9 @@ def test_kernels_in_the_interpreter(tmp_path):
     ]
     environment = {
         **os.environ,
-        **{"TRITON_INTERPRET": "1", "VAEFAST_BACKEND": "auto", "PYTEST_ADDOPTS": ""},
+        "TRITON_INTERPRET": "1",
+        "VAEFAST_BACKEND": "auto",
+        "PYTEST_ADDOPTS": "",
     }
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert report.exists(), f"{run.stdout}\n{run.stderr}"
