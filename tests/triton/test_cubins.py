@@ -28,4 +28,5 @@ def test_compiles_without_spills_to_wide_loads(call, arch):
     )
     # Each operand is read in whole 16-byte loads; what is left are states, sums and bytes.
     assert wide >= call.loads, main.sass
-    assert "STG.E.128" in main.sass or call.name.startswith("gaussian_kl")
+    stored = any("STG.E.128" in one.sass for one in found)
+    assert stored or not call.loads or call.name.startswith("gaussian_kl")

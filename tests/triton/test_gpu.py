@@ -1,4 +1,4 @@
-"""Runs kernel_checks.py compiled, where there is a GPU."""
+"""Runs the kernels' checks compiled, where there is a GPU."""
 
 import pytest
 import torch
@@ -8,5 +8,6 @@ pytest.importorskip("triton.language")
 # Without a GPU not collected at all: its skips would hide the ones that matter.
 if torch.cuda.is_available():
     from kernel_checks import *  # noqa: F403
+    from row_checks import *  # noqa: F403
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::RuntimeWarning")]

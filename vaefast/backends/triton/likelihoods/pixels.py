@@ -14,18 +14,24 @@ from ._base import heavy_form
 def discretized_logistic(x, theta, numbers):
     """theta: loc, log_scale; numbers: a, b, level 0, bin, last level, log bin: level a x + b."""
     top = numbers[4]
+    level = level_of(x, numbers)
+    d = level * numbers[3] + numbers[2] - theta[0]
+    return bin_nll(d, 0.5 * numbers[3], numbers[5], theta[1], level <= 0.0, level >= top)
+
+
+@triton.jit
+def level_of(x, numbers):
+    """The level nearest to the pixel x, in the numbers of `discretized_logistic`."""
     # Adding it rounds to an integer.
     magic: tl.constexpr = 6755399441055744.0 if x.dtype == tl.float64 else 12582912.0
     nearest = (x * numbers[0] + numbers[1] + magic) - magic
     level = tl.where(nearest < 0.0, 0.0, nearest)
     # 0 x: an infinite pixel is no level, and gives NaN.
-    level = tl.where(level > top, top, level) + 0.0 * x
-    d = level * numbers[3] + numbers[2] - theta[0]
-    return _bin_nll(d, 0.5 * numbers[3], numbers[5], theta[1], level <= 0.0, level >= top)
+    return tl.where(level > numbers[4], numbers[4], level) + 0.0 * x
 
 
 @triton.jit
-def _bin_nll(d, half_bin, log_bin, log_scale, first, last):
+def bin_nll(d, half_bin, log_bin, log_scale, first, last):
     """-log of the mass that a logistic gives to one bin, and its derivatives in loc, log_scale.
 
     With u, l the standardised edges and w = u - l it is sigmoid(u) sigmoid(-l) (1 - e^-w): -log of
