@@ -26,7 +26,7 @@ def backend(device):  # noqa: F811
 @pytest.mark.parametrize("dtype", [F64, F32, F16])
 @pytest.mark.parametrize(
     ("shape", "dim"),
-    [((3, 7, 5, 11), 1), ((2, 300, 41), 1), ((5, 1271), 1), ((3, 5, 11, 7), -1), ((2, 3000, 3), 1)],
+    [((3, 7, 5, 11), 1), ((2, 300, 41), 1), ((5, 1271), 1), ((3, 5, 11, 7), -1), ((2, 1030, 3), 1)],
     ids=str,
 )
 def test_categorical(backend, shape, dim, dtype):
@@ -35,7 +35,7 @@ def test_categorical(backend, shape, dim, dtype):
 
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("dtype", [F64, F32, F16])
-@pytest.mark.parametrize("shape", [(5, 7), (3, 1271), (2, 9000)], ids=str)
+@pytest.mark.parametrize("shape", [(5, 7), (3, 1271), (2, 2500)], ids=str)
 def test_multinomial(backend, shape, dtype, sparse):
     rows.test_multinomial(backend, shape, dtype, sparse)
 
@@ -84,7 +84,7 @@ def test_linear_nll(backend, name, heads, sparse):
     linear.test_it_is_the_layer_and_the_likelihood(backend, name, heads, sparse)
 
 
-@pytest.mark.parametrize("shape", [(7, 300), (3, 5000)], ids=str)
+@pytest.mark.parametrize("shape", [(7, 300), (3, 2500)], ids=str)
 @pytest.mark.parametrize("sparse", [False, True])
 def test_the_gradient_lies_where_the_logits_did(device, shape, sparse):  # noqa: F811
     from vaefast.backends._options import RowNll
