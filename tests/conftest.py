@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,6 +106,17 @@ def _served_by(param: str) -> Iterator[Target]:
                 yield Target(name, device)
     finally:
         torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """On a GPU, an operator that a backend has no kernel of is skipped, and the reason shown."""
+    try:
+        return (yield)
+    except backends.BackendError as error:
+        if item.get_closest_marker("gpu") and "has no kernel of" in str(error):
+            pytest.skip(str(error))
+        raise
 
 
 class _capability:

@@ -5,8 +5,16 @@ from typing import Any, NamedTuple
 import torch
 from likelihood_cases import ALL
 
-from vaefast.backends._options import Nll, Posterior, RowNll, Transform
-from vaefast.backends.triton import nll, noise, row_nll, sample_kl, scale
+from vaefast.backends._options import Nll, Posterior, RowNll, Transform, Weighing
+from vaefast.backends.triton import (
+    mixture_log_prob,
+    nll,
+    noise,
+    row_nll,
+    sample_kl,
+    scale,
+    tc_terms,
+)
 from vaefast.backends.triton.likelihoods import HEAVY
 
 F64, F32, BF16, F16, U8 = torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.uint8
@@ -185,4 +193,45 @@ CALLS += [
     Call("mixture of 10, 3 channels", _mixed(100, 3), 2, 8, 10, True),
     Call("mixture of 10, 3 channels, float64", _mixed(100, 3, F64), 2, 16, 0),
     Call("mixture of 10, 1 channel", _mixed(30, 1), 2, 8, 3),
+]
+
+
+def _mixture(points, components, dims, dtype=F32, backward=False):
+    def run():
+        z, weights = _empty(points, dims, dtype=dtype), _empty(components, dtype=dtype)
+        given = (z, *(_empty(components, dims, dtype=dtype) for _ in range(2)), weights)
+        if backward:
+            joint = _empty(points, dtype=F64)
+            mixture_log_prob.mixture_log_prob_backward(_empty(points, dtype=dtype), *given, joint)
+        else:
+            mixture_log_prob.mixture_log_prob(*given)
+
+    return run
+
+
+def _tc(points, dims, dtype=F32, backward=False):
+    def run():
+        given = [_empty(points, dims, dtype=dtype) for _ in range(3)]
+        weighing = Weighing(-7.0, 0, 2.0, 3.0)
+        if backward:
+            joint, marginals = _empty(points, dtype=F64), _empty(points, dims, dtype=dtype)
+            upstream = _empty(3, points, dtype=dtype)
+            tc_terms.tc_terms_backward(upstream, *given, joint, marginals, weighing)
+        else:
+            tc_terms.tc_terms(*given, weighing)
+
+    return run
+
+
+# Over all pairs: arithmetic, not bytes, is what these take, and their tiles come from the caches.
+CALLS += [
+    Call("mixture of 500 in 40", _mixture(256, 500, 40), 1, 0, 0, True),
+    Call("mixture of 500 in 40 backward", _mixture(256, 500, 40, backward=True), 2, 0, 0),
+    Call("mixture of 500 in 40, float64", _mixture(256, 500, 40, F64), 1, 0, 0),
+    Call("mixture of 500 in 40, float64, backward", _mixture(256, 500, 40, F64, True), 2, 0, 0),
+    Call("tc_terms, 1024x10", _tc(1024, 10), 2, 0, 0),
+    Call("tc_terms, 1024x64", _tc(1024, 64), 2, 0, 0),
+    Call("tc_terms, 1024x64 backward", _tc(1024, 64, backward=True), 2, 0, 0, True),
+    Call("tc_terms, 1024x131", _tc(1024, 131), 2, 0, 0),
+    Call("tc_terms, 1024x64, float64, backward", _tc(1024, 64, F64, True), 2, 0, 0),
 ]

@@ -15,7 +15,9 @@ ROOT = HERE.parent.parent
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("file", "least"), [("kernel_checks.py", 200), ("row_checks.py", 50)])
+@pytest.mark.parametrize(
+    ("file", "least"), [("kernel_checks.py", 200), ("row_checks.py", 50), ("pair_checks.py", 50)]
+)
 def test_kernels_in_the_interpreter(tmp_path, file, least):
     report = tmp_path / "report.xml"
     # Not "python -m pytest" from the root: that would import the checkout, not what is installed.

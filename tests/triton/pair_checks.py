@@ -1,0 +1,80 @@
+"""The Triton kernels over pairs of points, under the operators' own tests.
+
+test_interpreter.py runs this file as it does kernel_checks.py.
+"""
+
+import pytest
+import test_mixture_log_prob as mixture
+import test_tc_terms as total_correlation
+import torch
+from kernel_checks import F32, F64, triton_backend  # noqa: F401
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+# Points, components, dimensions; the last is longer than a tile.
+SHAPES = [(1, 1, 1), (5, 3, 2), (41, 129, 7), (9, 33, 40), (5, 7, 131)]
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("dtype", [F64, F32])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_mixture(shape, dtype, weighted):
+    mixture.test_value_and_gradients("triton", shape, dtype, weighted)
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        mixture.test_against_torch_distributions,
+        mixture.test_components_of_weight_zero,
+        mixture.test_shapes_and_strides,
+        mixture.test_nan_stays_in_its_point,
+    ],
+    ids=lambda test: test.__name__,
+)
+def test_mixture_as_every_backend(test):
+    test("triton")
+
+
+@pytest.mark.parametrize("offset", [1e2, 1e4])
+def test_points_far_from_every_component(offset):
+    mixture.test_points_far_from_every_component("triton", offset)
+
+
+@pytest.mark.parametrize("wanted", range(4))
+def test_only_the_wanted_gradient(wanted):
+    mixture.test_only_the_wanted_gradient("triton", wanted)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 2), (3, 2, 0)], ids=str)
+def test_empty(shape):
+    mixture.test_empty("triton", shape)
+
+
+def test_few_points_share_the_components():
+    from vaefast.backends.triton import mixture_log_prob as kernels
+
+    tensors = [t.detach() for t in mixture.inputs((3, 700, 5), torch.float64)]
+    values, joint = kernels.mixture_log_prob(*tensors)
+    torch.testing.assert_close(values, mixture.exact(*tensors))
+    assert torch.equal(values, joint)
+
+
+@pytest.mark.parametrize("method", ["mss", "mws"])
+@pytest.mark.parametrize("dtype", [F64, F32])
+@pytest.mark.parametrize("shape", [(2, 1), (37, 3), (41, 10), (17, 64), (9, 131)], ids=str)
+def test_tc_terms(shape, dtype, method):
+    total_correlation.test_value_and_gradients("triton", shape, method, dtype)
+
+
+@pytest.mark.parametrize("offset", [50.0, 3000.0])
+def test_points_far_from_every_posterior(offset):
+    total_correlation.test_points_far_from_every_posterior("triton", offset)
+
+
+@pytest.mark.parametrize("scale", [-30.0, 20.0])
+def test_extreme_and_mixed_scales(scale):
+    total_correlation.test_extreme_and_mixed_scales("triton", scale)
+
+
+def test_nan_stays_in_its_sample():
+    total_correlation.test_nan_stays_in_its_sample("triton")
