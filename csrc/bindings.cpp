@@ -407,6 +407,7 @@ void row_nll(const py::tuple& geometry, const py::tuple& params, const py::tuple
   a.wide = at<bool>(settings, 5);
   a.loss = reinterpret_cast<void*>(static_cast<uintptr_t>(loss));
   a.grad = output(grad);
+  if (a.grad.data != a.params) set_stream(a.grad, a.rows * a.classes * a.inner);
   a.threads = useful_threads(a.rows * a.classes * a.inner, threads);
   py::gil_scoped_release release;
   if (a.form == vaefast::RowForm::kLogisticMixture) {

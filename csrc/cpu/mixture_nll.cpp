@@ -1,6 +1,7 @@
 // Mixtures of discretised logistics on the CPU, in the packed layout of PixelCNN++.
 #include "cpu/kernels.h"
 #include "cpu/rows.h"
+#include "cpu/stream.h"
 #include "math/likelihoods_pixels.h"
 
 namespace vaefast {
@@ -21,8 +22,12 @@ struct Layout {
   int64_t coefficient(int64_t k) const { return group(k, 2); }
 };
 
-// A run of positions: every parameter as kRun values side by side, then, in place, its gradient.
-constexpr int64_t kRun = 32;
+// A run of positions: every parameter as up to kRun values side by side, then, in place, its
+// gradient. A
+// shorter run is padded with zeros to whole vectors of kLanes.
+constexpr int64_t kRun = 128, kLanes = 16;
+// A power of two would put all parameters of a position into one set of the cache.
+constexpr int64_t kStride = kRun + kLanes;
 
 template <class T>
 struct Pixels {
@@ -47,6 +52,8 @@ struct Run {
   T highest[kRun], prior[kRun], joint[kRun], joint_highest[kRun], factor[kRun], value[kRun];
 };
 
+int64_t padded(const Positions& p) { return (p.count + kLanes - 1) / kLanes * kLanes; }
+
 // The i-th of a run's positions among the target's.
 int64_t place_of(const RowNllArgs& args, const Positions& p, int64_t i) {
   return args.inner > 1 ? p.place(args) + i : (p.row + i) % args.target_rows;
@@ -65,7 +72,7 @@ void read_channel(const RowNllArgs& args, int64_t channels, const Positions& p, 
       widen(args.target_dtype, target + at * size, x + i, 1);
     }
   }
-  for (int64_t i = p.count; i < kRun; ++i) x[i] = T(0);
+  for (int64_t i = p.count; i < padded(p); ++i) x[i] = T(0);
 }
 
 // The pixels' levels, and their values in the units of the means.
@@ -73,7 +80,7 @@ template <class T>
 void read_pixels(const RowNllArgs& args, const Pixels<T>& pixels, const Positions& p, Run<T>& run) {
   for (int64_t c = 0; c < pixels.layout.channels; ++c) {
     read_channel(args, pixels.layout.channels, p, c, run.x[c]);
-    for (int64_t i = 0; i < kRun; ++i) {
+    for (int64_t i = 0; i < padded(p); ++i) {
       const T level = level_of(run.x[c][i], pixels.a, pixels.b, pixels.top);
       run.level[c][i] = level;
       run.x[c][i] = madd(level, pixels.bin, pixels.low);
@@ -108,65 +115,85 @@ void bins(const Pixels<T>& pixels, int64_t n, const T* x, const T* level, const 
 // Channel c of component m: adds its loss to value; with kGrad puts the derivatives of the loss in
 // the place of the parameters, those of the coefficients included.
 template <bool kGrad, class T>
-void component(const Pixels<T>& pixels, const Run<T>& run, int64_t c, int64_t m, T* params,
-               T* value) {
+void component(const Pixels<T>& pixels, const Run<T>& run, int64_t n, int64_t c, int64_t m,
+               T* params, T* value) {
   const Layout& layout = pixels.layout;
-  T* mean = params + kRun * (layout.mean(c) + m);
-  T* scale = params + kRun * (layout.log_scale(c) + m);
+  T* mean = params + kStride * (layout.mean(c) + m);
+  T* scale = params + kStride * (layout.log_scale(c) + m);
   // Channel 1 leans on channel 0, channel 2 on both.
-  T* k0 = c > 0 ? params + kRun * (layout.coefficient(c == 1 ? 0 : 1) + m) : mean;
-  T* k1 = c > 1 ? params + kRun * (layout.coefficient(2) + m) : mean;
+  T* k0 = c > 0 ? params + kStride * (layout.coefficient(c == 1 ? 0 : 1) + m) : mean;
+  T* k1 = c > 1 ? params + kStride * (layout.coefficient(2) + m) : mean;
   const T* x0 = run.x[0];
   const T* x1 = run.x[c > 1 ? 1 : 0];
   const T on0 = c > 0 ? T(1) : T(0), on1 = c > 1 ? T(1) : T(0);
   T t0[kRun], t1[kRun];
   if (c > 0)
-    for (int64_t i = 0; i < kRun; ++i) t0[i] = tanh(k0[i]);
+    for (int64_t i = 0; i < n; ++i) t0[i] = tanh(k0[i]);
   else
-    for (int64_t i = 0; i < kRun; ++i) t0[i] = T(0);
+    for (int64_t i = 0; i < n; ++i) t0[i] = T(0);
   if (c > 1)
-    for (int64_t i = 0; i < kRun; ++i) t1[i] = tanh(k1[i]);
+    for (int64_t i = 0; i < n; ++i) t1[i] = tanh(k1[i]);
   else
-    for (int64_t i = 0; i < kRun; ++i) t1[i] = T(0);
+    for (int64_t i = 0; i < n; ++i) t1[i] = T(0);
   T grad_mean[kRun];
-  bins<kGrad>(pixels, kRun, run.x[c], run.level[c], mean, t0, t1, run.x[0], x1, scale, value,
+  bins<kGrad>(pixels, n, run.x[c], run.level[c], mean, t0, t1, run.x[0], x1, scale, value,
               grad_mean);
   if constexpr (kGrad) {
-    memcpy(mean, grad_mean, sizeof grad_mean);
+    memcpy(mean, grad_mean, static_cast<size_t>(n) * sizeof(T));
     if (c > 0)
-      for (int64_t i = 0; i < kRun; ++i)
+      for (int64_t i = 0; i < n; ++i)
         k0[i] = on0 * grad_mean[i] * x0[i] * (T(1) - t0[i]) * (T(1) + t0[i]);
     if (c > 1)
-      for (int64_t i = 0; i < kRun; ++i)
+      for (int64_t i = 0; i < n; ++i)
         k1[i] = on1 * grad_mean[i] * x1[i] * (T(1) - t1[i]) * (T(1) + t1[i]);
   }
 }
 
+// Asks for a share of the parameters of the run after this one. They lie far from each other, a
+// line or two in each place, which the hardware does not foresee; and all at once they would be
+// waited for.
+template <class T>
+struct Ahead {
+  const RowNllArgs& args;
+  Positions next;
+
+  void fetch(int64_t part, int64_t parts) const {
+    constexpr int64_t kLine = 64;
+    const int64_t bytes = next.count * size_of(args.dtype);
+    for (int64_t c = args.classes * part / parts; c < args.classes * (part + 1) / parts; ++c) {
+      const char* from = params_at<T>(args, next.row, c, next.at);
+      for (int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(from + at);
+    }
+  }
+};
+
 // -log sum_m softmax(logits)_m e^-loss_m, and the share of the gradient that each component has.
 template <bool kGrad, class T>
-void mix(const Pixels<T>& pixels, Run<T>& run, T* params, T* losses) {
+void mix(const Pixels<T>& pixels, int64_t n, const Ahead<T>& ahead, Run<T>& run, T* params,
+         T* losses) {
   const int64_t mixtures = pixels.layout.mixtures, channels = pixels.layout.channels;
   for (int64_t m = 0; m < mixtures; ++m) {
-    for (int64_t i = 0; i < kRun; ++i) losses[kRun * m + i] = T(0);
+    ahead.fetch(m, mixtures);
+    for (int64_t i = 0; i < n; ++i) losses[kStride * m + i] = T(0);
     for (int64_t c = 0; c < channels; ++c)
-      component<kGrad>(pixels, run, c, m, params, losses + kRun * m);
+      component<kGrad>(pixels, run, n, c, m, params, losses + kStride * m);
   }
-  for (int64_t i = 0; i < kRun; ++i) {
+  for (int64_t i = 0; i < n; ++i) {
     run.highest[i] = run.joint_highest[i] = -T(kInf);
     run.prior[i] = run.joint[i] = T(0);
   }
   for (int64_t m = 0; m < mixtures; ++m) {
-    const T* logit = params + kRun * m;
-    for (int64_t i = 0; i < kRun; ++i) {
-      const T both = logit[i] - losses[kRun * m + i];
+    const T* logit = params + kStride * m;
+    for (int64_t i = 0; i < n; ++i) {
+      const T both = logit[i] - losses[kStride * m + i];
       run.highest[i] = logit[i] > run.highest[i] ? logit[i] : run.highest[i];
       run.joint_highest[i] = both > run.joint_highest[i] ? both : run.joint_highest[i];
     }
   }
   for (int64_t m = 0; m < mixtures; ++m) {
-    T* logit = params + kRun * m;
-    T* loss = losses + kRun * m;
-    for (int64_t i = 0; i < kRun; ++i) {
+    T* logit = params + kStride * m;
+    T* loss = losses + kStride * m;
+    for (int64_t i = 0; i < n; ++i) {
       const T p = exp(logit[i] - run.highest[i]);
       const T q = exp(logit[i] - loss[i] - run.joint_highest[i]);
       run.prior[i] += p;
@@ -175,24 +202,24 @@ void mix(const Pixels<T>& pixels, Run<T>& run, T* params, T* losses) {
       loss[i] = q;
     }
   }
-  for (int64_t i = 0; i < kRun; ++i)
+  for (int64_t i = 0; i < n; ++i)
     run.value[i] = (run.highest[i] - run.joint_highest[i]) + log(run.prior[i] / run.joint[i]);
   if constexpr (kGrad) {
     const int64_t each = channels > 1 ? 3 : 2;
-    for (int64_t i = 0; i < kRun; ++i) {
+    for (int64_t i = 0; i < n; ++i) {
       run.prior[i] = run.factor[i] / run.prior[i];
       run.joint[i] = run.factor[i] / run.joint[i];
     }
     for (int64_t m = 0; m < mixtures; ++m) {
-      T* logit = params + kRun * m;
-      T* loss = losses + kRun * m;
-      for (int64_t i = 0; i < kRun; ++i) {
+      T* logit = params + kStride * m;
+      T* loss = losses + kStride * m;
+      for (int64_t i = 0; i < n; ++i) {
         loss[i] *= run.joint[i];
         logit[i] = logit[i] * run.prior[i] - loss[i];
       }
       for (int64_t g = 0; g < channels * each; ++g) {
-        T* grad = params + kRun * (mixtures * (1 + g) + m);
-        for (int64_t i = 0; i < kRun; ++i) grad[i] = loss[i] == T(0) ? T(0) : grad[i] * loss[i];
+        T* grad = params + kStride * (mixtures * (1 + g) + m);
+        for (int64_t i = 0; i < n; ++i) grad[i] = loss[i] == T(0) ? T(0) : grad[i] * loss[i];
       }
     }
   }
@@ -206,10 +233,10 @@ struct Scratch {
 
   Scratch(const RowNllArgs& args, int64_t mixtures) {
     const size_t lines = static_cast<size_t>(args.classes + mixtures);
-    const size_t bytes = (lines * kRun + static_cast<size_t>(args.classes)) * sizeof(T);
+    const size_t bytes = (lines * kStride + static_cast<size_t>(args.classes)) * sizeof(T);
     params = static_cast<T*>(malloc(bytes));
-    losses = params + kRun * args.classes;
-    line = losses + kRun * mixtures;
+    losses = params + kStride * args.classes;
+    line = losses + kStride * mixtures;
   }
   ~Scratch() { free(params); }
   Scratch(const Scratch&) = delete;
@@ -222,18 +249,18 @@ template <class T>
 void read_params(const RowNllArgs& args, const Positions& p, Scratch<T>& s) {
   if (args.inner > 1) {
     for (int64_t c = 0; c < args.classes; ++c) {
-      widen(args.dtype, params_at<T>(args, p.row, c, p.at), s.params + kRun * c, p.count);
-      for (int64_t i = p.count; i < kRun; ++i) s.params[kRun * c + i] = T(0);
+      widen(args.dtype, params_at<T>(args, p.row, c, p.at), s.params + kStride * c, p.count);
+      for (int64_t i = p.count; i < padded(p); ++i) s.params[kStride * c + i] = T(0);
     }
     return;
   }
-  for (int64_t i = 0; i < kRun; ++i) {
+  for (int64_t i = 0; i < padded(p); ++i) {
     if (i < p.count) {
       const T* line =
           in_type(args.dtype, params_at<T>(args, p.row + i, 0, 0), s.line, args.classes);
-      for (int64_t c = 0; c < args.classes; ++c) s.params[kRun * c + i] = line[c];
+      for (int64_t c = 0; c < args.classes; ++c) s.params[kStride * c + i] = line[c];
     } else {
-      for (int64_t c = 0; c < args.classes; ++c) s.params[kRun * c + i] = T(0);
+      for (int64_t c = 0; c < args.classes; ++c) s.params[kStride * c + i] = T(0);
     }
   }
 }
@@ -241,29 +268,37 @@ void read_params(const RowNllArgs& args, const Positions& p, Scratch<T>& s) {
 template <class T>
 void write_grads(const RowNllArgs& args, const Positions& p, Scratch<T>& s) {
   if (args.inner > 1) {
-    for (int64_t c = 0; c < args.classes; ++c)
-      narrow(s.params + kRun * c, args.grad.dtype, grad_at(args, p.row, c, p.at), p.count);
+    const int64_t bytes = p.count * size_of(args.grad.dtype);
+    for (int64_t c = 0; c < args.classes; ++c) {
+      const T* values = s.params + kStride * c;
+      char* to = grad_at(args, p.row, c, p.at);
+      if (args.grad.stream && same_type(args.grad.dtype, values)) {
+        stream_copy(values, to, bytes);
+      } else {
+        narrow(values, args.grad.dtype, to, p.count);
+      }
+    }
     return;
   }
   for (int64_t i = 0; i < p.count; ++i) {
-    for (int64_t c = 0; c < args.classes; ++c) s.line[c] = s.params[kRun * c + i];
+    for (int64_t c = 0; c < args.classes; ++c) s.line[c] = s.params[kStride * c + i];
     narrow(s.line, args.grad.dtype, grad_at(args, p.row + i, 0, 0), args.classes);
   }
 }
 
 template <class T>
 void evaluate(const RowNllArgs& args, const Pixels<T>& pixels, const Values<T>& values,
-              const Positions& p, Run<T>& run, Scratch<T>& s) {
+              const Positions& p, const Ahead<T>& ahead, Run<T>& run, Scratch<T>& s) {
   read_pixels(args, pixels, p, run);
   read_params(args, p, s);
-  for (int64_t i = 0; i < kRun; ++i) {
+  for (int64_t i = 0; i < padded(p); ++i) {
     const int64_t place = place_of(args, p, i < p.count ? i : 0);
     run.factor[i] = weight_of<T>(args, place) * static_cast<T>(args.grad_factor);
   }
   if (args.grad) {
-    mix<true>(pixels, run, s.params, s.losses);
+    mix<true>(pixels, padded(p), ahead, run, s.params, s.losses);
   } else {
-    mix<false>(pixels, run, s.params, s.losses);
+    mix<false>(pixels, padded(p), ahead, run, s.params, s.losses);
   }
   for (int64_t i = 0; i < p.count; ++i) {
     const int64_t place = place_of(args, p, i);
@@ -272,7 +307,7 @@ void evaluate(const RowNllArgs& args, const Pixels<T>& pixels, const Values<T>& 
     const int64_t index = args.inner > 1 ? p.row * args.inner + p.at + i : p.row + i;
     values.set(args, index, keep ? static_cast<double>(run.value[i]) * weight : 0);
     if (keep || !args.grad) continue;
-    for (int64_t c = 0; c < args.classes; ++c) s.params[kRun * c + i] = T(0);
+    for (int64_t c = 0; c < args.classes; ++c) s.params[kStride * c + i] = T(0);
   }
   if (args.grad) write_grads(args, p, s);
 }
@@ -298,8 +333,11 @@ bool run(const RowNllArgs& args) {
       const int64_t row = index * kRun, left = args.rows - row;
       const Positions p =
           alone ? Positions{row, 0, left < kRun ? left : kRun} : runs.at(args, index);
-      evaluate(args, pixels, values, p, one, s);
+      const Positions next =
+          alone || index + 1 == count ? Positions{0, 0, 0} : runs.at(args, index + 1);
+      evaluate(args, pixels, values, p, Ahead<T>{args, next}, one, s);
     }
+    stream_end();
   }
   if (failed) return false;
   reduce_values<T>(args, scratch.get());
