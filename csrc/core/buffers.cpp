@@ -17,6 +17,8 @@ namespace vaefast {
 namespace {
 
 constexpr size_t kHugePage = size_t{1} << 21;
+// Blocks from kHuge on are cut and aligned for huge pages, smaller ones to a multiple of kStep.
+constexpr size_t kHuge = size_t{1} << 22, kStep = size_t{1} << 16;
 // Blocks that as many takes passed over are freed: the program does something else by now.
 constexpr uint64_t kPatience = 64;
 
@@ -24,11 +26,16 @@ constexpr uint64_t kPatience = 64;
 void* allocate(size_t size) { return _aligned_malloc(size, kHugePage); }
 void release(void* data, size_t) { _aligned_free(data); }
 #else
+void* map(size_t size) {
+  void* const all = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return all == MAP_FAILED ? nullptr : all;
+}
+
 void* allocate(size_t size) {
+  if (size < kHuge) return map(size);
   // A huge page more, to cut an aligned piece out.
-  void* const all =
-      mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (all == MAP_FAILED) return nullptr;
+  void* const all = map(size + kHugePage);
+  if (all == nullptr) return nullptr;
   char* const begin = static_cast<char*>(all);
   const size_t ahead = (kHugePage - reinterpret_cast<uintptr_t>(begin) % kHugePage) % kHugePage;
   if (ahead > 0) munmap(begin, ahead);
@@ -47,7 +54,8 @@ struct Idle {
 class Buffers {
  public:
   void* take(size_t bytes) {
-    const size_t size = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+    const size_t step = bytes < kHuge ? kStep : kHugePage;
+    const size_t size = (bytes + step - 1) / step * step;
     const std::lock_guard<std::mutex> lock(mutex_);
     ++takes_;
     drop([this](const Idle& block) { return takes_ - block.since > kPatience; });
@@ -67,7 +75,7 @@ class Buffers {
       data = allocate(size);
     }
     if (data == nullptr) return nullptr;
-    advise_huge_pages(data, static_cast<int64_t>(size));
+    if (size >= kHuge) advise_huge_pages(data, static_cast<int64_t>(size));
     live_[data] = size;
     live_bytes_ += size;
     return data;

@@ -9,7 +9,8 @@
 
 namespace vaefast {
 
-// At least `bytes`, on a huge page's boundary, or null where there is no memory.
+// At least `bytes`, on a page's boundary (from 4 MiB on a huge page's), or null where there is no
+// memory.
 void* take_buffer(size_t bytes);
 void give_buffer_back(void* data);
 

@@ -37,9 +37,19 @@ struct Tiling {
     rows_per_tile = long_rows ? 1 : capacity / (s.cols > 0 ? s.cols : 1);
     cols_per_tile = long_rows ? capacity : s.cols;
     tiles_per_row = long_rows ? (s.cols + capacity - 1) / capacity : 1;
+    if (!long_rows) rows_per_tile = even(s.rows, rows_per_tile);
     count = s.cols == 0 ? 0
             : long_rows ? s.rows * tiles_per_row
                         : (s.rows + rows_per_tile - 1) / rows_per_tile;
+  }
+
+  // Rows a tile so that there are a multiple of four: seven tiles would be four for one thread and
+  // three for the other, and the last one short.
+  static int64_t even(int64_t rows, int64_t most) {
+    const int64_t tiles = (rows + most - 1) / most;
+    if (tiles <= 1) return most;
+    const int64_t rounded = (tiles + 3) / 4 * 4;
+    return (rows + rounded - 1) / rounded;
   }
 
   Tile tile(int64_t index) const {

@@ -73,7 +73,7 @@ class _SmallSampleKL(torch.autograd.Function):
         ctx: Any, mu: Tensor, scale: Tensor, state: Tensor, recipe: tuple[Any, Posterior]
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        kept = torch.empty_like(scale, memory_format=torch.contiguous_format)
+        kept = recipe[0].room(scale)
         ctx.save_for_backward(mu, scale, state, kept)
         ctx.recipe = recipe
         result: tuple[Tensor, Tensor] = recipe[0].forward(mu, scale, state, kept)

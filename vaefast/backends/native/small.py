@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ... import _C
 from .._options import Nll, Posterior
-from ._pack import _LARGE, DTYPES, REDUCE, Packed, pack
+from ._pack import DTYPES, REDUCE, Packed, fresh_like, pack
 from .nll import _FORMS
 from .sample_kl import _kl_shape, _settings
 
-_DENSE = torch.contiguous_format
+# Bytes from which on the preparation no longer counts.
+_LARGE = 1 << 22
 
 
 class SmallSampleKl:
@@ -37,11 +38,15 @@ class SmallSampleKl:
         self.z = (code, 1, rows, cols, 1, 1.0)
         self.kl = (code, segments, mu.shape[0])
 
+    def room(self, scale: Tensor) -> Tensor:
+        """Memory for dz/dscale."""
+        return fresh_like(scale)
+
     def forward(
         self, mu: Tensor, scale: Tensor, state: Tensor, kept: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """(z, kl); dz/dscale is written to `kept`."""
-        z = torch.empty_like(mu, memory_format=_DENSE)
+        z = fresh_like(mu)
         kl = mu.new_empty(self.kl_shape)
         _C.sample_kl(
             self.grid,
@@ -59,7 +64,7 @@ class SmallSampleKl:
         self, grad_z: Tensor, grad_kl: Tensor, mu: Tensor, scale: Tensor, kept: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The gradients in mu and scale, the latter in place of `kept`."""
-        grad = torch.empty_like(kept)
+        grad = fresh_like(kept)
         at, code = kept.data_ptr(), self.z[0]
         # Of a sum over the batch the upstream gradient is expanded.
         step = grad_kl.stride(0) if self.kl_shape else 0
@@ -105,10 +110,7 @@ class SmallNll:
     ) -> tuple[Tensor, list[Tensor | None]]:
         """The loss, and the gradients that are needed."""
         loss = params[0].new_empty(self.shape)
-        grads = [
-            torch.empty_like(p, memory_format=_DENSE) if n else None
-            for p, n in zip(params, need, strict=True)
-        ]
+        grads = [fresh_like(p) if n else None for p, n in zip(params, need, strict=True)]
         _C.nll(
             self.grid,
             tuple([(p.data_ptr(), *v) for p, v in zip(params, self.params, strict=True)]),
