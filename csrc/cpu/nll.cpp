@@ -73,7 +73,7 @@ const T* load_target(const NllArgs& args, const Tile& tile, Buffers<T>& b) {
 
 // The likelihood by value: behind a reference its numbers might be what is written, and one with
 // seven of them then ran as a scalar loop (45 ns an element for 4).
-template <class F, bool kGrad, class T>
+template <class F, bool kGrad, Counts kCounts, class T>
 void evaluate(const F likelihood, int64_t n, const T* x, const T* const* params, T* value,
               T* const* grads, T factor) {
   constexpr int kParams = F::kParams;
@@ -88,12 +88,82 @@ void evaluate(const F likelihood, int64_t n, const T* x, const T* const* params,
   for (int64_t i = 0; i < n; ++i) {
     const T theta[3] = {p0[i], p1[i], p2[i]};
     T grad[3];
-    value[i] = likelihood.template nll<kGrad>(x[i], theta, grad);
+    if constexpr (kCounts == Counts::kAny) {
+      value[i] = likelihood.template nll<kGrad>(x[i], theta, grad);
+    } else {
+      value[i] = likelihood.template nll<kGrad, kCounts>(kCounts == Counts::kZero ? T(0) : x[i],
+                                                         theta, grad);
+    }
     if constexpr (kGrad) {
       g0[i] = grad[0] * factor;
       if constexpr (kParams > 1) g1[i] = grad[1] * factor;
       if constexpr (kParams > 2) g2[i] = grad[2] * factor;
     }
+  }
+}
+
+// The elements of a tile whose count is not 0, side by side.
+template <class T>
+struct Others {
+  // Padded to whole vectors: the rest of a loop over fewer is scalar.
+  static constexpr int64_t kLanes = 16, kRoom = kTile<T> + kLanes;
+  int32_t places[kRoom];
+  T x[kRoom], params[kMaxParams][kRoom], value[kRoom], grads[kMaxParams][kRoom];
+
+  // How many there are.
+  int64_t find(const T* from, int64_t n) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      places[count] = static_cast<int32_t>(i);
+      count += from[i] == T(0) ? 0 : 1;
+    }
+    return count;
+  }
+
+  void gather(const T* from, int64_t n, T* to) const {
+    for (int64_t i = 0; i < n; ++i) to[i] = from[places[i]];
+    for (int64_t i = n; i % kLanes != 0; ++i) to[i] = T(1);
+  }
+
+  void scatter(const T* from, int64_t n, T* to) const {
+    for (int64_t i = 0; i < n; ++i) to[places[i]] = from[i];
+  }
+};
+
+// As `evaluate`; where at least half of the counts are 0 all are first taken for it, then the
+// others done by themselves.
+template <class F, bool kGrad, class T>
+void evaluate_counts(const F likelihood, int64_t n, const T* x, const T* const* params, T* value,
+                     T* const* grads, T factor, Others<T>& others) {
+  constexpr int kParams = F::kParams;
+  const int64_t count = others.find(x, n);
+  if (2 * count > n)
+    return evaluate<F, kGrad, Counts::kAny>(likelihood, n, x, params, value, grads, factor);
+  // Before the gradients are written: they may lie where the parameters do.
+  const T* dense[kMaxParams];
+  T* dense_grads[kMaxParams];
+  others.gather(x, count, others.x);
+  for (int j = 0; j < kParams; ++j) {
+    others.gather(params[j], count, others.params[j]);
+    dense[j] = others.params[j];
+    dense_grads[j] = others.grads[j];
+  }
+  evaluate<F, kGrad, Counts::kZero>(likelihood, n, x, params, value, grads, factor);
+  const int64_t padded = (count + others.kLanes - 1) / others.kLanes * others.kLanes;
+  evaluate<F, kGrad, Counts::kOther>(likelihood, padded, others.x, dense, others.value, dense_grads,
+                                     factor);
+  others.scatter(others.value, count, value);
+  if constexpr (kGrad)
+    for (int j = 0; j < kParams; ++j) others.scatter(others.grads[j], count, grads[j]);
+}
+
+template <class F, bool kGrad, class T>
+void evaluate_tile(const F likelihood, int64_t n, const T* x, const T* const* params, T* value,
+                   T* const* grads, T factor, Others<T>& others) {
+  if constexpr (kSplitsZeros<F>) {
+    evaluate_counts<F, kGrad>(likelihood, n, x, params, value, grads, factor, others);
+  } else {
+    evaluate<F, kGrad, Counts::kAny>(likelihood, n, x, params, value, grads, factor);
   }
 }
 
@@ -117,6 +187,7 @@ bool run(const NllArgs& args) {
 #pragma omp parallel num_threads(args.threads) if (args.threads > 1)
   {
     Buffers<T> b;
+    Others<T> others;
 #pragma omp for schedule(static)
     for (int64_t index = 0; index < tiling.count; ++index) {
       const Tile tile = tiling.tile(index);
@@ -133,9 +204,9 @@ bool run(const NllArgs& args) {
       const bool into_loss = args.reduce == Reduce::kElem;
       T* value = into_loss ? static_cast<T*>(args.loss) + start : b.value;
       if (any_grad) {
-        evaluate<F, true>(likelihood, n, x, params, value, grads, grad_factor);
+        evaluate_tile<F, true>(likelihood, n, x, params, value, grads, grad_factor, others);
       } else {
-        evaluate<F, false>(likelihood, n, x, params, value, grads, grad_factor);
+        evaluate_tile<F, false>(likelihood, n, x, params, value, grads, grad_factor, others);
       }
       weigh(args.mask, args.weight, tile, value, b.spare);
       for (int j = 0; j < kParams; ++j) {

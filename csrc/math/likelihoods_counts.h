@@ -30,6 +30,15 @@ struct CountEdge<double> {
   static constexpr double largest_ratio = 1e290, far = 690.0;
 };
 
+// What is known of a count before it is looked at: where most are 0, these are done by themselves,
+// at a part of the cost.
+enum class Counts { kAny, kZero, kOther };
+
+template <Counts kCounts, class T>
+VAEFAST_FN bool is_zero(T x) {
+  return kCounts == Counts::kAny ? x == T(0) : kCounts == Counts::kZero;
+}
+
 // log(1 + n w), n >= 0, w = 1/d >= 0, also where n w overflows: there it is scaled by 2^-64, and
 // the 1 does not matter.
 template <class T>
@@ -141,9 +150,9 @@ struct poisson_rate {
 // mu + mu^2/theta. With lo, hi the lesser and the greater of x and mu, and d = hi - lo,
 //   nll = +-(x log(1 + d/lo theta/(hi + theta)) - theta log(1 + d/(lo + theta)))   [+: x > mu]
 //       + log(1 + x/theta)/2 + S(theta) - S(x + theta) + log(x! / (x/e)^x).
-template <bool kGrad, class T>
+template <bool kGrad, Counts kCounts, class T>
 VAEFAST_FN T negative_binomial_nll(T x, T mu, T theta, T& grad_mu, T& grad_theta) {
-  const bool none = x == T(0);
+  const bool none = is_zero<kCounts>(x);
   const bool above = x > mu;
   const T d = abs(x - mu);
   const T sum = x + theta, mean = mu + theta;
@@ -183,10 +192,11 @@ struct negative_binomial {
   static constexpr int kParams = 2;
   explicit negative_binomial(const double*) {}
 
-  template <bool kGrad>
+  template <bool kGrad, Counts kCounts = Counts::kAny>
   VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
     T grad_mu = T(0), grad_theta = T(0);
-    const T value = negative_binomial_nll<kGrad>(x, theta[0], theta[1], grad_mu, grad_theta);
+    const T value =
+        negative_binomial_nll<kGrad, kCounts>(x, theta[0], theta[1], grad_mu, grad_theta);
     if constexpr (kGrad) {
       grad[0] = grad_mu;
       grad[1] = grad_theta;
@@ -203,24 +213,24 @@ struct zero_inflated_negative_binomial {
   static constexpr int kParams = 3;
   explicit zero_inflated_negative_binomial(const double*) {}
 
-  template <bool kGrad>
+  template <bool kGrad, Counts kCounts = Counts::kAny>
   VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
     T grad_mu = T(0), grad_theta = T(0);
-    const T n = negative_binomial_nll<kGrad>(x, theta[0], theta[1], grad_mu, grad_theta);
+    const T n = negative_binomial_nll<kGrad, kCounts>(x, theta[0], theta[1], grad_mu, grad_theta);
     const T pi = theta[2];
-    const bool zero = x == T(0);
+    const bool zero = is_zero<kCounts>(x);
     const T e = exp_minus(abs(pi), CountEdge<T>::far);
     const T less = e / (T(1) + e);
     const T drop = pi > T(0) ? T(1) - less : less;
     const T keep = pi > T(0) ? less : T(1) - less;
-    const T soft = log1p(e) + (pi > T(0) ? pi : T(0));
+    const T soft = log1p_unit(e) + (pi > T(0) ? pi : T(0));
 
     const T fall = expm1(-n);
     const T joint = keep * fall;
     const bool direct = joint > T(-0.5);
     const T odds = pi + n;
     const T tail = exp_minus(abs(odds), CountEdge<T>::far);
-    const T log_part = log1p(direct ? joint : tail);
+    const T log_part = log1p_finite(direct ? joint : tail);
     const T higher = odds > T(0) ? pi : -n;
     const T at_zero = direct ? -log_part : soft - higher - log_part;
     if constexpr (kGrad) {
@@ -234,6 +244,14 @@ struct zero_inflated_negative_binomial {
     return zero ? at_zero : n + soft;
   }
 };
+
+// The likelihoods whose zeros are worth doing by themselves.
+template <class F>
+constexpr bool kSplitsZeros = false;
+template <class T>
+constexpr bool kSplitsZeros<negative_binomial<T>> = true;
+template <class T>
+constexpr bool kSplitsZeros<zero_inflated_negative_binomial<T>> = true;
 
 }  // namespace VAEFAST_ISA
 }  // namespace vaefast

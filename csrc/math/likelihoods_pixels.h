@@ -78,7 +78,7 @@ VAEFAST_FN T logistic_bin_nll(T d, T half_bin, T log_bin, T log_scale, bool firs
     grad_loc = inverse * (inside == T(0) ? edge : middle);
     grad_log_scale = has_upper * upper * beyond - has_lower * lower * before + inside * share;
   }
-  return (far_over + far_under) + (log1p(ratio) + thin);
+  return (far_over + far_under) + (log1p_finite(ratio) + thin);
 }
 
 // The level of a pixel x, the nearest of 0 to top to a x + b. An infinite pixel is none, and gives

@@ -73,23 +73,26 @@ VAEFAST_FN double exp(double x) {
   return p * as_double(half << 52) * as_double((k - half) << 52);
 }
 
-// e^x for x <= 0, <= 1 ulp down to e^-87.3 = 1.2e-38 (double: e^-708 = 3e-308), that value below:
-// for tails that are added to something. One scaling and one clamp fewer than exp.
-VAEFAST_FN float exp_nonpositive(float x) {
-  x = x < -87.3f ? -87.3f : x;
+// e^x, <= 1 ulp, for -87.3 <= x <= 88 (double: -708 to 709), where it is a normal number: no clamp,
+// and one scaling fewer than exp.
+VAEFAST_FN float exp_normal(float x) {
   uint32_t k;
   float a;
   const float p = (exp_reduce(x, 127.0f, k, a) + a) + 1.0f;
   return p * as_float(k << 23);
 }
 
-VAEFAST_FN double exp_nonpositive(double x) {
-  x = x < -708.0 ? -708.0 : x;
+VAEFAST_FN double exp_normal(double x) {
   uint64_t k;
   double a;
   const double p = (exp_reduce(x, 1023.0, k, a) + a) + 1.0;
   return p * as_double(k << 52);
 }
+
+// e^x for x <= 0, <= 1 ulp down to e^-87.3 = 1.2e-38 (double: e^-708 = 3e-308), that value below:
+// for tails that are added to something.
+VAEFAST_FN float exp_nonpositive(float x) { return exp_normal(x < -87.3f ? -87.3f : x); }
+VAEFAST_FN double exp_nonpositive(double x) { return exp_normal(x < -708.0 ? -708.0 : x); }
 
 // e^x - 1, <= 1.5 ulp.
 // 2 (2^(n-1) (e^r - 1) + (2^(n-1) - 1/2)): exact for n = 0, and no overflow before the last step.
@@ -259,6 +262,21 @@ VAEFAST_FN double log1p(double x) {
   const double scale = as_double(0x4010000000000000ull - e);
   const double f = as_double(to_bits(x) - e) + madd(0.25, scale, -1.0);
   return log_edges(y, log_join(exponent_value(e), log1p_core(f)));
+}
+
+// log(1 + x) for -1 < x < 1e37, log1p without its edges; NaN stays.
+VAEFAST_FN float log1p_finite(float x) {
+  const uint32_t e = exponent_field(1.0f + x);
+  const float scale = as_float(0x40800000u - e);
+  const float f = as_float(to_bits(x) - e) + madd(0.25f, scale, -1.0f);
+  return madd(0.0f, x, log_join(exponent_value(e), log1p_core(f)));
+}
+
+VAEFAST_FN double log1p_finite(double x) {
+  const uint64_t e = exponent_field(1.0 + x);
+  const double scale = as_double(0x4010000000000000ull - e);
+  const double f = as_double(to_bits(x) - e) + madd(0.25, scale, -1.0);
+  return madd(0.0, x, log_join(exponent_value(e), log1p_core(f)));
 }
 
 // ---- softplus, sigmoid, tanh

@@ -46,6 +46,8 @@ VAEFAST_FN T cos_2pi(T u) {
 LOOP(loop_exp, m::exp(x[i]))
 LOOP(loop_log, m::log(x[i]))
 LOOP(loop_log1p, m::log1p(x[i]))
+LOOP(loop_log1p_finite, m::log1p_finite(x[i]))
+LOOP(loop_exp_normal, m::exp_normal(x[i]))
 LOOP(loop_expm1, m::expm1(x[i]))
 LOOP(loop_expm1_minus_x, m::expm1_minus_x(x[i]))
 LOOP(loop_softplus, m::softplus(x[i]))
@@ -206,6 +208,7 @@ void sweep_all(long points) {
                                  {1e8, f ? 4e36 : 2e305, true}};
   const std::vector<Case<T>> cases = {
       {"exp", loop_exp<T>, exp_ref, 1, 1, exponent},
+      {"exp_normal", loop_exp_normal<T>, exp_ref, 1, 1, {{f ? T(-87.3) : T(-708), 88, false}}},
       {"expm1", loop_expm1<T>, expm1_ref, 1.5, 1.5, exponent},
       {"expm1_minus_x", loop_expm1_minus_x<T>, expm1_minus_x_ref, 3, 3, exponent},
       {"log",
@@ -220,6 +223,12 @@ void sweep_all(long points) {
        f ? 1 : 2,
        f ? 1 : 2,
        {positive, {-small, -0.999999, true}, {-1, 4, false}}},
+      {"log1p_finite",
+       loop_log1p_finite<T>,
+       log1p_ref,
+       f ? 1 : 2,
+       f ? 1 : 2,
+       {{small, T(1e36), true}, {-small, -0.999999, true}, {T(-0.9999), 4, false}}},
       {"softplus", loop_softplus<T>, softplus_ref, 2, 2, exponent},
       {"sigmoid", loop_sigmoid<T>, sigmoid_ref, 2, 2, exponent},
       {"tanh", loop_tanh<T>, tanh_ref, 2.25, 2.25, {near, near_negative, {-25, 25, false}}},
@@ -295,6 +304,8 @@ void edges() {
       {"log1p",
        loop_log1p<T>,
        {{inf, inf}, {-inf, nan}, {-1, -inf}, {-2, nan}, {0, 0}, {tiny, tiny}}},
+      {"log1p_finite", loop_log1p_finite<T>, {{0, 0}, {tiny, tiny}}},
+      {"exp_normal", loop_exp_normal<T>, {{0, 1}}},
       {"softplus", loop_softplus<T>, {{inf, inf}, {-inf, 0}, {far, far}, {-far, 0}, {huge, huge}}},
       {"sigmoid", loop_sigmoid<T>, {{inf, 1}, {-inf, 0}, {0, T(0.5)}, {far, 1}, {-far, 0}}},
       {"tanh", loop_tanh<T>, {{inf, 1}, {-inf, -1}, {0, 0}, {far, 1}, {-far, -1}, {tiny, tiny}}},
