@@ -55,7 +55,7 @@ bool forward(const LogRatioArgs& args) {
   {
     Densities<T> b;
     T buffer[kTile<T>], value[kTile<T>];
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t index = 0; index < tiling.count; ++index) {
       const Tile tile = tiling.tile(index);
       const int64_t n = tile.size();
@@ -135,7 +135,7 @@ bool backward(const LogRatioArgs& args) {
     Densities<T> b;
     Gradients<T> sums;
     T z_buffer[kTile<T>], upstream_buffer[kTile<T>], out_buffer[kTile<T>];
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t index = 0; index < tiling.count; ++index) {
       const Tile tile = tiling.tile(index);
       const int64_t n = tile.size(), start = tile.start(q.shape);

@@ -327,7 +327,7 @@ bool run(const RowNllArgs& args) {
     Scratch<T> s(args, pixels.layout.mixtures);
     Run<T> one;
     failed = s.params == nullptr;
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t index = 0; index < count; ++index) {
       if (s.params == nullptr) continue;
       const int64_t row = index * kRun, left = args.rows - row;

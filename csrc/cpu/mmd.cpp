@@ -360,15 +360,18 @@ bool run(const MmdArgs& args) {
 #pragma omp parallel num_threads(args.threads) if (args.threads > 1)
   {
     // A round's pairs are those with a + b = round (mod blocks): no block is in two of them, so
-    // that each block's gradient is added up in the order of the rounds.
+    // that each block's gradient is added up in the order of the rounds. A block's pair with itself
+    // is half the work of another.
     for (int64_t round = 0; round < blocks; ++round) {
-#pragma omp for schedule(static, 1)
-      for (int64_t a = 0; a < blocks; ++a) {
-        const int64_t b = (round - a + blocks) % blocks;
-        if (a <= b) tiles.tile(a, b);
+      // Those whose sum is `round`, then those whose sum is a turn more.
+      const int64_t direct = round / 2 + 1, wrapped = (round + blocks) / 2 - round;
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t i = 0; i < direct + wrapped; ++i) {
+        const int64_t a = i < direct ? i : round + 1 + (i - direct);
+        tiles.tile(a, (round - a + blocks) % blocks);
       }
     }
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t block = 0; block < blocks; ++block) tiles.put(block);
   }
   double total = args.constant;

@@ -188,7 +188,7 @@ bool run(const NllArgs& args) {
   {
     Buffers<T> b;
     Others<T> others;
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t index = 0; index < tiling.count; ++index) {
       const Tile tile = tiling.tile(index);
       const int64_t n = tile.size(), start = tile.start(args.shape);

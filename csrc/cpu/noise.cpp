@@ -13,7 +13,7 @@ void fill(const NoiseArgs& args) {
 #pragma omp parallel num_threads(args.threads) if (args.threads > 1)
   {
     NoiseBuffer<T> buffer;
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t index = 0; index < tiling.count; ++index) {
       const Tile tile = tiling.tile(index);
       const T* values =

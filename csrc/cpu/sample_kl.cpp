@@ -127,7 +127,7 @@ bool forward(const SampleKlArgs& args) {
 #pragma omp parallel num_threads(args.threads) if (args.threads > 1)
   {
     ForwardBuffers<T> b;
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t index = 0; index < tiling.count; ++index) {
       const Tile tile = tiling.tile(index);
       b.q.load_tile(args, tile, args.samples > 0);
@@ -300,7 +300,7 @@ bool backward(const SampleKlArgs& args) {
 #pragma omp parallel num_threads(args.threads) if (args.threads > 1)
   {
     BackwardBuffers<T> b;
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t first = sums ? tiling.count * block / blocks : block;
       const int64_t last = sums ? tiling.count * (block + 1) / blocks : block + 1;

@@ -19,7 +19,7 @@ void multiply(const ScaleArgs& args) {
 #pragma omp parallel num_threads(args.threads) if (args.threads > 1)
   {
     T stored[kTile<T>], upstream[kTile<T>];
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t index = 0; index < tiling.count; ++index) {
       const Tile tile = tiling.tile(index);
       const int64_t start = tile.start(args.shape), n = tile.size();

@@ -211,7 +211,7 @@ bool rows_alone(const RowNllArgs& args, const Values<T>& values) {
   {
     DenseRow<T> row(args);
     failed = row.tops.failed();
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t r = 0; r < args.rows; ++r) {
       if (row.tops.failed()) continue;
       const int64_t place = r % args.target_rows;
@@ -339,7 +339,7 @@ bool run(const RowNllArgs& args) {
 #pragma omp parallel num_threads(args.threads) if (args.threads > 1)
     {
       Block<T> block;
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
       for (int64_t index = 0; index < runs.count; ++index)
         side_by_side(args, values, runs.at(args, index), block);
     }
