@@ -81,6 +81,41 @@ def test_sample_kl(short, settings, shape, dtype):
     )
 
 
+@pytest.mark.parametrize("reduction", ["sample", "batchmean", "sum", "mean"])
+@pytest.mark.parametrize("settings", [{}, {"param": "std"}, {"clamp": (-1.0, 0.5)}], ids=str)
+@pytest.mark.parametrize("shape", [(7, 13), (4, 3, 5, 5), (41,)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gaussian_kl(short, settings, shape, dtype, reduction):
+    mu, scale = leaves(*shape, dtype=dtype)
+    if "param" in settings:
+        scale = scale.detach().exp().requires_grad_()
+    settings = {**settings, "reduction": reduction}
+    both_ways(lambda: (vf.gaussian_kl(mu, scale, **settings),), (mu, scale), short)
+    with pytest.raises(ValueError, match="free_bits_per"):
+        vf.gaussian_kl(mu, scale, **settings, free_bits_per="element")
+    halves = torch.randn(shape[0], 2 * shape[-1], dtype=dtype).exp().requires_grad_()
+    both_ways(
+        lambda: (vf.gaussian_kl(*halves.chunk(2, 1), **settings),),
+        (halves,),
+        short,
+        lambda o: torch.tensor(1.5, dtype=dtype).expand(o.shape),
+    )
+
+
+def test_second_gradients_of_the_kl(short):
+    mu, logvar = leaves(5, 7, dtype=torch.float64)
+    vf.gaussian_kl(mu, logvar)
+    kl = vf.gaussian_kl(mu, logvar, reduction="batchmean")
+    assert short[-1]
+    (first,) = torch.autograd.grad(kl, logvar, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), logvar)
+    torch.testing.assert_close(second, 0.1 * logvar.exp())
+    # Of one of the two alone.
+    kl = vf.gaussian_kl(mu.detach(), logvar)
+    assert short[-1]
+    torch.testing.assert_close(torch.autograd.grad(kl, logvar)[0], first.detach())
+
+
 @pytest.mark.parametrize("case", likelihood_cases.ALL, ids=str)
 @pytest.mark.parametrize("reduction", ["sample", "batchmean", "sum", "mean"])
 def test_nll(short, case, reduction):

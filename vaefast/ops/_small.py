@@ -100,6 +100,52 @@ class _SmallSampleKL(torch.autograd.Function):
         return (*found[:2], None, None)
 
 
+def gaussian_kl(mu: Tensor, scale: Tensor, settings: tuple[object, ...]) -> Tensor | None:
+    """The KL of a posterior to N(0, I), or None where there is no recipe."""
+    recipe = _recipe((mu, scale), settings)
+    if recipe is None:
+        return None
+    kl: Tensor
+    if torch.is_grad_enabled() and (mu.requires_grad or scale.requires_grad):
+        kl = _SmallKL.apply(mu, scale, recipe)
+    else:
+        kl = recipe[0].forward(mu, scale)
+    return kl
+
+
+def keep_gaussian_kl(
+    mu: Tensor, scale: Tensor, settings: tuple[object, ...], options: Posterior
+) -> None:
+    """Makes the recipe of a call that went the long way, if one can be made."""
+    if options.reduce in ("sample", "sum") and _may_be_small(mu, scale):
+        from ..backends.native import small
+
+        if mu.dtype == scale.dtype and small.fits(mu, scale):
+            _keep((mu, scale), settings, (small.SmallKl(mu, scale, options), options))
+
+
+class _SmallKL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mu: Tensor, scale: Tensor, recipe: tuple[Any, Posterior]) -> Tensor:
+        ctx.save_for_backward(mu, scale)
+        ctx.recipe = recipe
+        kl: Tensor = recipe[0].forward(mu, scale)
+        return kl
+
+    @staticmethod
+    def backward(ctx: Any, grad_kl: Tensor) -> Any:
+        mu, scale = ctx.saved_tensors
+        small, options = ctx.recipe
+        need = ctx.needs_input_grad[:2]
+        if direct(grad_kl) and not torch.is_grad_enabled():
+            return (*small.backward(grad_kl, mu, scale, need), None)
+        tensors = (mu, scale, None, None, None, None, None, None)
+        found = _sample_kl.gradients(
+            tensors, None, options, [*need, False, False], None, grad_kl, True, "native"
+        )
+        return (*found[:2], None)
+
+
 def nll(params: Params, target: Tensor, model: Likelihood, reduction: str) -> Tensor | None:
     """The loss of dense parameters and target, or None where there is no recipe."""
     tensors = params if isinstance(params, tuple) else (params,)

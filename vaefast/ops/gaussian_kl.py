@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _args
 from .._args import Clamp, Param, Reduction
 from ..backends._options import Posterior
-from . import _sample_kl
+from . import _sample_kl, _small
 from .rsample import transform_of
 
 FreeBitsPer = Literal["dim", "sample", "total"]
@@ -68,6 +68,18 @@ def gaussian_kl(
 
     Source: Kingma & Welling 2014, appendix B; free bits: Kingma et al. 2016, appendix C.8.
     """
+    standard = (
+        prior_mu is None
+        and prior_scale is None
+        and mask is None
+        and weight is None
+        and free_bits == 0
+    )
+    settings = ("gaussian_kl", param, min_std, clamp, reduction, free_bits_per)
+    if standard:
+        found = _small.gaussian_kl(mu, scale, settings)
+        if found is not None:
+            return found
     check_prior(mu, scale, prior_mu, prior_scale)
     mask, weight = _args.mask_and_weight(mask, weight, mu.shape, mu)
     _args.one_of("reduction", reduction, (*_args.REDUCTIONS, "dim"))
@@ -79,16 +91,19 @@ def gaussian_kl(
     elif free_bits < 0:
         raise ValueError(f"free_bits must be at least 0, got {free_bits}")
     how, factor = kernel_reduction(first, mu.shape)
+    options = Posterior(transform, -1, 1.0, 0, how, factor)
     _, kl = _sample_kl.run(
         mu,
         scale,
-        Posterior(transform, -1, 1.0, 0, how, factor),
+        options,
         prior_mu=prior_mu,
         prior_scale=prior_scale,
         mask=mask,
         weight=weight,
     )
     assert kl is not None
+    if standard:
+        _small.keep_gaussian_kl(mu, scale, settings, options)
     if free_bits > 0:
         kl = _with_free_bits(kl, free_bits, free_bits_per, reduction, mu.shape)
     if reduction == "mean" and mask is not None:

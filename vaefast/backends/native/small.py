@@ -82,6 +82,55 @@ class SmallSampleKl:
         return grad, kept
 
 
+class SmallKl:
+    """The KL of a posterior `[B, *latent]` to N(0, I), in float32 or float64."""
+
+    __slots__ = ("grid", "kl", "kl_shape", "mu", "scale", "settings")
+
+    def __init__(self, mu: Tensor, scale: Tensor, options: Posterior) -> None:
+        self.grid, (mu_view, scale_view, *_), _ = pack(mu.shape, 1, (mu, scale))
+        assert mu_view is not None and scale_view is not None
+        self.mu, self.scale = mu_view[1:], scale_view[1:]
+        self.settings = _settings(options, mu.dtype)
+        self.kl_shape = _kl_shape(mu.shape, options.reduce)
+        self.kl = (DTYPES[mu.dtype], self.grid[2], mu.shape[0])
+
+    def forward(self, mu: Tensor, scale: Tensor) -> Tensor:
+        """The KL."""
+        kl = mu.new_empty(self.kl_shape)
+        _C.sample_kl(
+            self.grid,
+            ((mu.data_ptr(), *self.mu), (scale.data_ptr(), *self.scale), *_NO_OPERANDS),
+            None,
+            self.settings,
+            None,
+            kl.data_ptr(),
+            0,
+            torch.get_num_threads(),
+        )
+        return kl
+
+    def backward(
+        self, grad_kl: Tensor, mu: Tensor, scale: Tensor, need: tuple[bool, ...]
+    ) -> list[Tensor | None]:
+        """The gradients in mu and scale that are needed."""
+        grads = [fresh_like(t) if n else None for t, n in zip((mu, scale), need, strict=True)]
+        code = self.kl[0]
+        step = grad_kl.stride(0) if self.kl_shape else 0
+        _C.sample_kl_backward(
+            self.grid,
+            ((mu.data_ptr(), *self.mu), (scale.data_ptr(), *self.scale), *_NO_OPERANDS),
+            None,
+            self.settings,
+            None,
+            (grad_kl.data_ptr(), *self.kl, step, 0, 1.0),
+            0,
+            (*[None if g is None else (g.data_ptr(), code) for g in grads], None, None),
+            torch.get_num_threads(),
+        )
+        return grads
+
+
 class SmallNll:
     """A likelihood of dense parameters of the target's shape, reduced, in their dtype."""
 
