@@ -157,13 +157,10 @@ struct Ahead {
   const RowNllArgs& args;
   Positions next;
 
-  void fetch(int64_t part, int64_t parts) const {
-    constexpr int64_t kLine = 64;
+  void ask(int64_t part, int64_t parts) const {
     const int64_t bytes = next.count * size_of(args.dtype);
-    for (int64_t c = args.classes * part / parts; c < args.classes * (part + 1) / parts; ++c) {
-      const char* from = params_at<T>(args, next.row, c, next.at);
-      for (int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(from + at);
-    }
+    for (int64_t c = args.classes * part / parts; c < args.classes * (part + 1) / parts; ++c)
+      fetch(params_at<T>(args, next.row, c, next.at), bytes);
   }
 };
 
@@ -173,7 +170,7 @@ void mix(const Pixels<T>& pixels, int64_t n, const Ahead<T>& ahead, Run<T>& run,
          T* losses) {
   const int64_t mixtures = pixels.layout.mixtures, channels = pixels.layout.channels;
   for (int64_t m = 0; m < mixtures; ++m) {
-    ahead.fetch(m, mixtures);
+    ahead.ask(m, mixtures);
     for (int64_t i = 0; i < n; ++i) losses[kStride * m + i] = T(0);
     for (int64_t c = 0; c < channels; ++c)
       component<kGrad>(pixels, run, n, c, m, params, losses + kStride * m);

@@ -4,6 +4,10 @@
 #include "cpu/sums.h"
 #include "math/likelihoods.h"
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace vaefast {
 namespace VAEFAST_ISA {
 namespace {
@@ -112,8 +116,20 @@ struct Others {
 
   // How many there are.
   int64_t find(const T* from, int64_t n) {
-    int64_t count = 0;
-    for (int64_t i = 0; i < n; ++i) {
+    int64_t count = 0, i = 0;
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == sizeof(float)) {
+      __m512i place = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+      for (; i + 16 <= n; i += 16) {
+        const __mmask16 other =
+            _mm512_cmp_ps_mask(_mm512_loadu_ps(from + i), _mm512_setzero_ps(), _CMP_NEQ_UQ);
+        _mm512_storeu_si512(places + count, _mm512_maskz_compress_epi32(other, place));
+        count += static_cast<int64_t>(_mm_popcnt_u32(other));
+        place = _mm512_add_epi32(place, _mm512_set1_epi32(16));
+      }
+    }
+#endif
+    for (; i < n; ++i) {
       places[count] = static_cast<int32_t>(i);
       count += from[i] == T(0) ? 0 : 1;
     }

@@ -248,12 +248,6 @@ int64_t block_width(const RowNllArgs& args) {
   return whole < 16 ? 16 : whole > Block<T>::kWidest ? Block<T>::kWidest : whole;
 }
 
-// Brings `bytes` into the cache, to be read or written.
-template <bool kWrite = false>
-void fetch(const char* from, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, kWrite ? 1 : 0);
-}
-
 template <class T>
 void side_by_side(const RowNllArgs& args, const Values<T>& values, const Positions& p,
                   Block<T>& b) {
