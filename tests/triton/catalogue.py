@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import torch
 from likelihood_cases import ALL
 
-from vaefast.backends._options import Nll, Posterior, RowNll, Transform, Weighing
+from vaefast.backends._options import Mmd, Nll, Posterior, RowNll, Transform, Weighing
 from vaefast.backends.triton import (
     mixture_log_prob,
+    mmd,
     nll,
     noise,
     row_nll,
@@ -223,6 +224,13 @@ def _tc(points, dims, dtype=F32, backward=False):
     return run
 
 
+def _mmd(points, dims, rbf=False, need=(True, False), dtype=F32):
+    scales = (2.0, 4.0, 10.0, 20.0, 40.0, 100.0, 200.0)
+    return lambda: mmd.mmd(
+        *(_empty(points, dims, dtype=dtype) for _ in range(2)), Mmd(rbf, scales, True), list(need)
+    )
+
+
 # Over all pairs: arithmetic, not bytes, is what these take, and their tiles come from the caches.
 CALLS += [
     Call("mixture of 500 in 40", _mixture(256, 500, 40), 1, 0, 0, True),
@@ -234,4 +242,8 @@ CALLS += [
     Call("tc_terms, 1024x64 backward", _tc(1024, 64, backward=True), 2, 0, 0, True),
     Call("tc_terms, 1024x131", _tc(1024, 131), 2, 0, 0),
     Call("tc_terms, 1024x64, float64, backward", _tc(1024, 64, F64, True), 2, 0, 0),
+    Call("mmd, 512x10, 7 scales", _mmd(512, 10), 4, 0, 0),
+    Call("mmd, 512x10, both gradients", _mmd(512, 10, need=(True, True)), 5, 0, 0),
+    Call("mmd, 512x32, rbf, float64", _mmd(512, 32, True, dtype=F64), 4, 0, 0),
+    Call("mmd, 512x131", _mmd(512, 131), 4, 0, 0),
 ]

@@ -5,6 +5,7 @@ test_interpreter.py runs this file as it does kernel_checks.py.
 
 import pytest
 import test_mixture_log_prob as mixture
+import test_mmd as discrepancy
 import test_tc_terms as total_correlation
 import torch
 from kernel_checks import F32, F64, triton_backend  # noqa: F401
@@ -78,3 +79,21 @@ def test_extreme_and_mixed_scales(scale):
 
 def test_nan_stays_in_its_sample():
     total_correlation.test_nan_stays_in_its_sample("triton")
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+@pytest.mark.parametrize("kernel", ["imq", "rbf"])
+@pytest.mark.parametrize("dtype", [F64, F32])
+@pytest.mark.parametrize("shape", [(2, 2, 1), (5, 3, 2), (21, 35, 7), (3, 5, 131)])
+def test_mmd(shape, dtype, kernel, unbiased):
+    discrepancy.test_value_and_gradients("triton", shape, dtype, kernel, unbiased)
+
+
+@pytest.mark.parametrize("kernel", ["imq", "rbf"])
+@pytest.mark.parametrize("scales", [(0.5,), (0.1, 1.0, 2.0, 3.0)])
+def test_mmd_scales(kernel, scales):
+    discrepancy.test_scales("triton", kernel, scales)
+
+
+def test_mmd_of_near_points():
+    discrepancy.test_near_points_do_not_cancel("triton")

@@ -16,10 +16,10 @@ import torch
 BACKENDS = ("auto", "native", "triton", "reference")
 
 # Operators that have kernels for the CPU alone; on a GPU plain PyTorch serves them.
-CPU_ONLY = frozenset({"log_ratio", "mmd"})
+CPU_ONLY = frozenset({"log_ratio"})
 
 # Operators whose compiled kernel is for the CPU alone; on a GPU Triton serves them.
-NO_CUDA = frozenset({"mixture_log_prob", "row_nll", "tc_terms"})
+NO_CUDA = frozenset({"mixture_log_prob", "mmd", "row_nll", "tc_terms"})
 
 # Forms of likelihoods that users registered, and their Triton twins as "module:name" or "": plain
 # PyTorch serves them, or Triton where there is a twin.

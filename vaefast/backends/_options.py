@@ -74,6 +74,13 @@ class Mmd(NamedTuple):
     scales: tuple[float, ...]
     unbiased: bool
 
+    def factors(self, n: int, m: int) -> tuple[float, float, float, float]:
+        """Of the sums over pairs of x, of y, and of both, none of a point with itself; and what is
+        added to them: k(x, x) = 1 at each scale."""
+        if self.unbiased:
+            return 1 / (n * (n - 1)), 1 / (m * (m - 1)), -2 / (n * m), 0.0
+        return 1 / n**2, 1 / m**2, -2 / (n * m), len(self.scales) * (1 / n + 1 / m)
+
 
 class RowNll(NamedTuple):
     """Settings of `row_nll`, the likelihoods with a class dimension.

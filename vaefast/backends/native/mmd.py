@@ -15,17 +15,12 @@ def mmd(x: Tensor, y: Tensor, options: Mmd, need: list[bool]) -> list[Tensor]:
     value = x.new_empty(())
     grads = [torch.empty_like(t) if n else None for t, n in zip((x, y), need, strict=True)]
     n, m = x.shape[0], y.shape[0]
-    if options.unbiased:
-        factors = (1 / (n * (n - 1)), 1 / (m * (m - 1)), -2 / (n * m), 0.0)
-    else:
-        # k(x, x) = 1 at each scale, which the kernel leaves out of its sums.
-        factors = (1 / n**2, 1 / m**2, -2 / (n * m), len(options.scales) * (1 / n + 1 / m))
     _C.mmd(
         (n, m, x.shape[1]),
         (x.data_ptr(), y.data_ptr()),
         options.rbf,
         options.scales,
-        factors,
+        options.factors(n, m),
         (value.data_ptr(), *(0 if g is None else g.data_ptr() for g in grads)),
         x.dtype == torch.float64,
         torch.get_num_threads(),
