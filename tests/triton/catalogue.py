@@ -7,6 +7,7 @@ from likelihood_cases import ALL
 
 from vaefast.backends._options import Mmd, Nll, Posterior, RowNll, Transform, Weighing
 from vaefast.backends.triton import (
+    log_ratio,
     mixture_log_prob,
     mmd,
     nll,
@@ -246,4 +247,36 @@ CALLS += [
     Call("mmd, 512x10, both gradients", _mmd(512, 10, need=(True, True)), 5, 0, 0),
     Call("mmd, 512x32, rbf, float64", _mmd(512, 32, True, dtype=F64), 4, 0, 0),
     Call("mmd, 512x131", _mmd(512, 131), 4, 0, 0),
+]
+
+
+def _ratio(shape=(8, 1024, 128), dtype=F32, prior=False, backward=False):
+    """A call of `log_ratio`, or of its backward pass."""
+
+    def run():
+        z, one = _empty(*shape, dtype=dtype), shape[1:]
+        given = [_empty(*one, dtype=dtype) for _ in range(2)]
+        given += [_empty(*one, dtype=dtype) for _ in range(2)] if prior else [None, None]
+        transform = Transform("logvar", 0.0, ())
+        if backward:
+            need = [True, True, True, prior, prior]
+            upstream = _empty(*shape[:2])
+            log_ratio.log_ratio_backward(upstream, z, *given, transform, True, need)
+        else:
+            log_ratio.log_ratio(z, *given, transform, True)
+
+    return run
+
+
+# Bytes are per number of z.
+CALLS += [
+    Call("log_ratio, 8x1024x128", _ratio(), 1, 5, 3, True),
+    Call("log_ratio, 8x1024x128, learned prior", _ratio(prior=True), 1, 6, 5),
+    Call("log_ratio, 8x1024x128, bfloat16", _ratio(dtype=BF16), 1, 2.5, 3),
+    Call("log_ratio, 8x1024x128, float64", _ratio(dtype=F64), 1, 10, 3),
+    Call("log_ratio, 8x64x4x64x64", _ratio((8, 64, 4, 64, 64)), 2, 5, 3),
+    Call("log_ratio backward, 8x1024x128", _ratio(backward=True), 1, 10, 3, True),
+    Call("log_ratio backward, learned prior", _ratio(prior=True, backward=True), 1, 12, 5),
+    Call("log_ratio backward, 64x128x50", _ratio((64, 128, 50), backward=True), 3, 8, 0),
+    Call("log_ratio backward, float64", _ratio(dtype=F64, backward=True), 1, 20, 3),
 ]

@@ -1,14 +1,15 @@
-"""The Triton kernels over pairs of points, under the operators' own tests.
+"""The Triton kernels over pairs of points, and of samples, under the operators' own tests.
 
 test_interpreter.py runs this file as it does kernel_checks.py.
 """
 
 import pytest
+import test_log_weights as weights
 import test_mixture_log_prob as mixture
 import test_mmd as discrepancy
 import test_tc_terms as total_correlation
 import torch
-from kernel_checks import F32, F64, triton_backend  # noqa: F401
+from kernel_checks import F16, F32, F64, triton_backend  # noqa: F401
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 # Points, components, dimensions; the last is longer than a tile.
@@ -97,3 +98,21 @@ def test_mmd_scales(kernel, scales):
 
 def test_mmd_of_near_points():
     discrepancy.test_near_points_do_not_cancel("triton")
+
+
+@pytest.mark.parametrize("prior", ["", "full", "shared", "mean"])
+@pytest.mark.parametrize("shape", [(3, 41, 7), (5, 2, 1271), (2, 3, 4, 5), (64, 17, 50), (4, 6)])
+def test_log_ratio(shape, prior):
+    weights.test_against_distributions("triton", shape, prior)
+
+
+@pytest.mark.parametrize("dtype", [F32, F16])
+@pytest.mark.parametrize("prior", ["", "shared"])
+def test_log_ratio_narrow(dtype, prior):
+    weights.test_narrow_dtypes("triton", dtype, prior)
+
+
+@pytest.mark.parametrize("param", ["logvar", "log_std", "std", "var", "softplus"])
+@pytest.mark.parametrize("clamp", [None, (0.4, 1.5), ("soft", 0.2, 3.0)])
+def test_log_ratio_scale_parameters(param, clamp):
+    weights.test_scale_parameters("triton", param, clamp)

@@ -15,11 +15,8 @@ import torch
 
 BACKENDS = ("auto", "native", "triton", "reference")
 
-# Operators that have kernels for the CPU alone; on a GPU plain PyTorch serves them.
-CPU_ONLY = frozenset({"log_ratio"})
-
 # Operators whose compiled kernel is for the CPU alone; on a GPU Triton serves them.
-NO_CUDA = frozenset({"mixture_log_prob", "mmd", "row_nll", "tc_terms"})
+NO_CUDA = frozenset({"log_ratio", "mixture_log_prob", "mmd", "row_nll", "tc_terms"})
 
 # Forms of likelihoods that users registered, and their Triton twins as "module:name" or "": plain
 # PyTorch serves them, or Triton where there is a twin.
@@ -139,15 +136,13 @@ def _add_twin(form: str, twin: str) -> None:
 @functools.cache
 def _serving(forced: str | None, device_type: str, op: str) -> str:
     wanted = forced or _from_environment()
-    cpu_only = op in CPU_ONLY
     if wanted == "auto":
         if device_type == "cuda" and op in NO_CUDA:
             return "reference" if _triton_cause("cuda") else "triton"
-        return "reference" if cpu_only and device_type != "cpu" else _automatic(device_type)
+        return _automatic(device_type)
     if wanted != "reference":
         _require(wanted, device_type)
-        lacking = wanted == "native" and op in NO_CUDA and device_type != "cpu"
-        if lacking or (cpu_only and (wanted, device_type) != ("native", "cpu")):
+        if wanted == "native" and op in NO_CUDA and device_type != "cpu":
             raise BackendError(
                 f"backend {wanted!r} was asked for but has no kernel of {op} for {device_type} "
                 "tensors; 'auto' and 'reference' serve it"
