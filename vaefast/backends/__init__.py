@@ -19,7 +19,7 @@ BACKENDS = ("auto", "native", "triton", "reference")
 CPU_ONLY = frozenset({"log_ratio", "mmd"})
 
 # Operators whose compiled kernel is for the CPU alone; on a GPU Triton serves them.
-NO_CUDA = frozenset({"mixture_log_prob", "row_nll", "tc_terms"})
+NO_CUDA = frozenset({"mixture_log_prob", "tc_terms"})
 
 # Forms of likelihoods that users registered, and their Triton twins as "module:name" or "": plain
 # PyTorch serves them, or Triton where there is a twin.
