@@ -1,4 +1,4 @@
-"""Rows of classes as the kernels cut them: long ones, odd addresses, many positions, in place."""
+"""Classes as the kernels cut them: long ones, odd addresses, many positions, in place."""
 
 from __future__ import annotations
 
@@ -69,6 +69,18 @@ def test_many_positions_side_by_side(kernels: Target, dtype: torch.dtype) -> Non
     logits = (torch.randn(shape, device=kernels.device) * 3).to(dtype)
     target = torch.randint(0, 3, (5, 57344), device=kernels.device)
     check(logits, target, Categorical(), lambda t: softmax_nll(t, target, 1), 2e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(3, 25, 33), (2, 129, 70), (1, 256, 41)], ids=str)
+def test_tens_and_hundreds_of_classes_apart(
+    kernels: Target, shape: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    """A number of classes that the warps of a block keep, and one more in float64."""
+    logits = (torch.randn(shape, device=kernels.device) * 3).to(dtype)
+    target = torch.randint(0, shape[1], (shape[0], shape[2]), device=kernels.device)
+    tolerance = 1e-13 if dtype == WIDE else 2e-6
+    check(logits, target, Categorical(), lambda t: softmax_nll(t, target, 1), tolerance)
 
 
 @pytest.mark.parametrize("sparse", [False, True])

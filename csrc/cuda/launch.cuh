@@ -4,8 +4,9 @@
 // is given the sums of a span. An operation with a type `Found` has, in the place of `run`,
 // `read(unit, lane, held, found)` and, once every lane has what all of the unit's lanes found,
 // `write(unit, lane, held, found, sums)`; with kPatches also `patch(unit, lane, found)`, behind
-// every lane's `write`. A plain C++ compiler gives the same code as a loop over blocks and threads:
-// that is how the kernels are tested without a GPU.
+// every lane's `write`; with kAcrossWarps a unit is a block, whose lanes of one number in their
+// warps belong together. A plain C++ compiler gives the same code as a loop over blocks and
+// threads: that is how the kernels are tested without a GPU.
 #pragma once
 
 #include <atomic>

@@ -111,6 +111,34 @@ static __device__ __forceinline__ void merge(Found& found, int lanes) {
   }
 }
 
+// As `merge` in a block whose warps share their lanes' positions out: what the lanes of one number
+// found in all warps.
+template <class Found>
+static __device__ __forceinline__ void merge_warps(Found& found) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  __shared__ typename Found::Top tops[Found::kTops][kWarps][kWarp];
+  __shared__ typename Found::Sum sums[Found::kSums][kWarps][kWarp];
+  typename Found::Top whole[Found::kTops];
+#pragma unroll
+  for (int i = 0; i < Found::kTops; ++i) tops[i][warp][lane] = found.tops[i];
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < Found::kTops; ++i) {
+    whole[i] = tops[i][0][lane];
+    for (int w = 1; w < kWarps; ++w)
+      whole[i] = tops[i][w][lane] > whole[i] ? tops[i][w][lane] : whole[i];
+  }
+  lower_to(found, whole);
+#pragma unroll
+  for (int i = 0; i < Found::kSums; ++i) sums[i][warp][lane] = found.sums[i];
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < Found::kSums; ++i) {
+    found.sums[i] = sums[i][0][lane];
+    for (int w = 1; w < kWarps; ++w) found.sums[i] += sums[i][w][lane];
+  }
+}
+
 template <class Op>
 static __device__ __forceinline__ void run_merging(const Op& op, int64_t unit, int lane,
                                                    typename Op::Sum* sums) {
@@ -118,7 +146,11 @@ static __device__ __forceinline__ void run_merging(const Op& op, int64_t unit, i
   typename Op::Found found;
   const bool here = unit < op.work.units;
   if (here) op.read(unit, lane, held, found);
-  merge(found, op.work.lanes);
+  if constexpr (Op::kAcrossWarps) {
+    merge_warps(found);
+  } else {
+    merge(found, op.work.lanes);
+  }
   if (here) op.write(unit, lane, held, found, sums);
   if constexpr (Op::kPatches) {
     if (op.work.lanes == kThreads) {
@@ -141,6 +173,22 @@ void run_merging(const Op& op, int64_t base, typename Op::Sum* sums) {
   const int64_t units = left < op.work.per_block() ? left : op.work.per_block();
   for (int64_t u = 0; u < units; ++u) {
     typename Op::Held held[kThreads];
+    if constexpr (Op::kAcrossWarps) {
+      Found found[kThreads], whole[kWarp];
+      for (int lane = 0; lane < lanes; ++lane) {
+        op.read(base + u, lane, held[lane], found[lane]);
+        Found& all = whole[lane % kWarp];
+        for (int i = 0; i < Found::kTops; ++i)
+          all.tops[i] = found[lane].tops[i] > all.tops[i] ? found[lane].tops[i] : all.tops[i];
+      }
+      for (int lane = 0; lane < lanes; ++lane) {
+        lower_to(found[lane], whole[lane % kWarp].tops);
+        for (int i = 0; i < Found::kSums; ++i) whole[lane % kWarp].sums[i] += found[lane].sums[i];
+      }
+      for (int lane = 0; lane < lanes; ++lane)
+        op.write(base + u, lane, held[lane], whole[lane % kWarp], &sums[u * lanes + lane]);
+      continue;
+    }
     Found found[kThreads], whole;
     for (int lane = 0; lane < lanes; ++lane) {
       op.read(base + u, lane, held[lane], found[lane]);

@@ -12,7 +12,7 @@ namespace {
 template <class T, int kChannels, int kEach>
 struct Mixture {
   static constexpr int kSums = 1, kBlocksPerSm = sizeof(T) == 8 ? 1 : 2;
-  static constexpr bool kPatches = false;
+  static constexpr bool kPatches = false, kAcrossWarps = false;
   // A component's parameters: its logit, and by channel the mean, the log-scale, and of three
   // channels a coefficient.
   static constexpr int kGroups = kChannels > 1 ? 3 : 2, kParams = 1 + kGroups * kChannels;

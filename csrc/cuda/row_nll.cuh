@@ -24,6 +24,22 @@ VAEFAST_FN const char* params_at(const RowNllArgs& args, int64_t row, int64_t c,
   return static_cast<const char*>(args.params) + index * size_of(args.dtype);
 }
 
+// The target's class at a place, or -1 where it is none.
+VAEFAST_FN int class_at(const RowNllArgs& args, int64_t place) {
+  int64_t c;
+  switch (args.target_dtype) {
+    case DType::kI64:
+      c = static_cast<const int64_t*>(args.target)[place];
+      break;
+    case DType::kI32:
+      c = static_cast<const int32_t*>(args.target)[place];
+      break;
+    default:
+      c = static_cast<const uint8_t*>(args.target)[place];
+  }
+  return c >= 0 && c < args.classes ? static_cast<int>(c) : -1;
+}
+
 // The loss of a likelihood whose units of work are positions, each of which gives `each` partial
 // sums.
 inline Total position_total(const RowNllArgs& args, const Work& work, int64_t each) {
@@ -67,6 +83,7 @@ class Room {
 // Each queues a call, or counts the bytes that it takes.
 int64_t softmax_rows(const RowNllArgs& args, const cuda::Place* place);
 int64_t softmax_columns(const RowNllArgs& args, const cuda::Place* place);
+int64_t softmax_tiles(const RowNllArgs& args, const cuda::Place* place);
 int64_t mixture_rows(const RowNllArgs& args, const cuda::Place* place);
 
 }  // namespace VAEFAST_ISA

@@ -45,21 +45,6 @@ struct SoftmaxColumns {
     }
   }
 
-  VAEFAST_MEMBER int class_of(int64_t place) const {
-    int64_t c;
-    switch (args.target_dtype) {
-      case DType::kI64:
-        c = static_cast<const int64_t*>(args.target)[place];
-        break;
-      case DType::kI32:
-        c = static_cast<const int32_t*>(args.target)[place];
-        break;
-      default:
-        c = static_cast<const uint8_t*>(args.target)[place];
-    }
-    return c >= 0 && c < args.classes ? static_cast<int>(c) : -1;
-  }
-
   // Classes [c, c + kGroup) of n positions; -inf where there is none.
   VAEFAST_MEMBER void load(int64_t row, int64_t at, int c, int n, T (*logits)[V]) const {
     const int64_t step = args.class_stride * size_of(args.dtype);
@@ -95,7 +80,7 @@ struct SoftmaxColumns {
     int own[V];
 #pragma unroll
     for (int l = 0; l < V; ++l) {
-      own[l] = l < n ? class_of(place + l) : -1;
+      own[l] = l < n ? class_at(args, place + l) : -1;
       highest[l] = -GammaConstants<T>::infinity;
       normaliser[l] = part[l] = T(0);
       picked[l] = T(kNan);

@@ -47,7 +47,7 @@ struct SoftmaxRows {
   static constexpr bool kDense = kForm == RowForm::kMultinomial;
   static constexpr bool kClass = kForm == RowForm::kCategorical;
   static constexpr int kSums = 1, kBlocksPerSm = sizeof(T) == 8 ? 1 : 2;
-  static constexpr bool kPatches = kSparse;
+  static constexpr bool kPatches = kSparse, kAcrossWarps = false;
   // Vectors whose loads are under way at once.
   static constexpr int kGroup = (kHolds ? kHeldLogits<T, kForm> : 16) / V;
   using Sum = double;
