@@ -17,7 +17,9 @@ DTYPES = [WIDE, torch.float32, torch.bfloat16, torch.float16]
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    "shape", [(3, 8200), (1, 70001), (37, 9001)], ids=lambda shape: "x".join(map(str, shape))
+    "shape",
+    [(3, 8192), (2, 8195), (1, 70001), (37, 9001)],
+    ids=lambda shape: "x".join(map(str, shape)),
 )
 def test_long_rows(kernels: Target, shape: tuple[int, int], dtype: torch.dtype) -> None:
     """More classes than a block keeps; few such rows are shared out between blocks."""

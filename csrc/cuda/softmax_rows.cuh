@@ -16,10 +16,12 @@ struct ClassCut {
   int lanes = kThreads;
   bool held;
 
-  // Rows begin where no vector might: their first one is cut short. `holds`: the vectors that a
+  // Where rows begin apart from vectors, their first one is cut short. `holds`: the vectors that a
   // thread has registers for.
   ClassCut(const RowNllArgs& args, int vector, int holds) {
-    vectors = args.classes > 0 ? divide_up(args.classes + vector - 1, vector) : 0;
+    const bool apart = reinterpret_cast<uintptr_t>(args.params) % 16 != 0 ||
+                       (args.rows > 1 && args.row_stride % vector != 0);
+    vectors = args.classes > 0 ? divide_up(args.classes + (apart ? vector - 1 : 0), vector) : 0;
     each = vectors;
     if (vectors <= kWarp * holds)
       lanes = static_cast<int>(vectors >= kWarp ? kWarp : power_of_two(vectors));

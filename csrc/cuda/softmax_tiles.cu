@@ -9,7 +9,7 @@ namespace {
 // kSize: bytes of a stored logit.
 template <class T, int kSize>
 struct SoftmaxTiles {
-  static constexpr int kSums = 1, kBlocksPerSm = sizeof(T) == 8 ? 1 : 3;
+  static constexpr int kSums = 1, kBlocksPerSm = sizeof(T) == 8 ? 1 : 2;
   static constexpr bool kPatches = false, kAcrossWarps = true;
   // Classes that a thread keeps of a position.
   static constexpr int kClasses = sizeof(T) == 8 ? 16 : 32;
@@ -75,12 +75,11 @@ struct SoftmaxTiles {
     if (!p.here || !kept(args, p.place)) return;
     const int classes = static_cast<int>(args.classes);
     const int64_t step = kWarps * args.class_stride * kSize;
-    const char* from = params_at<T>(args, p.row, p.first, p.at);
+    const char* at = params_at<T>(args, p.row, p.first, p.at);
     uint32_t low[kClasses], high[kSize == 8 ? kClasses : 1];
 #pragma unroll
-    for (int i = 0; i < kClasses; ++i) {
+    for (int i = 0; i < kClasses; ++i, at += step) {
       if (p.first + i * kWarps >= classes) continue;
-      const char* at = from + i * step;
       if constexpr (kSize == 2) {
         low[i] = *reinterpret_cast<const uint16_t*>(at);
       } else {
@@ -137,11 +136,12 @@ struct SoftmaxTiles {
     char* to = static_cast<char*>(args.grad.data) +
                ((p.row * args.classes + p.first) * args.inner + p.at) * kSize;
 #pragma unroll
-    for (int i = 0; i < kClasses; ++i) {
+    for (int i = 0; i < kClasses; ++i, to += step) {
       const int c = p.first + i * kWarps;
       if (c >= classes) continue;
       const T g = held.e[i] * share - (c == own ? each : T(0));
-      store_one(args.grad.dtype, to + i * step, keep ? g : T(0));
+      // One place after the other: thirty-two addresses at once spill.
+      store_one(args.grad.dtype, to, keep ? g : T(0));
     }
   }
 };
