@@ -25,7 +25,7 @@ VAEFAST_FN const char* params_at(const RowNllArgs& args, int64_t row, int64_t c,
 }
 
 // The target's class at a place, or -1 where it is none.
-VAEFAST_FN int class_at(const RowNllArgs& args, int64_t place) {
+VAEFAST_FN int64_t class_at(const RowNllArgs& args, int64_t place) {
   int64_t c;
   switch (args.target_dtype) {
     case DType::kI64:
@@ -37,7 +37,7 @@ VAEFAST_FN int class_at(const RowNllArgs& args, int64_t place) {
     default:
       c = static_cast<const uint8_t*>(args.target)[place];
   }
-  return c >= 0 && c < args.classes ? static_cast<int>(c) : -1;
+  return c >= 0 && c < args.classes ? c : -1;
 }
 
 // The loss of a likelihood whose units of work are positions, each of which gives `each` partial

@@ -80,7 +80,7 @@ struct SoftmaxColumns {
     int own[V];
 #pragma unroll
     for (int l = 0; l < V; ++l) {
-      own[l] = l < n ? class_at(args, place + l) : -1;
+      own[l] = l < n ? static_cast<int>(class_at(args, place + l)) : -1;
       highest[l] = -GammaConstants<T>::infinity;
       normaliser[l] = part[l] = T(0);
       picked[l] = T(kNan);

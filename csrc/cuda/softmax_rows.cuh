@@ -3,39 +3,10 @@
 // read twice, and few of them are shared out between blocks.
 #pragma once
 
-#include "cuda/row_nll.cuh"
+#include "cuda/class_rows.cuh"
 
 namespace vaefast {
 namespace VAEFAST_ISA {
-
-constexpr int kDouble = 8;
-
-// How rows are cut: into `pieces` of `each` vectors, `lanes` threads to a piece.
-struct ClassCut {
-  int64_t vectors, each, pieces = 1;
-  int lanes = kThreads;
-  bool held;
-
-  // Where rows begin apart from vectors, their first one is cut short. `holds`: the vectors that a
-  // thread has registers for.
-  ClassCut(const RowNllArgs& args, int vector, int holds) {
-    const bool apart = reinterpret_cast<uintptr_t>(args.params) % 16 != 0 ||
-                       (args.rows > 1 && args.row_stride % vector != 0);
-    vectors = args.classes > 0 ? divide_up(args.classes + (apart ? vector - 1 : 0), vector) : 0;
-    each = vectors;
-    if (vectors <= kWarp * holds)
-      lanes = static_cast<int>(vectors >= kWarp ? kWarp : power_of_two(vectors));
-    held = vectors <= int64_t{lanes} * holds;
-    if (held) return;
-    // Some 1024 blocks, where there are that many times 4 vectors for each thread of one.
-    const int64_t wanted = divide_up(1024, args.rows > 0 ? args.rows : 1);
-    const int64_t most = vectors / (kThreads * 4);
-    pieces = wanted < most ? wanted : most;
-    pieces = pieces > kThreads ? kThreads : pieces < 1 ? 1 : pieces;
-    each = divide_up(vectors, pieces);
-    pieces = divide_up(vectors, each);
-  }
-};
 
 // Logits that a thread has registers for: 32 and a CSR row's sums spill.
 template <class T, RowForm kForm>
@@ -44,7 +15,12 @@ constexpr int kHeldLogits = sizeof(T) == 8                         ? 16
                                                                    : 32;
 
 template <class T, int kStored, int V, RowForm kForm, bool kHolds>
-struct SoftmaxRows {
+struct SoftmaxRows : ClassRows<T, kStored, V> {
+  using Rows = ClassRows<T, kStored, V>;
+  using Rows::args, Rows::cut, Rows::counts_at, Rows::decode_logits, Rows::enter, Rows::load,
+      Rows::logit_at, Rows::range;
+  using typename Rows::Range;
+  using typename Rows::Row;
   static constexpr bool kSparse = kForm == RowForm::kMultinomialSparse;
   static constexpr bool kDense = kForm == RowForm::kMultinomial;
   static constexpr bool kClass = kForm == RowForm::kCategorical;
@@ -61,8 +37,6 @@ struct SoftmaxRows {
   };
 
   Work work;
-  RowNllArgs args;
-  ClassCut cut;
   Target grad;
   Total loss;
   // What each piece of a row found, to be stored or (`merging`) read.
@@ -72,7 +46,7 @@ struct SoftmaxRows {
   T* entries = nullptr;
 
   SoftmaxRows(const RowNllArgs& a, const ClassCut& c)
-      : args(a), cut(c), grad{a.grad, a.grad.data != nullptr} {
+      : Rows{a, c}, grad{a.grad, a.grad.data != nullptr} {
     const bool blocks = a.reduce == Reduce::kSum;
     work = {a.rows * c.pieces, c.lanes, blocks ? kThreads : c.lanes};
     loss = position_total(a, work, c.pieces);
@@ -87,115 +61,6 @@ struct SoftmaxRows {
       return;
     }
     loss.add(index, sums[0]);
-  }
-
-  struct Row {
-    int64_t row, own, piece;
-    // Of the piece: its vectors, and its classes; `shift` is what the first vector lacks.
-    int64_t vector, vectors, first, end;
-    int shift;
-    const char *logits, *counts;
-    bool counts_wide, grad_wide;
-  };
-
-  VAEFAST_MEMBER Row enter(int64_t unit) const {
-    Row r;
-    r.row = cut.pieces > 1 ? quotient(unit, cut.pieces) : unit;
-    r.piece = unit - r.row * cut.pieces;
-    r.own = remainder(r.row, args.target_rows);
-    r.logits = static_cast<const char*>(args.params) + r.row * args.row_stride * kStored;
-    r.shift = static_cast<int>(reinterpret_cast<uintptr_t>(r.logits) % 16) / kStored;
-    r.vector = r.piece * cut.each;
-    r.vectors = r.vector + cut.each < cut.vectors ? r.vector + cut.each : cut.vectors;
-    r.first = r.piece == 0 ? 0 : r.vector * V - r.shift;
-    r.end = r.vectors * V - r.shift < args.classes ? r.vectors * V - r.shift : args.classes;
-    r.counts = nullptr;
-    r.counts_wide = false;
-    if constexpr (kDense) {
-      const int64_t size = size_of(args.target_dtype);
-      r.counts = static_cast<const char*>(args.target) + r.own * args.classes * size;
-      const uintptr_t unit_bytes = static_cast<uintptr_t>(V * size < 16 ? V * size : 16);
-      r.counts_wide =
-          (reinterpret_cast<uintptr_t>(r.counts) - static_cast<uintptr_t>(r.shift * size)) %
-                  unit_bytes ==
-              0 &&
-          size <= static_cast<int64_t>(sizeof(T));
-    }
-    const uintptr_t to =
-        reinterpret_cast<uintptr_t>(args.grad.data) + r.row * args.classes * kStored;
-    r.grad_wide = to % 16 == static_cast<uintptr_t>(r.shift * kStored);
-    return r;
-  }
-
-  // Which of a vector's elements there are: [from, to).
-  struct Range {
-    int from, to;
-    VAEFAST_MEMBER bool whole() const { return from == 0 && to == V; }
-  };
-
-  VAEFAST_MEMBER Range range(int64_t col) const {
-    const int64_t left = args.classes - col;
-    return {col < 0 ? static_cast<int>(-col) : 0, left < V ? static_cast<int>(left) : V};
-  }
-
-  VAEFAST_MEMBER void load(const Row& r, int64_t vector, uint32_t* words) const {
-    const int64_t col = vector * V - r.shift;
-    const Range in = range(col);
-    const char* at = r.logits + col * kStored;
-    if (in.whole()) return load_words<16>(at, words);
-    load_each<kStored, V>(at, in.to, words, in.from);
-  }
-
-  // -inf where there is no class.
-  VAEFAST_MEMBER void decode_logits(const Row& r, int64_t vector, const uint32_t* words,
-                                    T* out) const {
-    if constexpr (kStored == kDouble) {
-      decode_as<DType::kF64, T, V>(words, out);
-    } else if constexpr (kStored == kFloat) {
-      decode_as<DType::kF32, T, V>(words, out);
-    } else if (args.dtype == DType::kBF16) {
-      decode_as<DType::kBF16, T, V>(words, out);
-    } else {
-      decode_as<DType::kF16, T, V>(words, out);
-    }
-    const Range in = range(vector * V - r.shift);
-    if (in.whole()) return;
-#pragma unroll
-    for (int l = 0; l < V; ++l)
-      if (l < in.from || l >= in.to) out[l] = -GammaConstants<T>::infinity;
-  }
-
-  VAEFAST_MEMBER void counts_at(const Row& r, int64_t vector, T* x) const {
-    const int64_t col = vector * V - r.shift, size = size_of(args.target_dtype);
-    const Range in = range(col);
-    const char* at = r.counts + col * size;
-    if (in.whole() && r.counts_wide) {
-      Source source;
-      source.view.dtype = args.target_dtype;
-      source.wide = true;
-      Raw<T, V> raw;
-      fetch<kAny, false>(source, at, 0, V, raw);
-      decode<kAny, false>(source, raw, x);
-      return;
-    }
-#pragma unroll
-    for (int l = 0; l < V; ++l)
-      x[l] = l >= in.from && l < in.to ? load_one<T>(args.target_dtype, at + l * size) : T(0);
-  }
-
-  VAEFAST_MEMBER T logit_at(const Row& r, int64_t c) const {
-    return load_one<T>(args.dtype, r.logits + c * kStored);
-  }
-
-  VAEFAST_MEMBER int64_t class_of(const Row& r) const {
-    switch (args.target_dtype) {
-      case DType::kI64:
-        return static_cast<const int64_t*>(args.target)[r.own];
-      case DType::kI32:
-        return static_cast<const int32_t*>(args.target)[r.own];
-      default:
-        return static_cast<const uint8_t*>(args.target)[r.own];
-    }
   }
 
   VAEFAST_MEMBER void read(int64_t unit, int lane, Held& held, Found& found) const {
@@ -301,9 +166,9 @@ struct SoftmaxRows {
   }
 
   VAEFAST_MEMBER void read_class(const Row& r, Found& found) const {
-    const int64_t c = class_of(r);
+    const int64_t c = class_at(args, r.own);
     // No class: no logit is read, and the loss says so.
-    if (c < 0 || c >= args.classes) {
+    if (c < 0) {
       found.sums[1] = kNan;
     } else if (c >= r.first && c < r.end) {
       found.sums[1] = static_cast<double>(logit_at(r, c));
@@ -368,7 +233,7 @@ struct SoftmaxRows {
     if (args.grad.data == nullptr) return;
     Slope slope = this->slope(r, found);
     int64_t own_class = -1;
-    if constexpr (kClass) own_class = class_of(r);
+    if constexpr (kClass) own_class = class_at(args, r.own);
     const T under = level_under(found.tops[0]);
     if constexpr (kHolds) slope.share *= lowered(held.top, found.tops[0]);
 #pragma unroll

@@ -87,7 +87,7 @@ struct SoftmaxTiles {
       }
       if constexpr (kSize == 8) high[i] = *reinterpret_cast<const uint32_t*>(at + 4);
     }
-    const int own = class_at(args, p.place);
+    const int own = static_cast<int>(class_at(args, p.place));
     if (own < 0 && p.first == 0) found.sums[1] = T(kNan);
     T top = found.tops[0];
 #pragma unroll
@@ -129,7 +129,8 @@ struct SoftmaxTiles {
       }
     }
     if (args.grad.data == nullptr) return;
-    const int own = class_at(args, p.place), classes = static_cast<int>(args.classes);
+    const int classes = static_cast<int>(args.classes);
+    const int own = static_cast<int>(class_at(args, p.place));
     const T each = weight * static_cast<T>(args.grad_factor);
     const T share = each / found.sums[0] * lowered(held.top, found.tops[0]);
     const int64_t step = kWarps * args.inner * kSize;
