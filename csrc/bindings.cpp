@@ -91,6 +91,10 @@ void set_threads(Args& args, int threads, int64_t copies = 1) {
   args.threads = useful_threads(args.shape.rows * args.shape.cols * copies, threads);
 }
 
+void set_threads(vaefast::RowNllArgs& args, int threads, int64_t) {
+  args.threads = useful_threads(args.rows * args.classes * args.inner, threads);
+}
+
 // From 4 MiB on a result is written past the caches: csrc/cpu/stream.h has the figures.
 bool streams(int64_t bytes) { return bytes >= int64_t{1} << 22; }
 
@@ -375,11 +379,11 @@ void mmd(const py::tuple& sizes, const py::tuple& inputs, bool rbf, const py::tu
 }
 
 // geometry: rows, classes, inner, segments, row_stride, class_stride, target_rows.
-// target: pointer, dtype, row_starts, columns (0: not sparse). over: mask, weight (0: absent).
-// settings: form, numbers, reduce, factor, grad_factor, wide.
-void row_nll(const py::tuple& geometry, const py::tuple& params, const py::tuple& target,
-             const py::tuple& over, const py::tuple& settings, uint64_t loss,
-             const py::object& grad, int threads) {
+// target: pointer, dtype, row_starts, columns (0: not sparse), stored values. over: mask, weight
+// (0: absent). settings: form, numbers, reduce, factor, grad_factor, wide.
+vaefast::RowNllArgs row_nll_args(const py::tuple& geometry, const py::tuple& params,
+                                 const py::tuple& target, const py::tuple& over,
+                                 const py::tuple& settings, uint64_t loss, const py::object& grad) {
   vaefast::RowNllArgs a;
   a.rows = at<int64_t>(geometry, 0);
   a.classes = at<int64_t>(geometry, 1);
@@ -394,6 +398,7 @@ void row_nll(const py::tuple& geometry, const py::tuple& params, const py::tuple
   a.target_dtype = static_cast<vaefast::DType>(at<int>(target, 1));
   a.row_starts = reinterpret_cast<const int64_t*>(static_cast<uintptr_t>(at<uint64_t>(target, 2)));
   a.columns = reinterpret_cast<const int64_t*>(static_cast<uintptr_t>(at<uint64_t>(target, 3)));
+  a.stored = at<int64_t>(target, 4);
   a.mask = reinterpret_cast<const uint8_t*>(static_cast<uintptr_t>(at<uint64_t>(over, 0)));
   a.weight = reinterpret_cast<const void*>(static_cast<uintptr_t>(at<uint64_t>(over, 1)));
   a.form = static_cast<vaefast::RowForm>(at<int>(settings, 0));
@@ -408,13 +413,26 @@ void row_nll(const py::tuple& geometry, const py::tuple& params, const py::tuple
   a.loss = reinterpret_cast<void*>(static_cast<uintptr_t>(loss));
   a.grad = output(grad);
   if (a.grad.data != a.params) set_stream(a.grad, a.rows * a.classes * a.inner);
-  a.threads = useful_threads(a.rows * a.classes * a.inner, threads);
-  py::gil_scoped_release release;
+  return a;
+}
+
+void row_nll_on_cpu(const vaefast::RowNllArgs& a) {
   if (a.form == vaefast::RowForm::kLogisticMixture) {
     vaefast::cpu::mixture_nll(a);
   } else {
     vaefast::cpu::softmax_nll(a);
   }
+}
+
+void row_nll(const py::tuple& geometry, const py::tuple& params, const py::tuple& target,
+             const py::tuple& over, const py::tuple& settings, uint64_t loss,
+             const py::object& grad, const py::object& where) {
+  vaefast::RowNllArgs a = row_nll_args(geometry, params, target, over, settings, loss, grad);
+  Kernel<vaefast::RowNllArgs> kernel = {row_nll_on_cpu, nullptr};
+#if defined(VAEFAST_CUDA)
+  kernel.on_gpu = vaefast::cuda::row_nll;
+#endif
+  run<vaefast::RowNllArgs>(kernel, a, where);
 }
 
 // A DLPack capsule over memory that returns to the core's cache with the last tensor on it; None
@@ -487,6 +505,14 @@ PYBIND11_MODULE(_C, module) {
                                         scalar_grad, target_rows);
       },
       "Bytes that a call on a GPU takes for its partial sums.");
+  module.def(
+      "row_workspace",
+      [](const py::tuple& geometry, const py::tuple& params, const py::tuple& target,
+         const py::tuple& over, const py::tuple& settings, uint64_t loss, const py::object& grad) {
+        return vaefast::cuda::row_workspace(
+            row_nll_args(geometry, params, target, over, settings, loss, grad));
+      },
+      "The same for `row_nll`, whose arguments but the last it takes.");
 #endif
   module.def("buffer", &buffer);
   module.def("buffer_limit", &vaefast::buffer_limit);

@@ -149,15 +149,15 @@ print(core.cpu_capability())
 
 
 def test_an_operator_without_a_cuda_kernel_goes_to_triton():
-    """Row likelihoods: whatever serves the rest of a GPU's calls."""
+    """The total-correlation terms: whatever serves the rest of a GPU's calls."""
     code = (
         "from vaefast import backends\n"
         "backends._native_cause = lambda device_type: None\n"
         "backends._triton_cause = lambda device_type: {cause!r}\n"
-        "print(backends.select('cuda'), backends.select('cuda', 'row_nll'))\n"
+        "print(backends.select('cuda'), backends.select('cuda', 'tc_terms'))\n"
         "try:\n"
         "    with backends.backend('native'):\n"
-        "        backends.select('cuda', 'row_nll')\n"
+        "        backends.select('cuda', 'tc_terms')\n"
         "except backends.BackendError as error:\n"
         "    print(error)\n"
     )
@@ -165,4 +165,4 @@ def test_an_operator_without_a_cuda_kernel_goes_to_triton():
         done = run(code.format(cause=cause))
         first, second = done.stdout.splitlines()
         assert first == f"native {want}", done.stderr
-        assert "no kernel of row_nll for cuda" in second
+        assert "no kernel of tc_terms for cuda" in second

@@ -93,12 +93,12 @@ def test_no_kernel_spills(machine_code):
 
 def test_dense_operands_move_16_bytes_at_a_time(machine_code):
     # float32 in fours, 16-bit types in eights.
-    dense = re.compile(r"(Evaluate|Forward|Backward).*fLi(4ELi4|2ELi8)E")
+    dense = re.compile(r"(Evaluate|Forward|Backward|Softmax).*fLi(4ELi4|2ELi8)E")
     found = {name: code for name, code in machine_code.items() if dense.search(name)}
     assert len(found) > 20
     for name, code in found.items():
         loads, stores = code.count("LDG.E.128"), code.count("STG.E.128")
-        # mu and scale, or a parameter and the target; z or a gradient.
+        # mu and scale, a parameter and the target, or two classes; z or a gradient.
         assert loads >= 2 and stores >= 1, f"{name}: {loads} loads, {stores} stores"
 
 
@@ -107,6 +107,7 @@ def test_the_kernels_run_as_loops_on_the_cpu(tmp_path):
     settings = ("-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O1")
     module = build(tmp_path, "emulate", *settings)
     names = ("grid_shapes", "noise", "rsample", "sample_kl", "gaussian_kl", "nll", "determinism")
+    names += ("likelihood_rows", "likelihood_mixture", "row_shapes")
     files = [str(ROOT / "tests" / f"test_{name}.py") for name in names]
     runner = [sys.executable, str(ROOT / "tests/cuda/emulated.py"), str(module)]
     done = subprocess.run(

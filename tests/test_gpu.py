@@ -165,6 +165,31 @@ def test_memory_is_outputs_and_gradients(backend):
     assert peak(both) <= 2 * size + small
 
 
+def test_row_likelihoods_take_only_their_gradients(backend):
+    """No launch that waits, and no memory of the logits' size beside the gradient."""
+    logits = torch.randn(64, 10, 128, 128, device="cuda", requires_grad=True)
+    classes = torch.randint(0, 10, (64, 128, 128), device="cuda")
+    rows = torch.randn(512, 20_000, device="cuda", requires_grad=True)
+    counts = torch.poisson(torch.full((512, 20_000), 0.01, device="cuda"))
+    mixture = vf.DiscretizedLogisticMixture(3, 10)
+    packed = torch.randn(8, mixture.size, 64, 64, device="cuda", requires_grad=True)
+    pixels = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8, device="cuda")
+    for leaf, target, likelihood in (
+        (logits, classes, "categorical"),
+        (rows, counts, "multinomial"),
+        (packed, pixels, mixture),
+    ):
+        call = lambda p=leaf, x=target, m=likelihood: torch.autograd.grad(vf.nll(p, x, m), p)  # noqa: E731
+        call()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            call()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        positions = leaf.numel() // (leaf.shape[1])
+        assert peak(call) <= leaf.nbytes + 16 * positions + 2 * MIB
+
+
 def test_more_than_2_to_the_31_elements(backend):
     rows, cols = 3, (1 << 30) + 8
     if torch.cuda.mem_get_info()[0] < 32 << 30:

@@ -24,6 +24,7 @@ struct RowNllArgs {
   const void* target = nullptr;
   DType target_dtype = DType::kF32;
   const int64_t *row_starts = nullptr, *columns = nullptr;
+  int64_t stored = 0;
 
   // [target_rows, inner], bytes and the compute type.
   const uint8_t* mask = nullptr;

@@ -8,6 +8,8 @@ namespace vaefast {
 namespace VAEFAST_ISA {
 
 constexpr int kThreads = 256;
+constexpr int kWarp = 32;
+constexpr int kWarps = kThreads / kWarp;
 
 VAEFAST_FN int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/args.h"
+#include "core/row_nll.h"
 
 namespace vaefast {
 namespace cuda {
@@ -24,6 +25,10 @@ void sample_kl_backward(const SampleKlArgs& args, const Place& place);
 void nll(const NllArgs& args, const Place& place);
 void noise(const NoiseArgs& args, const Place& place);
 void scale(const ScaleArgs& args, const Place& place);
+void row_nll(const RowNllArgs& args, const Place& place);
+
+// Bytes for a call of row_nll.
+int64_t row_workspace(const RowNllArgs& args);
 
 }  // namespace cuda
 }  // namespace vaefast

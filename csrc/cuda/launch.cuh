@@ -1,7 +1,11 @@
 // Runs an operation over its units of work and sums what its lanes give.
 //
 // An operation has `work`, kSums, `Sum`, `run(unit, lane, sums)`, and `finish(index, sums)`, which
-// is given the sums of a span. A plain C++ compiler gives the same code as a loop over blocks and
+// is given the sums of a span. An operation with a type `Found` has, in the place of `run`,
+// `read(unit, lane, held, found)` and, once every lane has what all of the unit's lanes found,
+// `write(unit, lane, held, found, sums)`; with kPatches also `patch(unit, lane, found)`, behind
+// every lane's `write`; with kAcrossWarps a unit is a block, whose lanes of one number in their
+// warps belong together. A plain C++ compiler gives the same code as a loop over blocks and
 // threads: that is how the kernels are tested without a GPU.
 #pragma once
 
@@ -11,6 +15,7 @@
 
 #include "cuda/grid.cuh"
 #include "cuda/kernels.h"
+#include "cuda/merge.cuh"
 
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
@@ -18,9 +23,6 @@
 
 namespace vaefast {
 namespace VAEFAST_ISA {
-
-constexpr int kWarp = 32;
-constexpr int kWarps = kThreads / kWarp;
 
 #if defined(__CUDACC__)
 
@@ -41,7 +43,11 @@ __global__ void __launch_bounds__(kThreads, Op::kBlocksPerSm)
        base += stride) {
     const int64_t unit = base + group;
     typename Op::Sum sums[Op::kSums > 0 ? Op::kSums : 1] = {};
-    if (unit < op.work.units) op.run(unit, lane, sums);
+    if constexpr (kMerging<Op>) {
+      run_merging(op, unit, lane, sums);
+    } else {
+      if (unit < op.work.units) op.run(unit, lane, sums);
+    }
     if constexpr (Op::kSums > 0) {
       if (!op.sums_up()) continue;
       const bool whole_block = op.work.span == kThreads;
@@ -139,10 +145,12 @@ void launch(Op op, const cuda::Place&) {
   constexpr int kSums = Op::kSums > 0 ? Op::kSums : 1;
   for (int64_t base = 0; base < op.work.units; base += op.work.per_block()) {
     typename Op::Sum lanes[kSums][kThreads] = {};
-    for (int thread = 0; thread < kThreads; ++thread) {
+    if constexpr (kMerging<Op>) run_merging(op, base, lanes[0]);
+    for (int thread = 0; !kMerging<Op> && thread < kThreads; ++thread) {
       const int64_t unit = base + thread / op.work.lanes;
       typename Op::Sum sums[kSums] = {};
-      if (unit < op.work.units) op.run(unit, thread % op.work.lanes, sums);
+      if constexpr (!kMerging<Op>)
+        if (unit < op.work.units) op.run(unit, thread % op.work.lanes, sums);
       for (int s = 0; s < kSums; ++s) lanes[s][thread] = sums[s];
     }
     if constexpr (Op::kSums > 0) {

@@ -200,14 +200,14 @@ VAEFAST_FN const char* enter(const Source& source, int64_t row, int64_t col, int
   return static_cast<const char*>(v.data) + first * size_of(v.dtype);
 }
 
-// n elements of kSize bytes, packed as a vector load would; zeros behind them.
+// Elements [first, n) of kSize bytes, packed as a vector load would; zeros around them.
 template <int kSize, int V>
-VAEFAST_FN void load_each(const char* at, int n, uint32_t* words) {
+VAEFAST_FN void load_each(const char* at, int n, uint32_t* words, int first = 0) {
 #pragma unroll
   for (int i = 0; i < V * kSize / 4; ++i) words[i] = 0;
 #pragma unroll
   for (int j = 0; j < V; ++j) {
-    if (j >= n) continue;
+    if (j < first || j >= n) continue;
     if constexpr (kSize == 8) {
       put_bits(words, j, *reinterpret_cast<const double*>(at + 8 * j));
     } else if constexpr (kSize == 4) {

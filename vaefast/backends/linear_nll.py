@@ -56,7 +56,7 @@ def linear_nll(
             piece = h[rows].to(options.dtype)
             params = chunk.fill(piece)
             # The row kernels find a CSR matrix's columns and values by the row starts.
-            whole = native or (options.by_row and backend == "triton")
+            whole = native or (options.by_row and backend != "reference")
             part = _part(target, mask, weight, start, stop, whole)
             losses[rows], grads, of_scalar = _evaluate(
                 params, scalar, part, options, sums.heads, sums.scalar, chunk.grads, backend

@@ -22,11 +22,20 @@ def place(
     The workspace goes back to torch's allocator after that, which hands it out again on the same
     stream only, behind the kernel.
     """
+    # Two of the reductions need none: "" and "elem".
+    size = _C.workspace(grid, reduce, scalar_grad, target_rows) if reduce > 1 or scalar_grad else 0
+    return _on(tensor, size)
+
+
+def row_place(tensor: Tensor, call: tuple[object, ...]) -> Place:
+    """As `place`, for a call of `row_nll`."""
+    return _on(tensor, _C.row_workspace(*call))
+
+
+def _on(tensor: Tensor, size: int) -> Place:
     device: int = tensor.device.index
     # torch.cuda.current_stream gives the same by way of an object: 1 us more.
     stream: int = torch._C._cuda_getCurrentRawStream(device)
-    # Two of the reductions need none: "" and "elem".
-    size = _C.workspace(grid, reduce, scalar_grad, target_rows) if reduce > 1 or scalar_grad else 0
     if not size:
         return device, stream, 0, 0, None
     workspace = torch.empty(size, dtype=torch.uint8, device=tensor.device)

@@ -11,6 +11,7 @@ from ... import _C
 from ..._args import compute_dtype
 from .._options import RowNll
 from ._pack import DTYPES, REDUCE, fresh, result
+from ._place import row_place
 
 _FORMS = {"categorical": 0, "multinomial": 1, "logistic_mixture": 3}
 _SPARSE = 2
@@ -43,10 +44,10 @@ def row_nll(
     target_rows = len(target[0]) - 1 if sparse else values.shape[0]
     mask = None if mask is None else mask.contiguous()
     weight = None if weight is None else weight.to(dtype).contiguous()
-    _C.row_nll(
+    call = (
         (rows, classes, inner, options.segments, params.stride(0), params.stride(1), target_rows),
         (params.data_ptr(), DTYPES[params.dtype]),
-        (values.data_ptr(), DTYPES[values.dtype], _pointer(starts), _pointer(columns)),
+        (values.data_ptr(), DTYPES[values.dtype], _pointer(starts), _pointer(columns), len(values)),
         (_pointer(mask), _pointer(weight)),
         (
             _SPARSE if sparse else _FORMS[options.form],
@@ -58,8 +59,9 @@ def row_nll(
         ),
         loss.data_ptr(),
         result(grad),
-        torch.get_num_threads(),
     )
+    where = torch.get_num_threads() if params.is_cpu else row_place(params, call)
+    _C.row_nll(*call, where)
     return [loss] if grad is None else [loss, grad]
 
 
