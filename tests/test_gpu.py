@@ -203,3 +203,39 @@ def test_more_than_2_to_the_31_elements(backend):
     loss = vf.nll(logits, torch.ones_like(logits), "bernoulli", reduction="sample")
     want = torch.full((rows,), cols * 0.6931471805599453, dtype=torch.float64)
     torch.testing.assert_close(loss.double().cpu(), want, rtol=1e-5, atol=0)
+
+
+# An operator of random leaves of these shapes.
+WHOLE = {
+    "tc_terms": ([(65, 9)] * 3, lambda *t: tuple(vf.tc_terms(*t, dataset_size=1000))),
+    "mixture_log_prob": (
+        [(65, 9), (33, 9), (33, 9), (33,)],
+        lambda *t: (vf.mixture_log_prob(*t),),
+    ),
+    "mmd": ([(65, 9), (129, 9)], lambda x, y: (vf.mmd(x, y), vf.mmd(x, y, kernel="rbf"))),
+    "monte_carlo_kl": (
+        [(7, 65, 50), (65, 50), (65, 50), (50,), (50,)],
+        lambda z, mu, scale, *prior: (vf.monte_carlo_kl(z, mu, scale, prior=prior),),
+    ),
+    "linear_nll": (
+        [(65, 33), (1271, 33), (1271,)],
+        lambda h, w, b: (vf.linear_nll(h, w, b, torch.ones_like(h @ w.T), "multinomial"),),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_against_the_reference_on_the_cpu(name, backend):
+    shapes, function = WHOLE[name]
+    generator = torch.Generator().manual_seed(1)
+    doubles = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+    results = []
+    for device, dtype, serving in (("cpu", torch.float64, "reference"), ("cuda", None, backend)):
+        leaves = [t.to(device, dtype or torch.float32).requires_grad_() for t in doubles]
+        with vf.backend(serving):
+            values = function(*leaves)
+            sums = [v.sum() * (i + 1) for i, v in enumerate(values)]
+            grads = torch.autograd.grad(torch.stack(sums).sum(), leaves)
+        results.append([t.detach().cpu().double() for t in (*values, *grads)])
+    for want, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
