@@ -205,8 +205,24 @@ def test_more_than_2_to_the_31_elements(backend):
     torch.testing.assert_close(loss.double().cpu(), want, rtol=1e-5, atol=0)
 
 
+def row_likelihoods(logits, rows, packed):
+    """Losses of the likelihoods with a class dimension, one or both of its places."""
+    classes = torch.arange(33 * 17, device=logits.device).view(33, 17) % 10
+    counts = torch.arange(rows.numel(), device=rows.device).view(rows.shape).to(rows.dtype) % 4
+    pixels = torch.arange(5 * 3 * 77, device=packed.device).view(5, 3, 77) % 256
+    mixture = vf.DiscretizedLogisticMixture()
+    return (
+        vf.nll(logits, classes, "categorical"),
+        vf.nll(rows, classes.view(-1)[: len(rows)], "categorical"),
+        vf.nll(rows, counts, "multinomial"),
+        vf.nll(rows, counts.to_sparse_csr(), "multinomial"),
+        vf.nll(packed, pixels.to(torch.uint8), mixture),
+    )
+
+
 # An operator of random leaves of these shapes.
 WHOLE = {
+    "row likelihoods": ([(33, 10, 17), (65, 1271), (5, 100, 77)], row_likelihoods),
     "tc_terms": ([(65, 9)] * 3, lambda *t: tuple(vf.tc_terms(*t, dataset_size=1000))),
     "mixture_log_prob": (
         [(65, 9), (33, 9), (33, 9), (33,)],

@@ -96,8 +96,28 @@ def test_mmd_scales(kernel, scales):
     discrepancy.test_scales("triton", kernel, scales)
 
 
-def test_mmd_of_near_points():
-    discrepancy.test_near_points_do_not_cancel("triton")
+@pytest.mark.parametrize(
+    "test",
+    [
+        discrepancy.test_near_points_do_not_cancel,
+        discrepancy.test_nan_survives,
+        discrepancy.test_shapes_and_strides,
+        discrepancy.test_a_second_backward_gives_the_same,
+    ],
+    ids=lambda test: test.__name__,
+)
+def test_mmd_as_every_backend(test):
+    test("triton")
+
+
+@pytest.mark.parametrize("wanted", range(2))
+def test_only_the_wanted_gradient_of_mmd(wanted):
+    discrepancy.test_only_the_wanted_gradient("triton", wanted)
+
+
+@pytest.mark.parametrize("kernel", ["imq", "rbf"])
+def test_mmd_of_distant_points(kernel):
+    discrepancy.test_distant_points("triton", kernel)
 
 
 @pytest.mark.parametrize("prior", ["", "full", "shared", "mean"])

@@ -145,7 +145,7 @@ def _serving(forced: str | None, device_type: str, op: str) -> str:
         if wanted == "native" and op in NO_CUDA and device_type != "cpu":
             raise BackendError(
                 f"backend {wanted!r} was asked for but has no kernel of {op} for {device_type} "
-                "tensors; 'auto' and 'reference' serve it"
+                "tensors; 'auto', 'triton' and 'reference' serve it"
             )
     return wanted
 

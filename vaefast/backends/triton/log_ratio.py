@@ -163,7 +163,8 @@ def _forward(
     constant = logvar - prior_logvar if PRIOR else logvar + _LOG_2PI
     out = (tile // col_tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     for k in range(first_sample, samples, shares):
-        sample = load(z, row + k * rows, columns, live, live_row, VEC, GROUP).to(DTYPE)
+        at = row + (tl.full((), k, tl.int64) * rows if WIDE else k * rows)
+        sample = load(z, at, columns, live, live_row, VEC, GROUP).to(DTYPE)
         near = sample - m
         value = near * near * precision + constant
         if PRIOR:
@@ -204,7 +205,8 @@ def _backward(
     to_prior_mu = tl.zeros((ROWS, COLS), DTYPE)
     to_prior_scale = tl.zeros((ROWS, COLS), DTYPE)
     for k in range(own, samples, shares):
-        sample = load(z, row + k * rows, columns, live, live_row, VEC, GROUP).to(DTYPE)
+        at = row + (tl.full((), k, tl.int64) * rows if WIDE else k * rows)
+        sample = load(z, at, columns, live, live_row, VEC, GROUP).to(DTYPE)
         place = upstream + tl.full((), k, tl.int64) * sample_stride
         g = tl.load(place + row // segments * row_stride, mask=live_row, other=0).to(DTYPE)
         near = sample - m
@@ -220,7 +222,7 @@ def _backward(
             if grad_prior_scale is not None:
                 to_prior_scale += g * (far * push - 1.0)
         if grad_z is not None:
-            tl.store(grad_z + ((row + k * rows) * cols + columns), g * pull, mask=live)
+            tl.store(grad_z + (at * cols + columns), g * pull, mask=live)
     out = (row + own * rows) * cols + columns
     if grad_mu is not None:
         tl.store(grad_mu + out, to_mu, mask=live)

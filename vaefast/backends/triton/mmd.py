@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 import triton
 import triton.language as tl
@@ -56,9 +58,13 @@ def _side(
     grads = own.new_empty((splits, points, dims)) if wanted else None
     in_share = [triton.cdiv(triton.cdiv(len(t), meta["SIDE"]), splits) for t in (own, other)]
     sizes = (points, len(other), dims, dim_blocks, splits, *in_share)
-    settings = {"SCALES": options.scales, "RBF": options.rbf, "OTHER": mode, **meta}
-    programs = tiles * splits * dim_blocks
-    launch(_pairs, programs, own.device, parts, grads, own, other, *sizes, *factors, **settings)
+    launch(
+        _pairs,
+        tiles * splits * dim_blocks,
+        own.device,
+        *(parts, grads, own, other, *sizes, *factors, *_in_two(options.scales)),
+        **{"RBF": options.rbf, "OTHER": mode, **meta},
+    )
     if grads is None or splits == 1:
         return None if grads is None else grads[0]
     grad = torch.empty_like(own)
@@ -66,11 +72,20 @@ def _side(
     return grad
 
 
+def _in_two(numbers: tuple[float, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Each number as the float32 next to it and the rest: what is in a tuple travels in float32.
+
+    Not constants of the kernel, which scales taken from the data would compile at every step.
+    """
+    upper = tuple([ctypes.c_float(x).value for x in numbers])
+    return upper, tuple([x - u for x, u in zip(numbers, upper, strict=True)])
+
+
 @triton.jit
 def _pairs(
     parts, grads, own, other, rows, others, dims, dim_blocks, splits, own_blocks, other_blocks,
-    within: tl.float64, across: tl.float64, constant: tl.float64,
-    SCALES: tl.constexpr, RBF: tl.constexpr, OTHER: tl.constexpr,
+    within: tl.float64, across: tl.float64, constant: tl.float64, scales, rests,
+    RBF: tl.constexpr, OTHER: tl.constexpr,
     SIDE: tl.constexpr, DIMS: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     # parts: one sum per tile and split; grads: [splits, rows, dims].
@@ -80,7 +95,7 @@ def _pairs(
     d = pid % dim_blocks * DIMS + tl.arange(0, DIMS)
     value, pull = _against(
         own, own, rows, rows, dims, row, d, split * own_blocks, (split + 1) * own_blocks,
-        True, grads is not None, SCALES, RBF, SIDE, DIMS, DTYPE,
+        scales, rests, True, grads is not None, RBF, SIDE, DIMS, DTYPE,
     )  # fmt: skip
     result = tl.sum(value) * tl.full((), within, tl.float64)
     # Each pair of one sample is met from both of its points.
@@ -88,7 +103,8 @@ def _pairs(
     if OTHER > 0:
         value, more = _against(
             own, other, rows, others, dims, row, d, split * other_blocks,
-            (split + 1) * other_blocks, False, grads is not None, SCALES, RBF, SIDE, DIMS, DTYPE,
+            (split + 1) * other_blocks, scales, rests, False, grads is not None, RBF, SIDE, DIMS,
+            DTYPE,
         )  # fmt: skip
         pull += more * tl.full((), 2.0 * across, DTYPE)
         if OTHER > 1:
@@ -102,8 +118,8 @@ def _pairs(
 
 @triton.jit
 def _against(
-    points, other, rows, others, dims, row, d, begin, end,
-    SAME: tl.constexpr, GRADS: tl.constexpr, SCALES: tl.constexpr, RBF: tl.constexpr,
+    points, other, rows, others, dims, row, d, begin, end, scales, rests,
+    SAME: tl.constexpr, GRADS: tl.constexpr, RBF: tl.constexpr,
     SIDE: tl.constexpr, DIMS: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """The kernel of the rows' points with blocks `begin` to `end` of `other`, summed for each, and
@@ -118,7 +134,7 @@ def _against(
             t = tile(points, row, c, rows, dims)[:, None, :]
             t = t - tile(other, at, c, others, dims)[None, :, :]
             squared += tl.sum(t * t, 2)
-        k, slope = _kernel(squared, SCALES, RBF)
+        k, slope = _kernel(squared, scales, rests, RBF)
         live = (row < rows)[:, None] & (at < others)[None, :]
         if SAME:
             live = live & (row[:, None] != at[None, :])
@@ -132,24 +148,20 @@ def _against(
 
 
 @triton.jit
-def _kernel(squared, SCALES: tl.constexpr, RBF: tl.constexpr):
+def _kernel(squared, scales, rests, RBF: tl.constexpr):
     """The sums over the scales of the kernel and of its derivative."""
     k = tl.zeros_like(squared)
     slope = tl.zeros_like(squared)
-    for i in tl.static_range(len(SCALES)):
-        one, down = _one(squared, SCALES[i], RBF)
-        k += one
-        slope += down
+    for i in tl.static_range(len(scales)):
+        scale = tl.full((), scales[i], squared.dtype) + tl.full((), rests[i], squared.dtype)
+        if RBF:
+            down = -1.0 / scale
+            one = exp(squared * down)
+            k += one
+            slope += one * down
+        else:
+            near = 1.0 / (squared + scale)
+            one = near * scale
+            k += one
+            slope -= one * near
     return k, slope
-
-
-@triton.jit
-def _one(squared, SCALE: tl.constexpr, RBF: tl.constexpr):
-    if RBF:
-        inverse: tl.constexpr = 1.0 / SCALE
-        k = exp(squared * -inverse)
-        return k, k * -inverse
-    else:
-        near = 1.0 / (squared + SCALE)
-        k = near * SCALE
-        return k, -k * near
