@@ -1,7 +1,6 @@
 // Mixtures of discretised logistics on the CPU, in the packed layout of PixelCNN++.
 #include "cpu/kernels.h"
 #include "cpu/rows.h"
-#include "cpu/stream.h"
 #include "math/likelihoods_pixels.h"
 
 namespace vaefast {
@@ -23,8 +22,7 @@ struct Layout {
 };
 
 // A run of positions: every parameter as up to kRun values side by side, then, in place, its
-// gradient. A
-// shorter run is padded with zeros to whole vectors of kLanes.
+// gradient. A shorter run is padded with zeros to whole vectors of kLanes.
 constexpr int64_t kRun = 128, kLanes = 16;
 // A power of two would put all parameters of a position into one set of the cache.
 constexpr int64_t kStride = kRun + kLanes;
@@ -265,15 +263,9 @@ void read_params(const RowNllArgs& args, const Positions& p, Scratch<T>& s) {
 template <class T>
 void write_grads(const RowNllArgs& args, const Positions& p, Scratch<T>& s) {
   if (args.inner > 1) {
-    const int64_t bytes = p.count * size_of(args.grad.dtype);
     for (int64_t c = 0; c < args.classes; ++c) {
-      const T* values = s.params + kStride * c;
-      char* to = grad_at(args, p.row, c, p.at);
-      if (args.grad.stream && same_type(args.grad.dtype, values)) {
-        stream_copy(values, to, bytes);
-      } else {
-        narrow(values, args.grad.dtype, to, p.count);
-      }
+      const int64_t start = (p.row * args.classes + c) * args.inner + p.at;
+      put_out(args.grad, start, p.count, s.params + kStride * c);
     }
     return;
   }

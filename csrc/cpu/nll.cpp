@@ -150,8 +150,9 @@ struct Others {
 // others done by themselves.
 template <class F, bool kGrad, class T>
 void evaluate_counts(const F likelihood, int64_t n, const T* x, const T* const* params, T* value,
-                     T* const* grads, T factor, Others<T>& others) {
+                     T* const* grads, T factor) {
   constexpr int kParams = F::kParams;
+  Others<T> others;
   const int64_t count = others.find(x, n);
   if (2 * count > n)
     return evaluate<F, kGrad, Counts::kAny>(likelihood, n, x, params, value, grads, factor);
@@ -175,9 +176,9 @@ void evaluate_counts(const F likelihood, int64_t n, const T* x, const T* const* 
 
 template <class F, bool kGrad, class T>
 void evaluate_tile(const F likelihood, int64_t n, const T* x, const T* const* params, T* value,
-                   T* const* grads, T factor, Others<T>& others) {
+                   T* const* grads, T factor) {
   if constexpr (kSplitsZeros<F>) {
-    evaluate_counts<F, kGrad>(likelihood, n, x, params, value, grads, factor, others);
+    evaluate_counts<F, kGrad>(likelihood, n, x, params, value, grads, factor);
   } else {
     evaluate<F, kGrad, Counts::kAny>(likelihood, n, x, params, value, grads, factor);
   }
@@ -203,7 +204,6 @@ bool run(const NllArgs& args) {
 #pragma omp parallel num_threads(args.threads) if (args.threads > 1)
   {
     Buffers<T> b;
-    Others<T> others;
 #pragma omp for schedule(static) nowait
     for (int64_t index = 0; index < tiling.count; ++index) {
       const Tile tile = tiling.tile(index);
@@ -220,9 +220,9 @@ bool run(const NllArgs& args) {
       const bool into_loss = args.reduce == Reduce::kElem;
       T* value = into_loss ? static_cast<T*>(args.loss) + start : b.value;
       if (any_grad) {
-        evaluate_tile<F, true>(likelihood, n, x, params, value, grads, grad_factor, others);
+        evaluate_tile<F, true>(likelihood, n, x, params, value, grads, grad_factor);
       } else {
-        evaluate_tile<F, false>(likelihood, n, x, params, value, grads, grad_factor, others);
+        evaluate_tile<F, false>(likelihood, n, x, params, value, grads, grad_factor);
       }
       weigh(args.mask, args.weight, tile, value, b.spare);
       for (int j = 0; j < kParams; ++j) {

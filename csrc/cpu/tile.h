@@ -116,17 +116,23 @@ static T* destination(const Output& out, int64_t start, T* buffer) {
   return in_place ? static_cast<T*>(out.data) + start : buffer;
 }
 
+// Brings at most a tile's computed values to where they belong.
 template <class T>
-static void finish(const Output& out, int64_t start, int64_t n, const T* values) {
-  const bool same = same_type(out.dtype, values);
-  if (same && !out.stream) return;
+static void put_out(const Output& out, int64_t start, int64_t n, const T* values) {
   const int64_t width = size_of(out.dtype);
   char* to = static_cast<char*>(out.data) + start * width;
   if (!out.stream) return narrow(values, out.dtype, to, n);
-  if (same) return stream_copy(values, to, n * width);
+  if (same_type(out.dtype, values)) return stream_copy(values, to, n * width);
   alignas(64) char narrowed[kTile<T> * sizeof(T)];
   narrow(values, out.dtype, narrowed, n);
   stream_copy(narrowed, to, n * width);
+}
+
+// As `put_out`, for values that `destination` said where to compute.
+template <class T>
+static void finish(const Output& out, int64_t start, int64_t n, const T* values) {
+  if (same_type(out.dtype, values) && !out.stream) return;
+  put_out(out, start, n, values);
 }
 
 // Eight running sums in double, then a tree: what a short row takes.

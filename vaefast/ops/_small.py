@@ -56,15 +56,17 @@ def sample_kl(
     return result
 
 
-def keep_sample_kl(
+def keep_posterior(
     mu: Tensor, scale: Tensor, settings: tuple[object, ...], options: Posterior
 ) -> None:
-    """Makes the recipe of a call that went the long way, if one can be made."""
+    """Makes the recipe of a call, with a sample or of the KL alone, that went the long way, if one
+    can be made."""
     if options.reduce in ("sample", "sum") and _may_be_small(mu, scale):
         from ..backends.native import small
 
+        kind = small.SmallKl if options.num_samples < 0 else small.SmallSampleKl
         if mu.dtype == scale.dtype and small.fits(mu, scale):
-            _keep((mu, scale), settings, (small.SmallSampleKl(mu, scale, options), options))
+            _keep((mu, scale), settings, (kind(mu, scale, options), options))
 
 
 class _SmallSampleKL(torch.autograd.Function):
@@ -111,17 +113,6 @@ def gaussian_kl(mu: Tensor, scale: Tensor, settings: tuple[object, ...]) -> Tens
     else:
         kl = recipe[0].forward(mu, scale)
     return kl
-
-
-def keep_gaussian_kl(
-    mu: Tensor, scale: Tensor, settings: tuple[object, ...], options: Posterior
-) -> None:
-    """Makes the recipe of a call that went the long way, if one can be made."""
-    if options.reduce in ("sample", "sum") and _may_be_small(mu, scale):
-        from ..backends.native import small
-
-        if mu.dtype == scale.dtype and small.fits(mu, scale):
-            _keep((mu, scale), settings, (small.SmallKl(mu, scale, options), options))
 
 
 class _SmallKL(torch.autograd.Function):

@@ -103,7 +103,7 @@ def gaussian_kl(
     )
     assert kl is not None
     if standard:
-        _small.keep_gaussian_kl(mu, scale, settings, options)
+        _small.keep_posterior(mu, scale, settings, options)
     if free_bits > 0:
         kl = _with_free_bits(kl, free_bits, free_bits_per, reduction, mu.shape)
     if reduction == "mean" and mask is not None:

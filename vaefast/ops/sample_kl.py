@@ -93,7 +93,7 @@ def sample_kl(
     )
     assert z is not None and kl is not None
     if standard:
-        _small.keep_sample_kl(mu, scale, settings, options)
+        _small.keep_posterior(mu, scale, settings, options)
     if reduction == "mean" and mask is not None:
         kl = kl * mu.numel() / mask.expand(mu.shape).sum()
     return z, kl
