@@ -49,14 +49,6 @@ VAEFAST_FN char* grad_at(const RowNllArgs& args, int64_t row, int64_t c, int64_t
   return static_cast<char*>(args.grad.data) + index * size_of(args.grad.dtype);
 }
 
-// Brings `bytes` into the cache, to be read or written.
-template <bool kWrite = false>
-VAEFAST_FN void fetch(const char* from, int64_t bytes) {
-#if defined(__GNUC__)
-  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, kWrite ? 1 : 0);
-#endif
-}
-
 // n stored elements where they lie, or converted into `buffer`.
 template <class T>
 VAEFAST_FN const T* in_type(DType dtype, const char* source, T* buffer, int64_t n) {

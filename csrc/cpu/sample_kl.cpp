@@ -23,7 +23,7 @@ template <class T>
 struct ForwardBuffers {
   Posterior<T> q;
   NoiseBuffer<T> noise;
-  T kl[kTile<T>], z[kTile<T>];
+  T kl[kTile<T>], z[kTile<T>], spare[kTile<T>];
 };
 
 // dz/dscale = temperature sigma eps / 2 dlogvar/dscale.
@@ -74,6 +74,65 @@ void kl_tile(const SampleKlArgs& args, const Tile& tile, ForwardBuffers<T>& b) {
   weigh(args.mask, args.weight, tile, b.kl, b.z);
 }
 
+// The usual call: one sample of a posterior given by its log-variance, and the KL to N(0, I).
+bool usual(const SampleKlArgs& args) {
+  return args.param == Param::kLogvar && args.clamp == Clamp::kNone && !has_prior(args) &&
+         args.samples == 1 && args.reduce != Reduce::kNone;
+}
+
+template <class T>
+void usual_loop(int64_t n, T temperature, const T* __restrict mu, const T* __restrict logvar,
+                const T* __restrict eps, T* __restrict z, T* __restrict derivative,
+                T* __restrict kl) {
+  for (int64_t i = 0; i < n; ++i) {
+    T std, rest;
+    std_and_kl(logvar[i], std, rest);
+    const T noise = temperature * std * eps[i];
+    z[i] = mu[i] + noise;
+    derivative[i] = T(0.5) * noise;
+    kl[i] = madd(T(0.5) * mu[i], mu[i], rest);
+  }
+}
+
+// Elements of a tile between two looks ahead.
+constexpr int64_t kChunk = 64;
+
+template <class T>
+void usual_tile(const SampleKlArgs& args, const Tile& tile, const Tile& next,
+                ForwardBuffers<T>& b) {
+  const int64_t n = tile.size(), start = tile.start(args.shape);
+  const Output kept{args.kept, args.wide ? DType::kF64 : DType::kF32, args.stream_kept};
+  Ahead ahead;
+  ahead.read(args.mu, next);
+  ahead.read(args.scale, next);
+  ahead.write(args.z, next.start(args.shape));
+  ahead.write(kept, next.start(args.shape));
+  const T* eps = load_noise(args, tile, 0, b.noise);
+  const T* mu = load(args.mu, tile, b.q.mu_buffer);
+  const T* logvar = load(args.scale, tile, b.q.scale_buffers.raw);
+  T* z = destination(args.z, start, b.z);
+  T* derivative = kept ? destination(kept, start, b.spare) : b.spare;
+  for (int64_t i = 0; i < n; i += kChunk) {
+    const int64_t m = n - i < kChunk ? n - i : kChunk;
+    ahead.bring(i, m);
+    usual_loop(m, T(args.temperature), mu + i, logvar + i, eps + i, z + i, derivative + i,
+               b.kl + i);
+  }
+  finish(args.z, start, n, z);
+  if (kept) finish(kept, start, n, derivative);
+  weigh(args.mask, args.weight, tile, b.kl, b.z);
+}
+
+// The sample and the KL of a tile; `next` is the one after it.
+template <class T>
+void forward_tile(const SampleKlArgs& args, const Tile& tile, const Tile& next,
+                  ForwardBuffers<T>& b) {
+  if (usual(args)) return usual_tile(args, tile, next, b);
+  b.q.load_tile(args, tile, args.samples > 0);
+  sample_tile(args, tile, b);
+  if (args.reduce != Reduce::kNone) kl_tile(args, tile, b);
+}
+
 // The sum over the batch for each place in a sample: blocks of samples at fixed places.
 template <class T>
 bool kl_per_dim(const SampleKlArgs& args) {
@@ -94,9 +153,7 @@ bool kl_per_dim(const SampleKlArgs& args) {
     for (int64_t index = 0; index < tiling.count; ++index) {
       Tile tile = tiling.tile(index);
       tile.row += first;
-      b.q.load_tile(args, tile, args.samples > 0);
-      sample_tile(args, tile, b);
-      kl_tile(args, tile, b);
+      forward_tile(args, tile, tile, b);
       for (int64_t r = 0; r < tile.rows; ++r) {
         double* to = sums + block * width + (tile.row + r) % shape.segments * shape.cols + tile.col;
         const T* from = b.kl + r * tile.cols;
@@ -130,10 +187,8 @@ bool forward(const SampleKlArgs& args) {
 #pragma omp for schedule(static) nowait
     for (int64_t index = 0; index < tiling.count; ++index) {
       const Tile tile = tiling.tile(index);
-      b.q.load_tile(args, tile, args.samples > 0);
-      sample_tile(args, tile, b);
+      forward_tile(args, tile, tiling.following(index), b);
       if (args.reduce == Reduce::kNone) continue;
-      kl_tile(args, tile, b);
       if (rows) {
         sum_rows(tiling, index, tile, b.kl, slot);
       } else if (sums) {
@@ -268,9 +323,55 @@ void add_up(double* sums, const View& view, const Tile& tile, const T* values) {
   }
 }
 
+// The backward pass of the usual call, where all is wanted and the derivative was kept.
+bool usual_backward(const SampleKlArgs& args) {
+  return usual(args) && args.kept != nullptr && args.grad_z && args.grad_kl && args.grad_mu &&
+         args.grad_scale && !args.mask && !args.weight;
+}
+
 template <class T>
-void backward_tile(const SampleKlArgs& args, const Tile& tile, int64_t block,
+void usual_backward_loop(int64_t n, T factor, const T* __restrict mu, const T* __restrict logvar,
+                         const T* __restrict grad_z, const T* __restrict grad_kl,
+                         const T* derivative, T* __restrict grad_mu, T* grad_scale) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    const T g = grad_kl[i] * factor;
+    grad_mu[i] = madd(g, mu[i], grad_z[i]);
+    grad_scale[i] = madd(T(0.5) * g, expm1(logvar[i]), grad_z[i] * derivative[i]);
+  }
+}
+
+template <class T>
+void usual_backward_tile(const SampleKlArgs& args, const Tile& tile, const Tile& next,
+                         BackwardBuffers<T>& b) {
+  const int64_t n = tile.size(), start = tile.start(args.shape);
+  Ahead ahead;
+  ahead.read(args.mu, next);
+  ahead.read(args.scale, next);
+  ahead.read(args.grad_z, next);
+  ahead.write({args.kept, args.wide ? DType::kF64 : DType::kF32, false}, next.start(args.shape));
+  ahead.write(args.grad_mu, next.start(args.shape));
+  const T* mu = load(args.mu, tile, b.q.mu_buffer);
+  const T* logvar = load(args.scale, tile, b.q.scale_buffers.raw);
+  const T* grad_z = load(args.grad_z, tile, b.z_mu);
+  const T* grad_kl = load(args.grad_kl, tile, b.upstream);
+  const T* derivative = static_cast<const T*>(args.kept) + start;
+  T* grad_mu = destination(args.grad_mu, start, b.kl_mu);
+  T* grad_scale = destination(args.grad_scale, start, b.kl_scale);
+  for (int64_t i = 0; i < n; i += kChunk) {
+    const int64_t m = n - i < kChunk ? n - i : kChunk;
+    ahead.bring(i, m);
+    usual_backward_loop(m, T(args.factor), mu + i, logvar + i, grad_z + i, grad_kl + i,
+                        derivative + i, grad_mu + i, grad_scale + i);
+  }
+  finish(args.grad_mu, start, n, grad_mu);
+  finish(args.grad_scale, start, n, grad_scale);
+}
+
+template <class T>
+void backward_tile(const SampleKlArgs& args, const Tile& tile, const Tile& next, int64_t block,
                    BackwardBuffers<T>& b) {
+  if (usual_backward(args)) return usual_backward_tile(args, tile, next, b);
   const int64_t n = tile.size(), start = tile.start(args.shape);
   const bool remake = args.grad_z && args.grad_scale && args.kept == nullptr;
   b.q.load_tile(args, tile, remake);
@@ -305,7 +406,7 @@ bool backward(const SampleKlArgs& args) {
       const int64_t first = sums ? tiling.count * block / blocks : block;
       const int64_t last = sums ? tiling.count * (block + 1) / blocks : block + 1;
       for (int64_t index = first; index < last; ++index)
-        backward_tile(args, tiling.tile(index), block, b);
+        backward_tile(args, tiling.tile(index), tiling.following(index), block, b);
     }
     stream_end();
   }

@@ -61,6 +61,9 @@ struct Tiling {
     const int64_t row = index * rows_per_tile, left = shape.rows - row;
     return {row, left < rows_per_tile ? left : rows_per_tile, 0, shape.cols};
   }
+
+  // The tile after it, or itself where it is the last.
+  Tile following(int64_t index) const { return tile(index + 1 < count ? index + 1 : index); }
 };
 
 VAEFAST_FN const char* row_pointer(const View& view, int64_t row, int64_t col) {
@@ -74,6 +77,14 @@ VAEFAST_FN bool dense(const View& view, const Tile& tile) {
   if (tile.rows == 1) return true;
   return view.div == 1 && view.row_stride == tile.cols &&
          tile.row % view.mod + tile.rows <= view.mod;
+}
+
+// Brings `bytes` into the cache, to be read or written.
+template <bool kWrite = false>
+VAEFAST_FN void fetch(const char* from, int64_t bytes) {
+#if defined(__GNUC__)
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, kWrite ? 1 : 0);
+#endif
 }
 
 template <class T>
@@ -116,6 +127,34 @@ static T* destination(const Output& out, int64_t start, T* buffer) {
   return in_place ? static_cast<T*>(out.data) + start : buffer;
 }
 
+// Where the next tile's operands and results lie, to be brought into the cache bit by bit while
+// this tile is computed: all at once they would wait for one another.
+struct Ahead {
+  static constexpr int kMost = 6;
+  const char* from[kMost];
+  int64_t width[kMost];
+  int count = 0;
+
+  void read(const View& view, const Tile& tile) {
+    if (dense(view, tile)) add(row_pointer(view, tile.row, tile.col), size_of(view.dtype));
+  }
+
+  void write(const Output& out, int64_t start) {
+    const int64_t size = size_of(out.dtype);
+    if (out && !out.stream) add(static_cast<const char*>(out.data) + start * size, size);
+  }
+
+  void add(const char* at, int64_t size) {
+    from[count] = at;
+    width[count++] = size;
+  }
+
+  // Elements [i, i + n) of each.
+  void bring(int64_t i, int64_t n) const {
+    for (int j = 0; j < count; ++j) fetch(from[j] + i * width[j], n * width[j]);
+  }
+};
+
 // Brings at most a tile's computed values to where they belong.
 template <class T>
 static void put_out(const Output& out, int64_t start, int64_t n, const T* values) {
@@ -147,11 +186,30 @@ VAEFAST_FN double sum_wide(const T* values, int64_t n) {
          ((total[4] + total[5]) + (total[6] + total[7]));
 }
 
+typedef float Lanes __attribute__((vector_size(64)));
+
+// Lanes in double, halved until one is left.
+VAEFAST_FN double sum_lanes(const Lanes& lanes) {
+  typedef float F8 __attribute__((vector_size(32)));
+  typedef double D8 __attribute__((vector_size(64)));
+  typedef double D4 __attribute__((vector_size(32)));
+  typedef double D2 __attribute__((vector_size(16)));
+  F8 f[2];
+  memcpy(f, &lanes, sizeof f);
+  const D8 eight = __builtin_convertvector(f[0], D8) + __builtin_convertvector(f[1], D8);
+  D4 four[2];
+  memcpy(four, &eight, sizeof four);
+  const D4 half = four[0] + four[1];
+  D2 two[2];
+  memcpy(two, &half, sizeof two);
+  const D2 quarter = two[0] + two[1];
+  return quarter[0] + quarter[1];
+}
+
 // 16 running sums in each of four registers, then double: a tile's sum is pairwise in effect.
 // The vector type carries the order of the additions, so every instruction set gives its own bits.
 VAEFAST_FN double sum(const float* values, int64_t n) {
   if (n < 64) return sum_wide(values, n);
-  typedef float Lanes __attribute__((vector_size(64)));
   Lanes total[4] = {};
   int64_t i = 0;
   for (; i + 64 <= n; i += 64) {
@@ -162,9 +220,8 @@ VAEFAST_FN double sum(const float* values, int64_t n) {
     }
   }
   const Lanes lanes = (total[0] + total[1]) + (total[2] + total[3]);
-  float tree[16];
-  memcpy(tree, &lanes, sizeof tree);
-  return sum_wide(tree, 16) + sum_wide(values + i, n - i);
+  const double whole = sum_lanes(lanes);
+  return i == n ? whole : whole + sum_wide(values + i, n - i);
 }
 
 VAEFAST_FN double sum(const double* values, int64_t n) { return sum_wide(values, n); }

@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "math/gamma.h"
-#include "math/special.h"
+#include "math/gaussian.h"
 
 namespace m = vaefast::VAEFAST_ISA;
 using real = long double;
@@ -43,6 +43,20 @@ VAEFAST_FN T cos_2pi(T u) {
   return c;
 }
 
+template <class T>
+VAEFAST_FN T std_of(T x) {
+  T std, kl;
+  m::std_and_kl(x, std, kl);
+  return std;
+}
+
+template <class T>
+VAEFAST_FN T kl_of(T x) {
+  T std, kl;
+  m::std_and_kl(x, std, kl);
+  return kl;
+}
+
 LOOP(loop_exp, m::exp(x[i]))
 LOOP(loop_log, m::log(x[i]))
 LOOP(loop_log1p, m::log1p(x[i]))
@@ -50,6 +64,8 @@ LOOP(loop_log1p_finite, m::log1p_finite(x[i]))
 LOOP(loop_exp_normal, m::exp_normal(x[i]))
 LOOP(loop_expm1, m::expm1(x[i]))
 LOOP(loop_expm1_minus_x, m::expm1_minus_x(x[i]))
+LOOP(loop_std_of, std_of(x[i]))
+LOOP(loop_kl_of, kl_of(x[i]))
 LOOP(loop_softplus, m::softplus(x[i]))
 LOOP(loop_sigmoid, m::sigmoid(x[i]))
 LOOP(loop_tanh, m::tanh(x[i]))
@@ -62,6 +78,7 @@ LOOP(loop_digamma, m::digamma(x[i]))
 // ---- the truth
 
 real exp_ref(real x) { return std::exp(x); }
+real std_ref(real x) { return std::exp(x / 2); }
 real log_ref(real x) { return std::log(x); }
 real log1p_ref(real x) { return std::log1p(x); }
 real expm1_ref(real x) { return std::expm1(x); }
@@ -77,6 +94,8 @@ real expm1_minus_x_ref(real x) {
   for (int k = 25; k >= 2; --k) sum = (sum * x + 1) / k;
   return sum * x * x;
 }
+
+real kl_ref(real x) { return expm1_minus_x_ref(x) / 2; }
 
 const real kHalfPi = 1.57079632679489661923132169163975144L;
 
@@ -211,6 +230,8 @@ void sweep_all(long points) {
       {"exp_normal", loop_exp_normal<T>, exp_ref, 1, 1, {{f ? T(-87.3) : T(-708), 88, false}}},
       {"expm1", loop_expm1<T>, expm1_ref, 1.5, 1.5, exponent},
       {"expm1_minus_x", loop_expm1_minus_x<T>, expm1_minus_x_ref, 3, 3, exponent},
+      {"std_of", loop_std_of<T>, std_ref, 1, 1, exponent},
+      {"kl_of", loop_kl_of<T>, kl_ref, 5, 5, exponent},
       {"log",
        loop_log<T>,
        log_ref,
@@ -290,6 +311,10 @@ void edges() {
         {tiny, tiny},
         {top * T(1.000001), inf}}},
       {"expm1_minus_x", loop_expm1_minus_x<T>, {{inf, inf}, {-inf, inf}, {0, 0}, {far, inf}}},
+      {"std_of", loop_std_of<T>, {{inf, inf}, {-inf, 0}, {0, 1}, {far, inf}}},
+      {"kl_of",
+       loop_kl_of<T>,
+       {{inf, inf}, {-inf, inf}, {0, 0}, {far, inf}, {-far, (far - 1) / 2}}},
       {"log",
        loop_log<T>,
        {{inf, inf},
