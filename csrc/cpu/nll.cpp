@@ -79,7 +79,7 @@ const T* load_target(const NllArgs& args, const Tile& tile, Buffers<T>& b) {
 // seven of them then ran as a scalar loop (45 ns an element for 4).
 template <class F, bool kGrad, Counts kCounts, class T>
 void evaluate(const F likelihood, int64_t n, const T* x, const T* const* params, T* value,
-              T* const* grads, T factor) {
+              T* const* grads, T factor, const Ahead& ahead) {
   constexpr int kParams = F::kParams;
   const T* p0 = params[0];
   const T* p1 = params[kParams > 1 ? 1 : 0];
@@ -87,21 +87,25 @@ void evaluate(const F likelihood, int64_t n, const T* x, const T* const* params,
   T* g0 = grads[0];
   T* g1 = grads[kParams > 1 ? 1 : 0];
   T* g2 = grads[kParams > 2 ? 2 : 0];
-  // No two of these arrays overlap, which GCC would otherwise test for at run time, or give up.
+  for (int64_t first = 0; first < n; first += kChunk) {
+    const int64_t last = n - first < kChunk ? n : first + kChunk;
+    ahead.bring(first, last - first);
+    // No two of these arrays overlap, which GCC would otherwise test for at run time, or give up.
 #pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) {
-    const T theta[3] = {p0[i], p1[i], p2[i]};
-    T grad[3];
-    if constexpr (kCounts == Counts::kAny) {
-      value[i] = likelihood.template nll<kGrad>(x[i], theta, grad);
-    } else {
-      value[i] = likelihood.template nll<kGrad, kCounts>(kCounts == Counts::kZero ? T(0) : x[i],
-                                                         theta, grad);
-    }
-    if constexpr (kGrad) {
-      g0[i] = grad[0] * factor;
-      if constexpr (kParams > 1) g1[i] = grad[1] * factor;
-      if constexpr (kParams > 2) g2[i] = grad[2] * factor;
+    for (int64_t i = first; i < last; ++i) {
+      const T theta[3] = {p0[i], p1[i], p2[i]};
+      T grad[3];
+      if constexpr (kCounts == Counts::kAny) {
+        value[i] = likelihood.template nll<kGrad>(x[i], theta, grad);
+      } else {
+        value[i] = likelihood.template nll<kGrad, kCounts>(kCounts == Counts::kZero ? T(0) : x[i],
+                                                           theta, grad);
+      }
+      if constexpr (kGrad) {
+        g0[i] = grad[0] * factor;
+        if constexpr (kParams > 1) g1[i] = grad[1] * factor;
+        if constexpr (kParams > 2) g2[i] = grad[2] * factor;
+      }
     }
   }
 }
@@ -150,12 +154,12 @@ struct Others {
 // others done by themselves.
 template <class F, bool kGrad, class T>
 void evaluate_counts(const F likelihood, int64_t n, const T* x, const T* const* params, T* value,
-                     T* const* grads, T factor) {
+                     T* const* grads, T factor, const Ahead& ahead) {
   constexpr int kParams = F::kParams;
   Others<T> others;
   const int64_t count = others.find(x, n);
   if (2 * count > n)
-    return evaluate<F, kGrad, Counts::kAny>(likelihood, n, x, params, value, grads, factor);
+    return evaluate<F, kGrad, Counts::kAny>(likelihood, n, x, params, value, grads, factor, ahead);
   // Before the gradients are written: they may lie where the parameters do.
   const T* dense[kMaxParams];
   T* dense_grads[kMaxParams];
@@ -165,10 +169,10 @@ void evaluate_counts(const F likelihood, int64_t n, const T* x, const T* const* 
     dense[j] = others.params[j];
     dense_grads[j] = others.grads[j];
   }
-  evaluate<F, kGrad, Counts::kZero>(likelihood, n, x, params, value, grads, factor);
+  evaluate<F, kGrad, Counts::kZero>(likelihood, n, x, params, value, grads, factor, ahead);
   const int64_t padded = (count + others.kLanes - 1) / others.kLanes * others.kLanes;
   evaluate<F, kGrad, Counts::kOther>(likelihood, padded, others.x, dense, others.value, dense_grads,
-                                     factor);
+                                     factor, {});
   others.scatter(others.value, count, value);
   if constexpr (kGrad)
     for (int j = 0; j < kParams; ++j) others.scatter(others.grads[j], count, grads[j]);
@@ -176,11 +180,11 @@ void evaluate_counts(const F likelihood, int64_t n, const T* x, const T* const* 
 
 template <class F, bool kGrad, class T>
 void evaluate_tile(const F likelihood, int64_t n, const T* x, const T* const* params, T* value,
-                   T* const* grads, T factor) {
+                   T* const* grads, T factor, const Ahead& ahead) {
   if constexpr (kSplitsZeros<F>) {
-    evaluate_counts<F, kGrad>(likelihood, n, x, params, value, grads, factor);
+    evaluate_counts<F, kGrad>(likelihood, n, x, params, value, grads, factor, ahead);
   } else {
-    evaluate<F, kGrad, Counts::kAny>(likelihood, n, x, params, value, grads, factor);
+    evaluate<F, kGrad, Counts::kAny>(likelihood, n, x, params, value, grads, factor, ahead);
   }
 }
 
@@ -217,12 +221,19 @@ bool run(const NllArgs& args) {
         grads[j] = args.grads[j] && j != args.scalar ? destination(args.grads[j], start, b.grads[j])
                                                      : b.grads[j];
       }
+      const Tile next = tiling.following(index);
+      Ahead ahead;
+      if (args.row_starts == nullptr) ahead.read(args.target, next);
+      for (int j = 0; j < kParams; ++j) {
+        ahead.read(args.params[j], next);
+        if (j != args.scalar) ahead.write(args.grads[j], next.start(args.shape));
+      }
       const bool into_loss = args.reduce == Reduce::kElem;
       T* value = into_loss ? static_cast<T*>(args.loss) + start : b.value;
       if (any_grad) {
-        evaluate_tile<F, true>(likelihood, n, x, params, value, grads, grad_factor);
+        evaluate_tile<F, true>(likelihood, n, x, params, value, grads, grad_factor, ahead);
       } else {
-        evaluate_tile<F, false>(likelihood, n, x, params, value, grads, grad_factor);
+        evaluate_tile<F, false>(likelihood, n, x, params, value, grads, grad_factor, ahead);
       }
       weigh(args.mask, args.weight, tile, value, b.spare);
       for (int j = 0; j < kParams; ++j) {

@@ -94,9 +94,6 @@ void usual_loop(int64_t n, T temperature, const T* __restrict mu, const T* __res
   }
 }
 
-// Elements of a tile between two looks ahead.
-constexpr int64_t kChunk = 64;
-
 template <class T>
 void usual_tile(const SampleKlArgs& args, const Tile& tile, const Tile& next,
                 ForwardBuffers<T>& b) {

@@ -79,11 +79,11 @@ VAEFAST_FN bool dense(const View& view, const Tile& tile) {
          tile.row % view.mod + tile.rows <= view.mod;
 }
 
-// Brings `bytes` into the cache, to be read or written.
+// Brings `bytes` into the second-level cache, to be read or written.
 template <bool kWrite = false>
 VAEFAST_FN void fetch(const char* from, int64_t bytes) {
 #if defined(__GNUC__)
-  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, kWrite ? 1 : 0);
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, kWrite ? 1 : 0, 2);
 #endif
 }
 
@@ -127,10 +127,13 @@ static T* destination(const Output& out, int64_t start, T* buffer) {
   return in_place ? static_cast<T*>(out.data) + start : buffer;
 }
 
+// Elements of a tile between two looks ahead.
+constexpr int64_t kChunk = 64;
+
 // Where the next tile's operands and results lie, to be brought into the cache bit by bit while
 // this tile is computed: all at once they would wait for one another.
 struct Ahead {
-  static constexpr int kMost = 6;
+  static constexpr int kMost = 2 * kMaxParams + 1;
   const char* from[kMost];
   int64_t width[kMost];
   int count = 0;
