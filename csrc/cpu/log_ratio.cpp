@@ -9,39 +9,58 @@ namespace {
 
 // Per element, with P the precision 1 / sigma^2 of q and of p:
 //   0.5 ((z - mu)^2 P_q - (z - prior_mu)^2 P_p + constant).
-// Without a prior P_p is 0, so -log q remains.
+// Without a prior of the caller's own P_p is 1, for N(0, I), or 0, so that -log q remains: then
+// nothing of the prior is read, as the buffers of a tile would no longer fit the L1 cache.
 template <class T>
 struct Densities {
   Posterior<T> q;
-  T precision[kTile<T>], constant[kTile<T>], prior_precision[kTile<T>], zero[kTile<T>];
-  const T *mu, *prior_mu;
+  T precision[kTile<T>], prior_precision[kTile<T>], constant_buffer[kTile<T>];
+  const T *mu, *prior_mu, *constant;
+  bool prior;
+  T standard, rest;
 
   void load_tile(const LogRatioArgs& args, const Tile& tile) {
+    constexpr double kLog2Pi = 1.8378770664093454836;
     const int64_t n = tile.size();
     q.load_tile(args.q, tile, false);
     mu = q.mu;
-    const T* logvar = q.scale.logvar;
-    if (args.prior && has_prior(args.q)) {
-      prior_mu = q.prior_mu;
-      const T* prior_logvar = q.prior.logvar;
-      for (int64_t i = 0; i < n; ++i) {
-        precision[i] = exp(-logvar[i]);
-        prior_precision[i] = exp(-prior_logvar[i]);
-        constant[i] = logvar[i] - prior_logvar[i];
-      }
-      return;
-    }
-    constexpr double kLog2Pi = 1.8378770664093454836;
-    const T standard = args.prior ? T(1) : T(0), rest = args.prior ? T(0) : T(kLog2Pi);
+    constant = q.scale.logvar;
+    prior = args.prior && has_prior(args.q);
+    standard = args.prior ? T(1) : T(0);
+    rest = args.prior ? T(0) : T(kLog2Pi);
+    for (int64_t i = 0; i < n; ++i) precision[i] = exp(-constant[i]);
+    if (!prior) return;
+    prior_mu = q.prior_mu;
+    const T* prior_logvar = q.prior.logvar;
     for (int64_t i = 0; i < n; ++i) {
-      precision[i] = exp(-logvar[i]);
-      prior_precision[i] = standard;
-      constant[i] = logvar[i] + rest;
-      zero[i] = T(0);
+      prior_precision[i] = exp(-prior_logvar[i]);
+      constant_buffer[i] = constant[i] - prior_logvar[i];
     }
-    prior_mu = zero;
+    constant = constant_buffer;
+  }
+
+  template <bool kPrior>
+  T far(const T* z, int64_t i) const {
+    if constexpr (kPrior) return z[i] - prior_mu[i];
+    return z[i];
+  }
+
+  template <bool kPrior>
+  T push(T far, int64_t i) const {
+    if constexpr (kPrior) return far * prior_precision[i];
+    return far * standard;
   }
 };
+
+template <bool kPrior, class T>
+void ratios(const Densities<T>& b, int64_t n, const T* z, T* __restrict value) {
+  const T rest = b.rest;
+  for (int64_t i = 0; i < n; ++i) {
+    const T near = z[i] - b.mu[i], far = b.template far<kPrior>(z, i);
+    const T gap = near * near * b.precision[i] - far * b.template push<kPrior>(far, i);
+    value[i] = T(0.5) * (gap + (b.constant[i] + rest));
+  }
+}
 
 template <class T>
 bool forward(const LogRatioArgs& args) {
@@ -61,14 +80,14 @@ bool forward(const LogRatioArgs& args) {
       const int64_t n = tile.size();
       b.load_tile(args, tile);
       for (int64_t k = 0; k < q.samples; ++k) {
-        Tile place = tile;
+        Tile place = tile, next = tile;
         place.row += k * q.shape.rows;
+        next.row = place.row + q.shape.rows;
+        Ahead ahead;
+        if (k + 1 < q.samples) ahead.read(args.z, next);
+        ahead.bring(0, n);
         const T* z = load(args.z, place, buffer);
-        for (int64_t i = 0; i < n; ++i) {
-          const T near = z[i] - b.mu[i], far = z[i] - b.prior_mu[i];
-          value[i] = T(0.5) * (near * near * b.precision[i] - far * far * b.prior_precision[i] +
-                               b.constant[i]);
-        }
+        b.prior ? ratios<true>(b, n, z, value) : ratios<false>(b, n, z, value);
         sum_rows(tiling, index, tile, value, slot + k * n_slots);
       }
     }
@@ -84,26 +103,38 @@ struct Gradients {
   T mu[kTile<T>], scale[kTile<T>], prior_mu[kTile<T>], prior_scale[kTile<T>];
 };
 
+template <bool kPrior, class T>
+void gradients(const Densities<T>& b, int64_t n, const T* z, const T* upstream, T* __restrict out,
+               T* __restrict mu, T* __restrict scale) {
+  for (int64_t i = 0; i < n; ++i) {
+    const T g = upstream[i], near = z[i] - b.mu[i], pull = near * b.precision[i];
+    out[i] = g * (pull - b.template push<kPrior>(b.template far<kPrior>(z, i), i));
+    mu[i] -= g * pull;
+    scale[i] += g * (T(1) - near * pull);
+  }
+}
+
 // Adds sample k's part to the parameters' gradients and puts out z's.
 template <class T>
 void sample_gradients(const LogRatioArgs& args, const Tile& tile, int64_t k, const Densities<T>& b,
                       T* z_buffer, T* upstream_buffer, T* out_buffer, Gradients<T>& sums) {
   const int64_t n = tile.size();
-  Tile place = tile;
+  Tile place = tile, next = tile;
   place.row += k * args.q.shape.rows;
+  next.row = place.row + args.q.shape.rows;
+  Ahead ahead;
+  if (k + 1 < args.q.samples) {
+    ahead.read(args.z, next);
+    ahead.write(args.grad_z, next.start(args.q.shape));
+  }
+  ahead.bring(0, n);
   const T* z = load(args.z, place, z_buffer);
   const T* upstream = load(args.upstream, place, upstream_buffer);
   const int64_t start = place.start(args.q.shape);
-  T* __restrict out = args.grad_z ? destination(args.grad_z, start, out_buffer) : out_buffer;
-  const bool prior = args.q.grad_prior_mu || args.q.grad_prior_scale;
-  for (int64_t i = 0; i < n; ++i) {
-    const T g = upstream[i], near = z[i] - b.mu[i], far = z[i] - b.prior_mu[i];
-    const T pull = near * b.precision[i], push = far * b.prior_precision[i];
-    out[i] = g * (pull - push);
-    sums.mu[i] -= g * pull;
-    sums.scale[i] += g * (T(1) - near * pull);
-  }
-  if (prior) {
+  T* out = args.grad_z ? destination(args.grad_z, start, out_buffer) : out_buffer;
+  b.prior ? gradients<true>(b, n, z, upstream, out, sums.mu, sums.scale)
+          : gradients<false>(b, n, z, upstream, out, sums.mu, sums.scale);
+  if (args.q.grad_prior_mu || args.q.grad_prior_scale) {
     for (int64_t i = 0; i < n; ++i) {
       const T g = upstream[i], far = z[i] - b.prior_mu[i], push = far * b.prior_precision[i];
       sums.prior_mu[i] += g * push;

@@ -43,9 +43,13 @@ template <class T>
 void sample_tile(const SampleKlArgs& args, const Tile& tile, ForwardBuffers<T>& b) {
   const int64_t n = tile.size();
   const T temperature = T(args.temperature);
+  const int64_t stride = args.shape.rows * args.shape.cols;
   for (int64_t k = 0; k < args.samples; ++k) {
+    const int64_t start = tile.start(args.shape) + k * stride;
+    Ahead ahead;
+    if (k + 1 < args.samples) ahead.write(args.z, start + stride);
+    ahead.bring(0, n);
     const T* eps = load_noise(args, tile, k, b.noise);
-    const int64_t start = tile.start(args.shape) + k * args.shape.rows * args.shape.cols;
     T* __restrict z = destination(args.z, start, b.z);
     const T* mu = b.q.mu;
     const T* std = b.q.scale.std;
@@ -252,39 +256,57 @@ void kl_gradients(const SampleKlArgs& args, const Tile& tile, BackwardBuffers<T>
   weigh(args.mask, {}, tile, b.kl_scale, b.spare);
 }
 
-// dz/dscale over the tile: what the forward pass kept, or made of the same noise again.
 template <class T>
-const T* derivative(const SampleKlArgs& args, const Tile& tile, int64_t k, BackwardBuffers<T>& b) {
-  if (args.kept != nullptr) return static_cast<const T*>(args.kept) + tile.start(args.shape);
-  scale_derivative(args, b.q.scale, tile.size(), load_noise(args, tile, k, b.noise), b.derivative);
-  return b.derivative;
+void add_sample(int64_t n, const T* upstream, const T* eps, T* __restrict mu, T* __restrict scale) {
+  for (int64_t i = 0; i < n; ++i) {
+    mu[i] += upstream[i];
+    scale[i] = madd(upstream[i], eps[i], scale[i]);
+  }
 }
 
-// z's part, in mu (dz/dmu = 1) and in scale, summed over the samples. Where there is one sample
-// its upstream gradient is the part in mu, and nothing is copied.
+// The same for several samples, whose noise is made again: dz/dscale's factors that they have in
+// common are left to the end.
+template <class T>
+const T* samples_gradients(const SampleKlArgs& args, const Tile& tile, BackwardBuffers<T>& b) {
+  const int64_t n = tile.size();
+  memset(b.z_mu, 0, static_cast<size_t>(n) * sizeof(T));
+  memset(b.derivative, 0, static_cast<size_t>(n) * sizeof(T));
+  for (int64_t k = 0; k < args.samples; ++k) {
+    Tile place = tile, next = tile;
+    place.row += k * args.shape.rows;
+    next.row = place.row + args.shape.rows;
+    Ahead ahead;
+    if (k + 1 < args.samples) ahead.read(args.grad_z, next);
+    ahead.bring(0, n);
+    const T* upstream = load(args.grad_z, place, b.spare);
+    if (args.grad_scale) {
+      add_sample(n, upstream, load_noise(args, tile, k, b.noise), b.z_mu, b.derivative);
+    } else {
+      for (int64_t i = 0; i < n; ++i) b.z_mu[i] += upstream[i];
+    }
+  }
+  if (args.grad_scale) scale_derivative(args, b.q.scale, n, b.derivative, b.z_scale);
+  return b.z_mu;
+}
+
+// z's part, in mu (dz/dmu = 1) and in scale. Where there is one sample its upstream gradient is the
+// part in mu, and nothing is copied; dz/dscale is what the forward pass kept, or made of the same
+// noise again.
 template <class T>
 const T* sample_gradients(const SampleKlArgs& args, const Tile& tile, BackwardBuffers<T>& b) {
   const int64_t n = tile.size();
-  if (args.samples == 1) {
-    const T* upstream = load(args.grad_z, tile, b.z_mu);
-    if (args.grad_scale) {
-      const T* slope = derivative(args, tile, 0, b);
-      for (int64_t i = 0; i < n; ++i) b.z_scale[i] = upstream[i] * slope[i];
-    }
-    return upstream;
+  if (args.samples > 1) return samples_gradients(args, tile, b);
+  const T* upstream = load(args.grad_z, tile, b.z_mu);
+  if (!args.grad_scale) return upstream;
+  const T* slope = static_cast<const T*>(args.kept);
+  if (slope != nullptr) {
+    slope += tile.start(args.shape);
+  } else {
+    scale_derivative(args, b.q.scale, n, load_noise(args, tile, 0, b.noise), b.derivative);
+    slope = b.derivative;
   }
-  memset(b.z_mu, 0, static_cast<size_t>(n) * sizeof(T));
-  memset(b.z_scale, 0, static_cast<size_t>(n) * sizeof(T));
-  for (int64_t k = 0; k < args.samples; ++k) {
-    Tile place = tile;
-    place.row += k * args.shape.rows;
-    const T* upstream = load(args.grad_z, place, b.spare);
-    for (int64_t i = 0; i < n; ++i) b.z_mu[i] += upstream[i];
-    if (!args.grad_scale) continue;
-    const T* slope = derivative(args, tile, k, b);
-    for (int64_t i = 0; i < n; ++i) b.z_scale[i] += upstream[i] * slope[i];
-  }
-  return b.z_mu;
+  for (int64_t i = 0; i < n; ++i) b.z_scale[i] = upstream[i] * slope[i];
+  return upstream;
 }
 
 // The sum of the two parts, either of which may be absent.

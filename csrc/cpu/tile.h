@@ -87,21 +87,48 @@ VAEFAST_FN void fetch(const char* from, int64_t bytes) {
 #endif
 }
 
+// Fills `n` places with a value. A whole number of vectors is written where there is `room` for it:
+// what lies behind is filled next.
+template <class T>
+VAEFAST_FN void fill(T* to, int64_t n, int64_t room, T value) {
+  constexpr int64_t kVector = 64 / sizeof(T);
+  const int64_t whole = (n + kVector - 1) / kVector * kVector;
+  if (whole > room) {
+    for (int64_t i = 0; i < n; ++i) to[i] = value;
+    return;
+  }
+  for (int64_t i = 0; i < whole; i += kVector)
+    for (int64_t j = 0; j < kVector; ++j) to[i + j] = value;
+}
+
 template <class T>
 static void gather(const View& view, const Tile& tile, T* buffer) {
   if (dense(view, tile)) {
     widen(view.dtype, row_pointer(view, tile.row, tile.col), buffer, tile.size());
     return;
   }
-  for (int64_t r = 0; r < tile.rows; ++r) {
-    const char* source = row_pointer(view, tile.row + r, tile.col);
-    T* target = buffer + r * tile.cols;
+  // The place of a row, kept without a division for each.
+  int64_t at = tile.row / view.div % view.mod, left = view.div - tile.row % view.div;
+  const char* base = static_cast<const char*>(view.data);
+  const int64_t size = size_of(view.dtype), stride = view.row_stride * size;
+  base += tile.col * view.col_stride * size;
+  T* target = buffer;
+  for (int64_t r = 0; r < tile.rows; ++r, target += tile.cols) {
+    const char* source = base + at * stride;
+    if (--left == 0) {
+      left = view.div;
+      at = at + 1 == view.mod ? 0 : at + 1;
+    }
     if (view.col_stride == 1) {
       widen(view.dtype, source, target, tile.cols);
     } else {
       T value = T(0);
-      widen(view.dtype, source, &value, 1);
-      for (int64_t c = 0; c < tile.cols; ++c) target[c] = value;
+      if (same_type(view.dtype, target)) {
+        memcpy(&value, source, sizeof value);
+      } else {
+        widen(view.dtype, source, &value, 1);
+      }
+      fill(target, tile.cols, (tile.rows - r) * tile.cols, value);
     }
   }
 }
@@ -177,29 +204,14 @@ static void finish(const Output& out, int64_t start, int64_t n, const T* values)
   put_out(out, start, n, values);
 }
 
-// Eight running sums in double, then a tree: what a short row takes.
-template <class T>
-VAEFAST_FN double sum_wide(const T* values, int64_t n) {
-  double total[8] = {};
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8)
-    for (int j = 0; j < 8; ++j) total[j] += static_cast<double>(values[i + j]);
-  for (int j = 0; i + j < n; ++j) total[j] += static_cast<double>(values[i + j]);
-  return ((total[0] + total[1]) + (total[2] + total[3])) +
-         ((total[4] + total[5]) + (total[6] + total[7]));
-}
-
 typedef float Lanes __attribute__((vector_size(64)));
 
-// Lanes in double, halved until one is left.
-VAEFAST_FN double sum_lanes(const Lanes& lanes) {
-  typedef float F8 __attribute__((vector_size(32)));
-  typedef double D8 __attribute__((vector_size(64)));
+typedef double Doubles __attribute__((vector_size(64)));
+
+// Halved until one is left.
+VAEFAST_FN double sum_lanes(const Doubles& eight) {
   typedef double D4 __attribute__((vector_size(32)));
   typedef double D2 __attribute__((vector_size(16)));
-  F8 f[2];
-  memcpy(f, &lanes, sizeof f);
-  const D8 eight = __builtin_convertvector(f[0], D8) + __builtin_convertvector(f[1], D8);
   D4 four[2];
   memcpy(four, &eight, sizeof four);
   const D4 half = four[0] + four[1];
@@ -207,6 +219,41 @@ VAEFAST_FN double sum_lanes(const Lanes& lanes) {
   memcpy(two, &half, sizeof two);
   const D2 quarter = two[0] + two[1];
   return quarter[0] + quarter[1];
+}
+
+// Eight values as they lie in memory.
+template <class T>
+VAEFAST_FN Doubles eight_of(const T* values) {
+  typedef T V __attribute__((vector_size(8 * sizeof(T))));
+  V eight;
+  memcpy(&eight, values, sizeof eight);
+  return __builtin_convertvector(eight, Doubles);
+}
+
+VAEFAST_FN double sum_lanes(const Lanes& lanes) {
+  float values[16];
+  memcpy(values, &lanes, sizeof values);
+  return sum_lanes(eight_of(values) + eight_of(values + 8));
+}
+
+// Eight running sums in double: what a short row takes. The last eight values are taken whole, and
+// those already counted among them left out.
+template <class T>
+VAEFAST_FN double sum_wide(const T* values, int64_t n) {
+  if (n < 8) {
+    double total = 0;
+    for (int64_t i = 0; i < n; ++i) total += static_cast<double>(values[i]);
+    return total;
+  }
+  Doubles total = {};
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) total += eight_of(values + i);
+  if (i < n) {
+    typedef int64_t Places __attribute__((vector_size(64)));
+    const Places place = {0, 1, 2, 3, 4, 5, 6, 7};
+    total += place >= 8 - (n - i) ? eight_of(values + n - 8) : Doubles{};
+  }
+  return sum_lanes(total);
 }
 
 // 16 running sums in each of four registers, then double: a tile's sum is pairwise in effect.
