@@ -95,6 +95,10 @@ void set_threads(vaefast::RowNllArgs& args, int threads, int64_t) {
   args.threads = useful_threads(args.rows * args.classes * args.inner, threads);
 }
 
+void set_threads(LogRatioArgs& args, int threads, int64_t copies) {
+  set_threads(args.q, threads, copies);
+}
+
 // From 4 MiB on a result is written past the caches: csrc/cpu/stream.h has the figures.
 bool streams(int64_t bytes) { return bytes >= int64_t{1} << 22; }
 
@@ -205,35 +209,32 @@ void sample_kl_backward(const py::tuple& grid, const py::tuple& operands, const 
 
 // The operands' noise is None; settings as for sample_kl.
 LogRatioArgs log_ratio_args(const py::tuple& grid, const py::tuple& operands, const py::object& z,
-                            const py::tuple& settings, bool prior, int threads) {
+                            const py::tuple& settings, bool prior) {
   LogRatioArgs a;
   a.q = sample_kl_args(grid, operands, py::none(), settings);
-  set_threads(a.q, threads, a.q.samples > 1 ? a.q.samples : 1);
   a.prior = prior;
   a.z = view(z);
   return a;
 }
 
 void log_ratio(const py::tuple& grid, const py::tuple& operands, const py::object& z,
-               const py::tuple& settings, bool prior, uint64_t value, int threads) {
-  LogRatioArgs a = log_ratio_args(grid, operands, z, settings, prior, threads);
+               const py::tuple& settings, bool prior, uint64_t value, const py::object& where) {
+  LogRatioArgs a = log_ratio_args(grid, operands, z, settings, prior);
   a.value = reinterpret_cast<void*>(static_cast<uintptr_t>(value));
-  py::gil_scoped_release release;
-  vaefast::cpu::log_ratio(a);
+  run<LogRatioArgs>(VAEFAST_KERNEL(log_ratio), a, where, a.q.samples);
 }
 
 void log_ratio_backward(const py::tuple& grid, const py::tuple& operands, const py::object& z,
                         const py::tuple& settings, bool prior, const py::object& upstream,
-                        const py::tuple& grads, int threads) {
-  LogRatioArgs a = log_ratio_args(grid, operands, z, settings, prior, threads);
+                        const py::tuple& grads, const py::object& where) {
+  LogRatioArgs a = log_ratio_args(grid, operands, z, settings, prior);
   a.upstream = view(upstream);
   a.grad_z = output(grads[0]);
   a.q.grad_mu = output(grads[1]);
   a.q.grad_scale = output(grads[2]);
   a.q.grad_prior_mu = output(grads[3]);
   a.q.grad_prior_scale = output(grads[4]);
-  py::gil_scoped_release release;
-  vaefast::cpu::log_ratio_backward(a);
+  run<LogRatioArgs>(VAEFAST_KERNEL(log_ratio_backward), a, where, a.q.samples);
 }
 
 // settings: form, numbers, scalar, target_rows, reduce, factor, grad_factor, wide.

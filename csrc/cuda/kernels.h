@@ -26,6 +26,9 @@ void nll(const NllArgs& args, const Place& place);
 void noise(const NoiseArgs& args, const Place& place);
 void scale(const ScaleArgs& args, const Place& place);
 void row_nll(const RowNllArgs& args, const Place& place);
+// Takes what `workspace` says of all samples' rows by Reduce::kSample.
+void log_ratio(const LogRatioArgs& args, const Place& place);
+void log_ratio_backward(const LogRatioArgs& args, const Place& place);
 
 // Bytes for a call of row_nll.
 int64_t row_workspace(const RowNllArgs& args);
