@@ -42,13 +42,12 @@ def emulated(core: types.ModuleType) -> types.ModuleType:
         scalar, target_rows, reduce = args[6][2:5]
         run("nll", args, reduce, scalar >= 0 and args[8][scalar] is not None, target_rows)
 
-    def row_nll(*args):
-        size = core.row_workspace(*args[:-1])
-        workspace = torch.full((size + GUARD,), 0xFF, dtype=torch.uint8)
-        core.row_nll(*args[:-1], (0, 0, workspace.data_ptr(), size))
-        assert (workspace[size:] == 0xFF).all(), "written past the workspace"
+    def with_own_size(name, size):
+        return lambda *args: run(name, args, size=size(*args[:-1]))
 
-    module.nll, module.row_nll = nll, row_nll
+    module.nll = nll
+    module.row_nll = with_own_size("row_nll", core.row_workspace)
+    module.mmd = with_own_size("mmd", core.mmd_workspace)
     module.sample_kl = lambda *args: run("sample_kl", args, args[3][7], False, args[0][0])
 
     def log_ratio(*args):
