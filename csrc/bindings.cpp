@@ -95,6 +95,16 @@ void set_threads(vaefast::RowNllArgs& args, int threads, int64_t) {
   args.threads = useful_threads(args.rows * args.classes * args.inner, threads);
 }
 
+void set_threads(LogRatioArgs& args, int threads, int64_t copies) {
+  set_threads(args.q, threads, copies);
+}
+
+// A pair costs about as much as 8 elements.
+void set_threads(MmdArgs& args, int threads, int64_t) {
+  const int64_t points = args.x_points + args.y_points;
+  args.threads = useful_threads(4 * points * points * args.dims, threads);
+}
+
 // From 4 MiB on a result is written past the caches: csrc/cpu/stream.h has the figures.
 bool streams(int64_t bytes) { return bytes >= int64_t{1} << 22; }
 
@@ -205,35 +215,32 @@ void sample_kl_backward(const py::tuple& grid, const py::tuple& operands, const 
 
 // The operands' noise is None; settings as for sample_kl.
 LogRatioArgs log_ratio_args(const py::tuple& grid, const py::tuple& operands, const py::object& z,
-                            const py::tuple& settings, bool prior, int threads) {
+                            const py::tuple& settings, bool prior) {
   LogRatioArgs a;
   a.q = sample_kl_args(grid, operands, py::none(), settings);
-  set_threads(a.q, threads, a.q.samples > 1 ? a.q.samples : 1);
   a.prior = prior;
   a.z = view(z);
   return a;
 }
 
 void log_ratio(const py::tuple& grid, const py::tuple& operands, const py::object& z,
-               const py::tuple& settings, bool prior, uint64_t value, int threads) {
-  LogRatioArgs a = log_ratio_args(grid, operands, z, settings, prior, threads);
+               const py::tuple& settings, bool prior, uint64_t value, const py::object& where) {
+  LogRatioArgs a = log_ratio_args(grid, operands, z, settings, prior);
   a.value = reinterpret_cast<void*>(static_cast<uintptr_t>(value));
-  py::gil_scoped_release release;
-  vaefast::cpu::log_ratio(a);
+  run<LogRatioArgs>(VAEFAST_KERNEL(log_ratio), a, where, a.q.samples);
 }
 
 void log_ratio_backward(const py::tuple& grid, const py::tuple& operands, const py::object& z,
                         const py::tuple& settings, bool prior, const py::object& upstream,
-                        const py::tuple& grads, int threads) {
-  LogRatioArgs a = log_ratio_args(grid, operands, z, settings, prior, threads);
+                        const py::tuple& grads, const py::object& where) {
+  LogRatioArgs a = log_ratio_args(grid, operands, z, settings, prior);
   a.upstream = view(upstream);
   a.grad_z = output(grads[0]);
   a.q.grad_mu = output(grads[1]);
   a.q.grad_scale = output(grads[2]);
   a.q.grad_prior_mu = output(grads[3]);
   a.q.grad_prior_scale = output(grads[4]);
-  py::gil_scoped_release release;
-  vaefast::cpu::log_ratio_backward(a);
+  run<LogRatioArgs>(VAEFAST_KERNEL(log_ratio_backward), a, where, a.q.samples);
 }
 
 // settings: form, numbers, scalar, target_rows, reduce, factor, grad_factor, wide.
@@ -352,8 +359,8 @@ void mixture_backward(const py::tuple& sizes, const py::tuple& inputs, const py:
 
 // sizes: x's points, y's points, dims; inputs: x, y; factors: xx, yy, xy, constant;
 // results: value, grad_x, grad_y. Addresses, 0 for none.
-void mmd(const py::tuple& sizes, const py::tuple& inputs, bool rbf, const py::tuple& scales,
-         const py::tuple& factors, const py::tuple& results, bool wide, int threads) {
+MmdArgs mmd_args(const py::tuple& sizes, const py::tuple& inputs, bool rbf, const py::tuple& scales,
+                 const py::tuple& factors, const py::tuple& results, bool wide) {
   MmdArgs a;
   a.x_points = at<int64_t>(sizes, 0);
   a.y_points = at<int64_t>(sizes, 1);
@@ -372,10 +379,13 @@ void mmd(const py::tuple& sizes, const py::tuple& inputs, bool rbf, const py::tu
   a.grad_x = address(results, 1);
   a.grad_y = address(results, 2);
   a.wide = wide;
-  const int64_t points = a.x_points + a.y_points;
-  set_pair_threads(a, points * points / 2, threads);
-  py::gil_scoped_release release;
-  vaefast::cpu::mmd(a);
+  return a;
+}
+
+void mmd(const py::tuple& sizes, const py::tuple& inputs, bool rbf, const py::tuple& scales,
+         const py::tuple& factors, const py::tuple& results, bool wide, const py::object& where) {
+  MmdArgs a = mmd_args(sizes, inputs, rbf, scales, factors, results, wide);
+  run<MmdArgs>(VAEFAST_KERNEL(mmd), a, where);
 }
 
 // geometry: rows, classes, inner, segments, row_stride, class_stride, target_rows.
@@ -513,6 +523,14 @@ PYBIND11_MODULE(_C, module) {
             row_nll_args(geometry, params, target, over, settings, loss, grad));
       },
       "The same for `row_nll`, whose arguments but the last it takes.");
+  module.def(
+      "mmd_workspace",
+      [](const py::tuple& sizes, const py::tuple& inputs, bool rbf, const py::tuple& scales,
+         const py::tuple& factors, const py::tuple& results, bool wide) {
+        return vaefast::cuda::mmd_workspace(
+            mmd_args(sizes, inputs, rbf, scales, factors, results, wide));
+      },
+      "The same for `mmd`.");
 #endif
   module.def("buffer", &buffer);
   module.def("buffer_limit", &vaefast::buffer_limit);

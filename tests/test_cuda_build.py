@@ -107,11 +107,11 @@ def test_the_kernels_run_as_loops_on_the_cpu(tmp_path):
     settings = ("-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O1")
     module = build(tmp_path, "emulate", *settings)
     names = ("grid_shapes", "noise", "rsample", "sample_kl", "gaussian_kl", "nll", "determinism")
-    names += ("likelihood_rows", "likelihood_mixture", "row_shapes")
+    names += ("likelihood_rows", "likelihood_mixture", "row_shapes", "log_weights", "mmd")
     files = [str(ROOT / "tests" / f"test_{name}.py") for name in names]
     runner = [sys.executable, str(ROOT / "tests/cuda/emulated.py"), str(module)]
     done = subprocess.run(
-        [*runner, *files, "-k", "native and not test_no_code_is_shared"],
+        [*runner, *files, "-k", "(native or default) and not test_no_code_is_shared"],
         capture_output=True,
         text=True,
         cwd=ROOT,

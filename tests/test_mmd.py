@@ -15,7 +15,7 @@ from vaefast.ops.mmd import WAE_SCALES, denominators
 core = pytest.importorskip("vaefast._C") if "native" in vf.available_backends() else None
 IMPLEMENTATIONS = ["reference", *(core.available_capabilities() if core else ())]
 # Points of x, points of y, dimensions.
-SHAPES = [(2, 2, 1), (5, 3, 2), (41, 130, 7), (257, 129, 5), (16, 200, 33)]
+SHAPES = [(2, 2, 1), (5, 3, 2), (41, 130, 7), (257, 129, 5), (16, 200, 33), (70, 40, 131)]
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)

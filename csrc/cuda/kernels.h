@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/args.h"
+#include "core/pairs.h"
 #include "core/row_nll.h"
 
 namespace vaefast {
@@ -26,6 +27,13 @@ void nll(const NllArgs& args, const Place& place);
 void noise(const NoiseArgs& args, const Place& place);
 void scale(const ScaleArgs& args, const Place& place);
 void row_nll(const RowNllArgs& args, const Place& place);
+// Takes what `workspace` says of all samples' rows by Reduce::kSample.
+void log_ratio(const LogRatioArgs& args, const Place& place);
+void log_ratio_backward(const LogRatioArgs& args, const Place& place);
+void mmd(const MmdArgs& args, const Place& place);
+
+// Bytes for a call of mmd.
+int64_t mmd_workspace(const MmdArgs& args);
 
 // Bytes for a call of row_nll.
 int64_t row_workspace(const RowNllArgs& args);

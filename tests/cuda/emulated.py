@@ -31,12 +31,9 @@ def emulated(core: types.ModuleType) -> types.ModuleType:
         setattr(module, name, getattr(core, name))
     module.available_capabilities = lambda: ["default"]
 
-    def run(name, args, reduce=0, scalar_grad=False, target_rows=0):
-        size = (
-            core.workspace(args[0], reduce, scalar_grad, target_rows)
-            if reduce > 1 or scalar_grad
-            else 0
-        )
+    def run(name, args, reduce=0, scalar_grad=False, target_rows=0, size=0):
+        if reduce > 1 or scalar_grad:
+            size = core.workspace(args[0], reduce, scalar_grad, target_rows)
         workspace = torch.full((size + GUARD,), 0xFF, dtype=torch.uint8)
         getattr(core, name)(*args[:-1], (0, 0, workspace.data_ptr(), size))
         assert (workspace[size:] == 0xFF).all(), "written past the workspace"
@@ -45,15 +42,22 @@ def emulated(core: types.ModuleType) -> types.ModuleType:
         scalar, target_rows, reduce = args[6][2:5]
         run("nll", args, reduce, scalar >= 0 and args[8][scalar] is not None, target_rows)
 
-    def row_nll(*args):
-        size = core.row_workspace(*args[:-1])
-        workspace = torch.full((size + GUARD,), 0xFF, dtype=torch.uint8)
-        core.row_nll(*args[:-1], (0, 0, workspace.data_ptr(), size))
-        assert (workspace[size:] == 0xFF).all(), "written past the workspace"
+    def with_own_size(name, size):
+        return lambda *args: run(name, args, size=size(*args[:-1]))
 
-    module.nll, module.row_nll = nll, row_nll
+    module.nll = nll
+    module.row_nll = with_own_size("row_nll", core.row_workspace)
+    module.mmd = with_own_size("mmd", core.mmd_workspace)
     module.sample_kl = lambda *args: run("sample_kl", args, args[3][7], False, args[0][0])
-    for name in ("sample_kl_backward", "noise", "scale"):
+
+    def log_ratio(*args):
+        rows, cols, segments = args[0]
+        samples = args[3][5]
+        size = core.workspace((samples * rows, cols, segments), 2, False, 0)
+        run("log_ratio", args, size=size)
+
+    module.log_ratio = log_ratio
+    for name in ("sample_kl_backward", "noise", "scale", "log_ratio_backward"):
         setattr(module, name, lambda *args, name=name: run(name, args))
     return module
 

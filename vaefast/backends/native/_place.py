@@ -32,6 +32,11 @@ def row_place(tensor: Tensor, call: tuple[object, ...]) -> Place:
     return _on(tensor, _C.row_workspace(*call))
 
 
+def mmd_place(tensor: Tensor, call: tuple[object, ...]) -> Place:
+    """As `place`, for a call of `mmd`."""
+    return _on(tensor, _C.mmd_workspace(*call))
+
+
 def _on(tensor: Tensor, size: int) -> Place:
     device: int = tensor.device.index
     # torch.cuda.current_stream gives the same by way of an object: 1 us more.

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ... import _C
 from .._options import Mmd
+from ._place import mmd_place
 
 
 def mmd(x: Tensor, y: Tensor, options: Mmd, need: list[bool]) -> list[Tensor]:
@@ -15,7 +16,7 @@ def mmd(x: Tensor, y: Tensor, options: Mmd, need: list[bool]) -> list[Tensor]:
     value = x.new_empty(())
     grads = [torch.empty_like(t) if n else None for t, n in zip((x, y), need, strict=True)]
     n, m = x.shape[0], y.shape[0]
-    _C.mmd(
+    call = (
         (n, m, x.shape[1]),
         (x.data_ptr(), y.data_ptr()),
         options.rbf,
@@ -23,6 +24,6 @@ def mmd(x: Tensor, y: Tensor, options: Mmd, need: list[bool]) -> list[Tensor]:
         options.factors(n, m),
         (value.data_ptr(), *(0 if g is None else g.data_ptr() for g in grads)),
         x.dtype == torch.float64,
-        torch.get_num_threads(),
     )
+    _C.mmd(*call, torch.get_num_threads() if x.is_cpu else mmd_place(x, call))
     return [value, *(g for g in grads if g is not None)]
