@@ -17,28 +17,37 @@ import vaefast as vf
 from .case import Call
 
 FLOOR = "copy_"
-# A sample is at least this long, in seconds: the clock and the loop then cost under 0.1%.
-SAMPLE = 5e-4
+# A sample is at least this long, in seconds. What the implementation before it left in the caches
+# then counts in its first call alone, whose time stands beside it.
+SAMPLE = 1e-2
 WARM_UPS = 3
 MIN_ROUNDS = 7
 
 
 class Summary(NamedTuple):
-    """Seconds per call: median and quartiles over `rounds` samples of `batch` calls each."""
+    """Seconds per call: median and quartiles over `rounds` samples of `batch` calls each.
+
+    `first`: the median of the samples' first calls, which come right after another
+    implementation's; None where it was not measured.
+    """
 
     median: float
     q1: float
     q3: float
     rounds: int
     batch: int
+    first: float | None = None
 
 
-def summarize(seconds: Sequence[float], batch: int = 1) -> Summary:
+def summarize(
+    seconds: Sequence[float], batch: int = 1, firsts: Sequence[float] | None = None
+) -> Summary:
     """Of samples in seconds per call."""
+    first = statistics.median(firsts) if firsts else None
     if len(seconds) == 1:
-        return Summary(seconds[0], seconds[0], seconds[0], 1, batch)
+        return Summary(seconds[0], seconds[0], seconds[0], 1, batch, first)
     q1, median, q3 = statistics.quantiles(seconds, n=4, method="inclusive")
-    return Summary(median, q1, q3, len(seconds), batch)
+    return Summary(median, q1, q3, len(seconds), batch, first)
 
 
 def interleaved(
@@ -60,6 +69,7 @@ def interleaved(
     names = list(calls)
     batches = {name: _batch(calls[name], sample, wait) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    firsts: dict[str, list[float]] = {name: [] for name in names}
     order = random.Random(0)
     enabled = gc.isenabled()
     gc.collect()
@@ -71,11 +81,13 @@ def interleaved(
                 break
             order.shuffle(names)
             for name in names:
-                seconds[name].append(_time(calls[name], batches[name], wait))
+                mean, first = _time(calls[name], batches[name], wait)
+                seconds[name].append(mean)
+                firsts[name].append(first)
     finally:
         if enabled:
             gc.enable()
-    return {name: summarize(seconds[name], batches[name]) for name in calls}
+    return {name: summarize(seconds[name], batches[name], firsts[name]) for name in calls}
 
 
 def warm_up(calls: Mapping[str, Call], wait: Callable[[], None] = lambda: None) -> dict[str, str]:
@@ -105,16 +117,19 @@ def copy_floor(moved: int, device: torch.device) -> Call:
 
 
 def _batch(call: Call, sample: float, wait: Callable[[], None]) -> int:
-    fastest = min(_time(call, 1, wait) for _ in range(3))
+    fastest = min(_time(call, 1, wait)[0] for _ in range(3))
     return max(1, math.ceil(sample / max(fastest, 1e-9)))
 
 
-def _time(call: Call, batch: int, wait: Callable[[], None]) -> float:
+def _time(call: Call, batch: int, wait: Callable[[], None]) -> tuple[float, float]:
+    """Seconds per call, and those of the first until it returned."""
     run = call.run
     with vf.backend(call.backend):
         wait()
         start = time.perf_counter()
-        for _ in range(batch):
+        run()
+        first = time.perf_counter() - start
+        for _ in range(batch - 1):
             run()
         wait()
-        return (time.perf_counter() - start) / batch
+        return (time.perf_counter() - start) / batch, first

@@ -23,7 +23,7 @@ from vaefast import backends
 
 from . import ROOT, gpu, memory
 from .case import BOTH, COMPILED, EAGER, FUSED, Call, Case, fused_backends
-from .harness import FLOOR, Summary, copy_floor, interleaved, warm_up
+from .harness import FLOOR, SAMPLE, Summary, copy_floor, interleaved, warm_up
 
 RESULTS = ROOT / "benchmarks" / "results"
 SOURCES = ("vaefast", "csrc", "setup.py", "benchmarks/*.py")
@@ -111,7 +111,11 @@ def run_case(
         wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
         failed = warm_up(calls, wait)
         running = {n: c for n, c in calls.items() if n not in failed}
-        times = interleaved(running, rounds=rounds, budget=budget, wait=wait)
+        sample = 0.0 if quick else SAMPLE
+        times = interleaved(running, rounds=rounds, budget=budget, sample=sample, wait=wait)
+        if device.type == "cuda":
+            # A call returns before the device is done.
+            times = {n: t._replace(first=None) for n, t in times.items()}
         entry: Entry = {"clock": "wall", "moved": moved, "allowed": timed.allowed(what, inputs)}
         extra: dict[str, Entry] = {n: {"error": text} for n, text in failed.items()}
         if device.type == "cuda" and timed.capturable:
@@ -182,6 +186,8 @@ def figures(
             "batch": summary.batch,
             "ns_per_element": _rounded(summary.median * 1e9 / max(elements, 1)),
         }
+        if summary.first is not None:
+            entry["first_us"] = _rounded(summary.first * 1e6)
         if moved is not None:
             entry["gb_per_s"] = _rounded(moved / summary.median * 1e-9)
         if name != FLOOR:

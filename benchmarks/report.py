@@ -171,20 +171,24 @@ def summary_table(cases: Sequence[Entry]) -> str:
 
 def target_table(cases: Sequence[Entry]) -> str:
     rows = [
-        [entry["name"], what, wanted, got, "reached" if reached else "**missed**"]
+        [entry["name"], what, wanted, got, "reached" if reached else "**missed**", first]
         for entry in cases
-        for what, wanted, got, reached in verdicts(entry)
+        for what, wanted, got, first, reached in verdicts(entry)
     ]
-    return table(["case", "what", "target", "measured", ""], rows)
+    return table(["case", "what", "target", "measured", "", "first calls"], rows)
 
 
-def verdicts(entry: Entry) -> Iterable[tuple[str, str, str, bool]]:
-    """(what, target, measured, reached) for each target of a case, and for its memory."""
+def verdicts(entry: Entry) -> Iterable[tuple[str, str, str, str, bool]]:
+    """(what, target, measured, the same of first calls, reached) for each target of a case, and for
+    its memory."""
     part = last_pass(entry)
     for name in fused_in(part):
         mine, backend = part["implementations"][name], name.removeprefix(FUSED)
         for other, wanted in entry["targets"].items():
+            first, its = mine.get("first_us"), part["implementations"].get(other, {})
+            firsts = its["first_us"] / first if first and "first_us" in its else None
             if other == FLOOR:
+                firsts = 1 / firsts if firsts else None
                 got = mine.get("floors")
                 reached = got is not None and got <= wanted
                 what, sign = "time, multiple of copy_", "≤"
@@ -192,18 +196,19 @@ def verdicts(entry: Entry) -> Iterable[tuple[str, str, str, bool]]:
                 got = mine.get("speedup", {}).get(other)
                 reached = got is not None and got >= wanted
                 what, sign = f"speed-up over {LABELS[other]}", "≥"
-            yield f"{backend}: {what}", f"{sign} {times(wanted)}", times(got), reached
+            labels = f"{backend}: {what}", f"{sign} {times(wanted)}"
+            yield *labels, times(got), times(firsts), reached
         peak = mine.get("peak")
         if peak is not None and part["allowed"] is not None:
             allowed = part["allowed"]
             reached = peak["bytes"] <= allowed * 1.01 + SLACK[peak["by"]]
-            yield f"{backend}: peak memory", f"≤ {size(allowed)}", size(peak["bytes"]), reached
+            yield f"{backend}: peak memory", f"≤ {size(allowed)}", size(peak["bytes"]), "", reached
 
 
 def full_table(cases: Sequence[Entry], on_gpu: bool) -> str:
     """Every implementation and pass, with quartiles."""
-    head = ["case", "pass", "implementation", "median", "quartiles", "ns/element", "GB/s"]
-    head += ["over eager", "× copy_", "peak memory"]
+    head = ["case", "pass", "implementation", "median", "quartiles", "first call"]
+    head += ["ns/element", "GB/s", "over eager", "× copy_", "peak memory"]
     head += ["wall", "launches"] * on_gpu
     rows = []
     for entry in cases:
@@ -211,7 +216,8 @@ def full_table(cases: Sequence[Entry], on_gpu: bool) -> str:
             for name, f in part["implementations"].items():
                 quartiles = f"{micro(f['q1_us'])} – {micro(f['q3_us'])}" if "q1_us" in f else "–"
                 row = [entry["name"], what, LABELS.get(name, name), duration(f), quartiles]
-                row += [number(f.get("ns_per_element")), number(f.get("gb_per_s"))]
+                row += [micro(f.get("first_us")), number(f.get("ns_per_element"))]
+                row.append(number(f.get("gb_per_s")))
                 row += [times(f.get("speedup", {}).get(EAGER)), times(f.get("floors"))]
                 row.append(size(f.get("peak", {}).get("bytes")))
                 if on_gpu:
@@ -253,7 +259,7 @@ def judged(entry: Entry) -> list[str]:
     """A case's verdicts for the terminal."""
     return [
         f"  {'reached' if reached else 'MISSED '} {what} {wanted}: {got}"
-        for what, wanted, got, reached in verdicts(entry)
+        for what, wanted, got, _, reached in verdicts(entry)
     ]
 
 
