@@ -94,17 +94,32 @@ void evaluate(const F likelihood, int64_t n, const T* x, const T* const* params,
 #pragma GCC ivdep
     for (int64_t i = first; i < last; ++i) {
       const T theta[3] = {p0[i], p1[i], p2[i]};
-      T grad[3];
-      if constexpr (kCounts == Counts::kAny) {
-        value[i] = likelihood.template nll<kGrad>(x[i], theta, grad);
+      const T count = kCounts == Counts::kZero ? T(0) : x[i];
+      T grad[3] = {};
+      if constexpr (kTwoLoops<F>) {
+        value[i] = F::template inner<kGrad, kCounts>(count, theta, grad);
+      } else if constexpr (kCounts == Counts::kAny) {
+        value[i] = likelihood.template nll<kGrad>(count, theta, grad);
       } else {
-        value[i] = likelihood.template nll<kGrad, kCounts>(kCounts == Counts::kZero ? T(0) : x[i],
-                                                           theta, grad);
+        value[i] = likelihood.template nll<kGrad, kCounts>(count, theta, grad);
       }
       if constexpr (kGrad) {
         g0[i] = grad[0] * factor;
         if constexpr (kParams > 1) g1[i] = grad[1] * factor;
-        if constexpr (kParams > 2) g2[i] = grad[2] * factor;
+        if constexpr (kParams > 2 && !kTwoLoops<F>) g2[i] = grad[2] * factor;
+      }
+    }
+    if constexpr (kTwoLoops<F>) {
+#pragma GCC ivdep
+      for (int64_t i = first; i < last; ++i) {
+        const T count = kCounts == Counts::kZero ? T(0) : x[i];
+        T grad[3] = {kGrad ? g0[i] : T(0), kGrad ? g1[i] : T(0), T(0)};
+        value[i] = F::template outer<kGrad, kCounts>(count, value[i], p2[i], grad);
+        if constexpr (kGrad) {
+          g0[i] = grad[0];
+          g1[i] = grad[1];
+          g2[i] = grad[2] * factor;
+        }
       }
     }
   }
