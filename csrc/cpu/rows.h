@@ -1,8 +1,7 @@
 // What the likelihoods with a class dimension share: where positions, weights and results lie.
 #pragma once
 
-#include "core/row_nll.h"
-#include "cpu/convert.h"
+#include "cpu/positions.h"
 #include "cpu/sums.h"
 #include "math/special.h"
 
@@ -28,21 +27,6 @@ struct Runs {
     return {index / per_row, start, left < width ? left : width};
   }
 };
-
-VAEFAST_FN bool kept(const RowNllArgs& args, int64_t place) {
-  return args.mask == nullptr || args.mask[place] != 0;
-}
-
-template <class T>
-VAEFAST_FN T weight_of(const RowNllArgs& args, int64_t place) {
-  return args.weight == nullptr ? T(1) : static_cast<const T*>(args.weight)[place];
-}
-
-template <class T>
-VAEFAST_FN const char* params_at(const RowNllArgs& args, int64_t row, int64_t c, int64_t at) {
-  const int64_t index = row * args.row_stride + c * args.class_stride + at;
-  return static_cast<const char*>(args.params) + index * size_of(args.dtype);
-}
 
 VAEFAST_FN char* grad_at(const RowNllArgs& args, int64_t row, int64_t c, int64_t at) {
   const int64_t index = (row * args.classes + c) * args.inner + at;

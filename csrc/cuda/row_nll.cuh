@@ -1,28 +1,12 @@
-// What the kernels of the likelihoods with a class dimension share: masks and weights of positions,
-// results of positions, and the workspace.
+// What the kernels of the likelihoods with a class dimension share: classes and results of
+// positions, and the workspace.
 #pragma once
 
-#include "core/row_nll.h"
+#include "cpu/positions.h"
 #include "cuda/totals.cuh"
 
 namespace vaefast {
 namespace VAEFAST_ISA {
-
-// `place` counts the target's positions.
-VAEFAST_FN bool kept(const RowNllArgs& args, int64_t place) {
-  return args.mask == nullptr || args.mask[place] != 0;
-}
-
-template <class T>
-VAEFAST_FN T weight_of(const RowNllArgs& args, int64_t place) {
-  return args.weight == nullptr ? T(1) : static_cast<const T*>(args.weight)[place];
-}
-
-template <class T>
-VAEFAST_FN const char* params_at(const RowNllArgs& args, int64_t row, int64_t c, int64_t at) {
-  const int64_t index = row * args.row_stride + c * args.class_stride + at;
-  return static_cast<const char*>(args.params) + index * size_of(args.dtype);
-}
 
 // The target's class at a place, or -1 where it is none.
 VAEFAST_FN int64_t class_at(const RowNllArgs& args, int64_t place) {
