@@ -206,6 +206,18 @@ def tile_live(columns, live_row, cols, ROWS: tl.constexpr):
 
 
 @triton.jit
+def tile_at(
+    tile, col_tiles, rows, cols, ROWS: tl.constexpr, COLS: tl.constexpr, WIDE: tl.constexpr
+):
+    """A tile's rows, first column and columns in the whole grid, and its live rows and places."""
+    row = tile_row(tile // col_tiles, 1, 0, ROWS, WIDE)
+    first = tile_first(tile % col_tiles, COLS, WIDE)
+    columns = first + tl.arange(0, COLS)[None, :]
+    live_row = row < rows
+    return row, first, columns, live_row, tile_live(columns, live_row, cols, ROWS)
+
+
+@triton.jit
 def load(view, row, col, live, live_row, VEC: tl.constexpr, GROUP: tl.constexpr):
     """An operand's tile, or its one value per row where it does not move along the columns."""
     if len(view) > 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._grid import load, tile_first, tile_live, tile_row
+from ._grid import load, tile_at, tile_first, tile_live, tile_row
 from ._math import exp, expm1, expm1_minus_x
 from ._philox import tile_noise
 from ._posterior import posterior_scale
@@ -74,12 +74,13 @@ def forward(
         if REDUCE == "dim":
             row = tile_row(tile, segments, segment, ROWS, WIDE)
             first = tile_first(own % col_tiles, COLS, WIDE)
+            columns = first + tl.arange(0, COLS)[None, :]
+            live_row = row < rows
+            live = tile_live(columns, live_row, cols, ROWS)
         else:
-            row = tile_row(tile // col_tiles, 1, 0, ROWS, WIDE)
-            first = tile_first(tile % col_tiles, COLS, WIDE)
-        columns = first + tl.arange(0, COLS)[None, :]
-        live_row = row < rows
-        live = tile_live(columns, live_row, cols, ROWS)
+            row, first, columns, live_row, live = tile_at(
+                tile, col_tiles, rows, cols, ROWS, COLS, WIDE
+            )
         m = load(mu, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
         s = load(scale, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
         logvar, std, _, _ = posterior_scale(s, low, high, min_std, PARAM, CLAMP)
@@ -170,11 +171,7 @@ def backward(
     # over [rows, cols]; the rest as in `forward`.
     tile = tl.program_id(0)
     cols = cols * VEC
-    row = tile_row(tile // col_tiles, 1, 0, ROWS, WIDE)
-    first = tile_first(tile % col_tiles, COLS, WIDE)
-    columns = first + tl.arange(0, COLS)[None, :]
-    live_row = row < rows
-    live = tile_live(columns, live_row, cols, ROWS)
+    row, first, columns, live_row, live = tile_at(tile, col_tiles, rows, cols, ROWS, COLS, WIDE)
     out = row * cols + columns
     min_std = tl.full((), min_std, DTYPE)
     low = tl.full((), low, DTYPE)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..._args import compute_dtype
 from .._options import Transform
-from ._grid import Work, launch, load, share, tile_first, tile_live, tile_row
+from ._grid import Work, launch, load, share, tile_at
 from ._math import exp
 from ._posterior import posterior_scale
 from ._sums import total
@@ -150,10 +150,7 @@ def _forward(
     tile = tl.program_id(0) // shares
     first_sample = tl.program_id(0) % shares
     cols = cols * VEC
-    row = tile_row(tile // col_tiles, 1, 0, ROWS, WIDE)
-    columns = tile_first(tile % col_tiles, COLS, WIDE) + tl.arange(0, COLS)[None, :]
-    live_row = row < rows
-    live = tile_live(columns, live_row, cols, ROWS)
+    row, _, columns, live_row, live = tile_at(tile, col_tiles, rows, cols, ROWS, COLS, WIDE)
     m, logvar, _, p, prior_logvar, _ = _parameters(
         mu, scale, prior_mu, prior_scale, row, columns, live, live_row, min_std, low, high,
         PRIOR, PARAM, CLAMP, GROUP, VEC, DTYPE, ROWS, COLS,
@@ -190,10 +187,7 @@ def _backward(
     tile = tl.program_id(0) // shares
     own = tl.program_id(0) % shares
     cols = cols * VEC
-    row = tile_row(tile // col_tiles, 1, 0, ROWS, WIDE)
-    columns = tile_first(tile % col_tiles, COLS, WIDE) + tl.arange(0, COLS)[None, :]
-    live_row = row < rows
-    live = tile_live(columns, live_row, cols, ROWS)
+    row, _, columns, live_row, live = tile_at(tile, col_tiles, rows, cols, ROWS, COLS, WIDE)
     m, logvar, slope, p, prior_logvar, prior_slope = _parameters(
         mu, scale, prior_mu, prior_scale, row, columns, live, live_row, min_std, low, high,
         PRIOR, PARAM, CLAMP, GROUP, VEC, DTYPE, ROWS, COLS,

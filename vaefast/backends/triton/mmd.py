@@ -21,12 +21,13 @@ def mmd(x: Tensor, y: Tensor, options: Mmd, need: list[bool]) -> list[Tensor]:
     x, y = x.contiguous(), y.contiguous()
     within_x, within_y, across, constant = options.factors(x.shape[0], y.shape[0])
     value = x.new_empty(())
-    counts = [tiles * splits for tiles, splits in (_split(x, y), _split(y, x))]
+    cut_x, cut_y = _split(x, y), _split(y, x)
+    counts = [tiles * splits for tiles, splits in (cut_x, cut_y)]
     parts = x.new_empty(sum(counts), dtype=torch.float64)
     of_x, of_y = parts.split(counts)
     # The pairs of x and y are counted where x is the one with the rows.
-    grad_x = _side(of_x, x, y, options, (within_x, across, constant), 2, need[0])
-    grad_y = _side(of_y, y, x, options, (within_y, across, 0.0), int(need[1]), need[1])
+    grad_x = _side(of_x, x, y, options, cut_x, (within_x, across, constant), 2, need[0])
+    grad_y = _side(of_y, y, x, options, cut_y, (within_y, across, 0.0), int(need[1]), need[1])
     total(parts[None], value.view(1), 1.0)
     return [value, *(g for g in (grad_x, grad_y) if g is not None)]
 
@@ -43,17 +44,18 @@ def _side(
     own: Tensor,
     other: Tensor,
     options: Mmd,
+    cut: tuple[int, int],
     factors: tuple[float, float, float],
     mode: int,
     wanted: bool,
 ) -> Tensor | None:
     """The gradient in `own`, if wanted; to `parts` go partial sums of the value.
 
-    `mode` says what becomes of the pairs with `other`: 0 nothing, 1 they go into the gradient, 2
-    into the value too.
+    `cut` is what `_split` gives. `mode` says what becomes of the pairs with `other`: 0 nothing, 1
+    they go into the gradient, 2 into the value too.
     """
     meta = pair_meta(own, own)
-    (points, dims), (tiles, splits) = own.shape, _split(own, other)
+    (points, dims), (tiles, splits) = own.shape, cut
     dim_blocks = -(-dims // meta["DIMS"]) if wanted else 1
     grads = own.new_empty((splits, points, dims)) if wanted else None
     in_share = [triton.cdiv(triton.cdiv(len(t), meta["SIDE"]), splits) for t in (own, other)]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..._args import compute_dtype
 from .._options import BINARIZE, Nll
-from ._grid import launch, load, share, tile_first, tile_live, tile_row
+from ._grid import launch, load, share, tile_at
 from ._philox import tile_noise
 from ._sums import Sums, room
 from .likelihoods import FORMS, HEAVY
@@ -162,11 +162,7 @@ def _nll(
     acc = tl.zeros((ROWS, COLS), DTYPE)
     scalar_acc = tl.zeros((ROWS, COLS), DTYPE)
     for tile in range(begin, end, step):
-        row = tile_row(tile // col_tiles, 1, 0, ROWS, WIDE)
-        first = tile_first(tile % col_tiles, COLS, WIDE)
-        columns = first + tl.arange(0, COLS)[None, :]
-        live_row = row < rows
-        live = tile_live(columns, live_row, cols, ROWS)
+        row, first, columns, live_row, live = tile_at(tile, col_tiles, rows, cols, ROWS, COLS, WIDE)
         x = load(target, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
         if DIVIDE:
             x = _divided(x, tl.full((), uint8_scale, DTYPE))

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._grid import launch, share, tile_first, tile_live, tile_row
+from ._grid import launch, share, tile_at
 from ._philox import tile_noise
 
 
@@ -68,11 +68,7 @@ def _noise(
     # out: [rows, cols], state: [2] or [rows, 2]
     tile = tl.program_id(0)
     cols = cols * VEC
-    row = tile_row(tile // col_tiles, 1, 0, ROWS, WIDE)
-    first = tile_first(tile % col_tiles, COLS, WIDE)
-    live_row = row < rows
-    columns = first + tl.arange(0, COLS)[None, :]
-    live = tile_live(columns, live_row, cols, ROWS)
+    row, first, columns, live_row, live = tile_at(tile, col_tiles, rows, cols, ROWS, COLS, WIDE)
     values = tile_noise(
         state, offset, row, first, live_row, cols, segments, 0,
         PURPOSE, NORMAL, PER_SAMPLE, ALIGNED, GROUP, ROWS, COLS, DTYPE,

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._grid import launch, load, share, tile_first, tile_live, tile_row
+from ._grid import launch, load, share, tile_at
 
 
 def scale_(grad: Tensor, upstream: Tensor, factor: float) -> None:
@@ -54,10 +54,7 @@ def _scale(
         return
     cols = cols * VEC
     tile = tl.program_id(0)
-    row = tile_row(tile // col_tiles, 1, 0, ROWS, WIDE)
-    columns = tile_first(tile % col_tiles, COLS, WIDE) + tl.arange(0, COLS)[None, :]
-    live_row = row < rows
-    live = tile_live(columns, live_row, cols, ROWS)
+    row, _, columns, live_row, live = tile_at(tile, col_tiles, rows, cols, ROWS, COLS, WIDE)
     place = grad + (row * cols + columns)
     by = load(upstream, row, columns, live, live_row, VEC, GROUP).to(DTYPE) * factor
     tl.store(place, tl.load(place, mask=live, other=0).to(DTYPE) * by, mask=live)
