@@ -19,6 +19,7 @@ from .likelihoods import (
     StudentT,
     ZeroInflatedNegativeBinomial,
 )
+from .ops.annealed_log_weights import AnnealedWeights, annealed_log_weights
 from .ops.elbo_loss import ELBO, elbo_loss
 from .ops.gaussian_kl import gaussian_kl
 from .ops.importance_loss import PIWAE, importance_loss
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ELBO",
     "PIWAE",
+    "AnnealedWeights",
     "BackendError",
     "Bernoulli",
     "Categorical",
@@ -57,6 +59,7 @@ __all__ = [
     "TCTerms",
     "ZeroInflatedNegativeBinomial",
     "__version__",
+    "annealed_log_weights",
     "available_backends",
     "backend",
     "distributions",
