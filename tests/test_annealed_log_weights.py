@@ -102,6 +102,14 @@ def test_half_precision_and_latent_images() -> None:
     assert bool(found.isfinite().all())
 
 
+def test_empty_batch_and_scalar_latents() -> None:
+    for shape in ((0, 2), (3,), (3, 0)):
+        mu = torch.zeros(shape)
+        weigh = lambda z: z.unsqueeze(-1).flatten(2).sum(-1)  # noqa: E731
+        found = vf.annealed_log_weights(weigh, mu, mu, 4, steps=3, seed=0)
+        assert found.shape == (4, shape[0])
+
+
 def test_paths_to_nowhere_are_refused() -> None:
     mu = torch.zeros(4, 2)
     weigh = lambda z: torch.sqrt(1 - z.square()).sum(-1)  # noqa: E731

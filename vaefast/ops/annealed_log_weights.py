@@ -214,7 +214,8 @@ class _Chain:
 
 
 def _energy(u: Tensor, log_w: Tensor, momentum: Tensor, beta: Tensor) -> Tensor:
-    squares = (u.square() + momentum.square()).reshape(*log_w.shape, -1)
+    # The last dimension is for latents of none.
+    squares = (u.square() + momentum.square()).unsqueeze(-1).flatten(2)
     return 0.5 * squares.sum(-1) - beta * log_w
 
 
