@@ -15,7 +15,7 @@ from .. import backends
 from .._args import grad_needed
 from ..backends._options import Mmd
 from ..backends.reference import mmd as reference
-from ._autograd import direct, needs_reference, reference_grads
+from ._autograd import direct, needs_reference, reference_grads, scaled
 
 _lib = torch.library.Library("vaefast", "FRAGMENT")
 _lib.define(
@@ -41,7 +41,7 @@ class _MMD(torch.autograd.Function):
         ctx.need = list(ctx.needs_input_grad[:2])
         value, *grads = _call(x, y, options, ctx.need, backend)
         ctx.save_for_backward(x, y, *grads)
-        ctx.options = options
+        ctx.options, ctx.backend = options, backend
         return value
 
     @staticmethod
@@ -53,7 +53,8 @@ class _MMD(torch.autograd.Function):
             )
             return (*grads, None, None)
         found = iter(made)
-        return (*[next(found) * upstream if n else None for n in ctx.need], None, None)
+        grads = [scaled(next(found), upstream, 1.0, ctx.backend) if n else None for n in ctx.need]
+        return (*grads, None, None)
 
 
 def _call(x: Tensor, y: Tensor, options: Mmd, need: list[bool], backend: str) -> list[Tensor]:
