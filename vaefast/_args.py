@@ -120,6 +120,13 @@ def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     return torch.float32
 
 
+def matrix(tensor: Tensor, rows: int, cols: int, dtype: torch.dtype) -> Tensor:
+    """`tensor` as `[rows, cols]` in `dtype`: itself where it is, as a view of it would be one node
+    more in autograd's graph."""
+    tensor = tensor.to(dtype)
+    return tensor if tensor.shape == (rows, cols) else tensor.reshape(rows, cols)
+
+
 def grad_needed(*tensors: Tensor | None) -> bool:
     """True where autograd records and any of the tensors asks for a gradient."""
     if torch.is_grad_enabled():

@@ -6,6 +6,9 @@ namespace vaefast {
 namespace VAEFAST_ISA {
 namespace {
 
+// Points that go through the components together: more would leave threads without any.
+constexpr int64_t kRows = 8;
+
 template <class T>
 bool forward(const MixtureArgs& args) {
   const Components<T> c(args);
@@ -13,16 +16,22 @@ bool forward(const MixtureArgs& args) {
   const T* z = static_cast<const T*>(args.z);
   T* values = static_cast<T*>(args.values);
 #pragma omp parallel for num_threads(args.threads) if (args.threads > 1) schedule(static)
-  for (int64_t i = 0; i < args.points; ++i) {
-    alignas(64) T joint[kPairCols];
-    LogSum sum;
+  for (int64_t begin = 0; begin < args.points; begin += kRows) {
+    const int64_t left = args.points - begin, rows = left < kRows ? left : kRows;
+    alignas(64) T joint[kRows * kPairCols];
+    LogSum sums[kRows];
     for (int64_t block = 0; block < c.columns.blocks; ++block) {
       const int64_t width = c.columns.padded(block);
-      distance_row(c, block, width, z + i * c.dims, joint);
-      sum.add(c.total.get() + block * kPairCols, joint, static_cast<const T*>(nullptr), width);
+      distance_rows(c, block, width, z + begin * c.dims, rows, joint);
+      for (int64_t r = 0; r < rows; ++r)
+        sums[r].add(c.total.get() + block * kPairCols, joint + r * kPairCols,
+                    static_cast<const T*>(nullptr), width);
     }
-    args.joint[i] = sum.log2();
-    values[i] = static_cast<T>((args.joint[i] + c.total_top) * kLn2 + args.log_weight);
+    for (int64_t r = 0; r < rows; ++r) {
+      const double log2_sum = sums[r].log2();
+      args.joint[begin + r] = log2_sum;
+      values[begin + r] = static_cast<T>((log2_sum + c.total_top) * kLn2 + args.log_weight);
+    }
   }
   return true;
 }
@@ -78,9 +87,9 @@ struct Backward {
     const T* total = c.total.get() + block * kPairCols;
     alignas(64) T grad[kPairRows * kPairCols];
     T* sums = zeroth + block * kPairCols;
+    distance_rows(c, block, width, z, rows, grad);
     for (int64_t r = 0; r < rows; ++r) {
       T* g = grad + r * kPairCols;
-      distance_row(c, block, width, z + r * dims, g);
       const T shift = static_cast<T>(args.joint[begin + r]), factor = upstream[r];
 #pragma omp simd
       for (int64_t l = 0; l < width; ++l) {

@@ -39,7 +39,7 @@ struct Special {
 };
 
 // The sums over a tile's columns of weight 2^(peak - u^2) in one to four dimensions, and their
-// share of the joint distances, which are added up as distance_row does. kPairCols apart: mean,
+// share of the joint distances, which are added up as distance_rows does. kPairCols apart: mean,
 // rate and peak of the next dimension.
 template <int kDims, bool kWeighted, class T>
 VAEFAST_FN void add_row(const T* z, const T* mean, const T* rate, const T* peak, const T* weight,
@@ -252,10 +252,10 @@ struct Backward {
     alignas(64) T joint[kPairRows * kPairCols], weights[kPairRows * kPairCols];
     const bool weighted = special.fill(begin, rows, block * kPairCols, kPairCols, weights);
     const T* total = c.total.get() + block * kPairCols;
+    distance_rows(c, block, width, z, rows, joint);
     for (int64_t r = 0; r < rows; ++r) {
       T* g = joint + r * kPairCols;
       const T* w = weights + r * kPairCols;
-      distance_row(c, block, width, z + r * dims, g);
       const T shift = static_cast<T>(args.joint[begin + r]);
       const T factor = grad_tc[r] - grad_mi[r];
 #pragma omp simd

@@ -68,11 +68,11 @@ def mixture_log_prob(
     transform = transform_of(param, min_std, clamp)
     dtype = compute_dtype(z, mu, scale, log_weights)
     dims = latent.numel()
-    logvar = log_variance(scale.to(dtype), transform).reshape(mu.shape[0], dims)
+    logvar = log_variance(scale.to(dtype), transform)
     values = _mixture_log_prob.run(
-        z.to(dtype).reshape(z.shape[:lead].numel(), dims),
-        mu.to(dtype).reshape(mu.shape[0], dims),
-        logvar,
+        _args.matrix(z, z.shape[:lead].numel(), dims, dtype),
+        _args.matrix(mu, mu.shape[0], dims, dtype),
+        _args.matrix(logvar, mu.shape[0], dims, dtype),
         None if log_weights is None else log_weights.to(dtype),
     )
-    return values.view(z.shape[:lead])
+    return values if lead == 1 else values.view(z.shape[:lead])

@@ -79,7 +79,7 @@ def mmd(
     options = Mmd(kernel == "rbf", denominators(kernel, scales, dims), unbiased)
     dtype = compute_dtype(x, y)
     return _mmd.run(
-        x.to(dtype).reshape(x.shape[0], dims), y.to(dtype).reshape(y.shape[0], dims), options
+        _args.matrix(x, x.shape[0], dims, dtype), _args.matrix(y, y.shape[0], dims, dtype), options
     )
 
 

@@ -92,13 +92,13 @@ def tc_terms(
     transform = transform_of(param, min_std, clamp)
     dtype = compute_dtype(z, mu, scale)
     batch, dims = mu.shape[0], mu.shape[1:].numel()
-    wide_mu = mu.to(dtype).reshape(batch, dims)
-    logvar = log_variance(scale.to(dtype), transform).reshape(batch, dims)
+    wide_mu = _args.matrix(mu, batch, dims, dtype)
+    logvar = _args.matrix(log_variance(scale.to(dtype), transform), batch, dims, dtype)
     first = 0
     if gather:
         wide_mu, logvar, first = gathered(wide_mu, logvar, group)
     weighing = weights(wide_mu.shape[0], dataset_size, method, first)
-    terms = _tc_terms.run(z.to(dtype).reshape(batch, dims), wide_mu, logvar, weighing)
+    terms = _tc_terms.run(_args.matrix(z, batch, dims, dtype), wide_mu, logvar, weighing)
     return TCTerms(*terms.unbind(0))
 
 
