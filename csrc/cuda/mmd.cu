@@ -69,8 +69,9 @@ struct MmdPairs {
 
   VAEFAST_MEMBER static void load(const Points<T>& points, int64_t first, int64_t dim, int thread,
                                   Vec* to) {
-    Tile::template read<kDims>(points, first, dim, thread,
-                               [&](int d, int point, T value) { Tile::set(to, d, point, value); });
+    Tile::template read<kDims, 4>(points, first, dim, thread, [&](int d, int point, T value) {
+      Tile::set(to, d, point, value);
+    });
   }
 
   VAEFAST_MEMBER void add_distances(int thread, int64_t dim, const Shared& shared,

@@ -69,15 +69,16 @@ struct PairTile {
   }
 
   // Reads a thread's part of kDims dimensions, from `dim` on, of the points from `first` on: calls
-  // put(d, point, value) with d < kDims, and value 0 past the last point or dimension.
-  template <int kDims, class Put>
+  // put(d, point, value) with d < kDims, and value 0 past the last point or dimension. kLoads are
+  // under way at once.
+  template <int kDims, int kLoads, class Put>
   VAEFAST_MEMBER static void read(const Points<T>& points, int64_t first, int64_t dim, int thread,
                                   const Put& put) {
     const int point = thread % kSide;
     const int left = static_cast<int>(points.dims - dim < kDims ? points.dims - dim : kDims);
     const char* row =
         reinterpret_cast<const char*>(points.data + (first + point) * points.dims + dim);
-#pragma unroll 4
+#pragma unroll kLoads
     for (int d = thread / kSide * kEach; d < left; d += kThreads / kSide * kEach) {
       uint32_t words[4];
       const int n = first + point < points.count ? (left - d < kEach ? left - d : kEach) : 0;

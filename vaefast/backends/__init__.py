@@ -16,7 +16,7 @@ import torch
 BACKENDS = ("auto", "native", "triton", "reference")
 
 # Operators whose compiled kernel is for the CPU alone; on a GPU Triton serves them.
-NO_CUDA = frozenset({"mixture_log_prob", "tc_terms"})
+NO_CUDA = frozenset({"tc_terms"})
 
 # Forms of likelihoods that users registered, and their Triton twins as "module:name" or "": plain
 # PyTorch serves them, or Triton where there is a twin.
