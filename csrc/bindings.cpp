@@ -357,8 +357,8 @@ MixtureArgs mixture_backward_args(const py::tuple& sizes, const py::tuple& input
 
 constexpr Kernel<MixtureArgs> kMixture = VAEFAST_KERNEL(mixture_log_prob);
 constexpr Kernel<MixtureArgs> kMixtureBackward = VAEFAST_KERNEL(mixture_log_prob_backward);
-constexpr Kernel<MixtureArgs> kTcTerms = {vaefast::cpu::tc_terms, nullptr};
-constexpr Kernel<MixtureArgs> kTcTermsBackward = {vaefast::cpu::tc_terms_backward, nullptr};
+constexpr Kernel<MixtureArgs> kTcTerms = VAEFAST_KERNEL(tc_terms);
+constexpr Kernel<MixtureArgs> kTcTermsBackward = VAEFAST_KERNEL(tc_terms_backward);
 
 template <const Kernel<MixtureArgs>& kernel>
 void mixture_forward(const py::tuple& sizes, const py::tuple& inputs, const py::tuple& weighing,
@@ -547,6 +547,10 @@ PYBIND11_MODULE(_C, module) {
                                                             &mixture_forward_args);
   def_workspace<&vaefast::cuda::mixture_log_prob_backward_workspace>(
       module, "mixture_log_prob_backward_workspace", &mixture_backward_args);
+  def_workspace<&vaefast::cuda::tc_terms_workspace>(module, "tc_terms_workspace",
+                                                    &mixture_forward_args);
+  def_workspace<&vaefast::cuda::tc_terms_backward_workspace>(module, "tc_terms_backward_workspace",
+                                                             &mixture_backward_args);
 #endif
   module.def("buffer", &buffer);
   module.def("buffer_limit", &vaefast::buffer_limit);

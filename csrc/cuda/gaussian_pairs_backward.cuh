@@ -1,19 +1,19 @@
-// Points against diagonal Gaussians in tiles, backward: what mixture_log_prob and tc_terms share.
+// Points against diagonal Gaussians, backward: the gradients.
 //
 // Each pair is met from both sides: a block makes the gradient of its own points in z or that of
 // its own components, in kDims dimensions. With g the gradient in a pair's log density, the point's
-// is the sum of -2 ln2 g u rate; the component's those of 2 ln2 g u rate in mu, of ln2 g u^2 - g /
-// 2 in logvar and of g in the weight's logarithm.
+// is the sum of -2 ln2 g u rate; the component's are those of 2 ln2 g u rate in mu, of
+// ln2 g u^2 - g/2 in logvar and of g in the weight's logarithm.
 #pragma once
 
-#include "cuda/gaussian_pairs.cuh"
+#include "cuda/gaussian_tiles.cuh"
 
 namespace vaefast {
 namespace VAEFAST_ISA {
 
 // kMarginals: each dimension's density has its own part of g, `each` times its share.
 template <class T, bool kMarginals>
-struct PairsBackward {
+struct GaussianPairsBackward {
   using Tiles = GaussianTiles<T, kMarginals>;
   using Tile = PairTile<T>;
   using Vec = typename Tile::Vec;
@@ -46,7 +46,7 @@ struct PairsBackward {
   // Of z, mu, logvar and the weights' logarithms.
   Copied<T> grads[4];
 
-  PairsBackward(const MixtureArgs& args, Room& room)
+  GaussianPairsBackward(const MixtureArgs& args, Room& room)
       : tiles(args),
         joint(args.joint),
         marginals(static_cast<const T*>(args.marginals)),
@@ -348,7 +348,7 @@ struct PairsBackward {
 
 // Adds the shares' copies up. A unit is a warp.
 template <class T>
-struct PairGradients {
+struct GaussianGradients {
   static constexpr int kSums = 0, kBlocksPerSm = 4;
   using Sum = T;
   Work work;
@@ -361,10 +361,10 @@ struct PairGradients {
 template <class T, bool kMarginals>
 int64_t run_backward(const MixtureArgs& args, const cuda::Place* place) {
   Room room = place != nullptr ? Room(*place) : Room();
-  const PairsBackward<T, kMarginals> op(args, room);
+  const GaussianPairsBackward<T, kMarginals> op(args, room);
   if (place == nullptr) return room.used();
   launch_blocks(op, *place);
-  PairGradients<T> sums;
+  GaussianGradients<T> sums;
   int64_t units = 0;
   for (int i = 0; i < 4; ++i) {
     sums.grads[i] = op.grads[i];

@@ -33,12 +33,16 @@ void log_ratio_backward(const LogRatioArgs& args, const Place& place);
 void mmd(const MmdArgs& args, const Place& place);
 void mixture_log_prob(const MixtureArgs& args, const Place& place);
 void mixture_log_prob_backward(const MixtureArgs& args, const Place& place);
+void tc_terms(const MixtureArgs& args, const Place& place);
+void tc_terms_backward(const MixtureArgs& args, const Place& place);
 
 // Bytes for a call of each.
 int64_t row_workspace(const RowNllArgs& args);
 int64_t mmd_workspace(const MmdArgs& args);
 int64_t mixture_log_prob_workspace(const MixtureArgs& args);
 int64_t mixture_log_prob_backward_workspace(const MixtureArgs& args);
+int64_t tc_terms_workspace(const MixtureArgs& args);
+int64_t tc_terms_backward_workspace(const MixtureArgs& args);
 
 }  // namespace cuda
 }  // namespace vaefast

@@ -1,4 +1,5 @@
 // The log density of a mixture of diagonal Gaussians, and its gradients.
+#include "cuda/gaussian_pairs.cuh"
 #include "cuda/gaussian_pairs_backward.cuh"
 
 namespace vaefast {
@@ -7,7 +8,7 @@ namespace {
 
 // The densities of points from those under each share of the components. A unit is a thread.
 template <class T>
-struct Densities {
+struct MixtureDensities {
   static constexpr int kSums = 0, kBlocksPerSm = 4;
   using Sum = T;
   Work work;
@@ -23,13 +24,13 @@ struct Densities {
 template <class T>
 int64_t run_forward(const MixtureArgs& args, const cuda::Place* place) {
   Room room = place != nullptr ? Room(*place) : Room();
-  PairsForward<T, false> op(args, room);
+  GaussianPairs<T, false> op(args, room);
   if (place == nullptr) return room.used();
   op.density = {args.joint, static_cast<T*>(args.values),
                 args.log_weight - 0.5 * kLog2Pi * static_cast<double>(args.dims)};
   launch_blocks(op, *place);
   if (!op.whole())
-    launch(Densities<T>{{args.points, 1, 1}, op.density, op.joints, op.cut.splits}, *place);
+    launch(MixtureDensities<T>{{args.points, 1, 1}, op.density, op.joints, op.cut.splits}, *place);
   return room.used();
 }
 
