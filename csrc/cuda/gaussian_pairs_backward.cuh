@@ -42,14 +42,15 @@ struct GaussianPairsBackward {
   TileCut points, components;
   int64_t blocks = 0;
   const double* joint;
-  const T *marginals, *upstream;
+  Points<T> marginals;
+  const T* upstream;
   // Of z, mu, logvar and the weights' logarithms.
   Copied<T> grads[4];
 
   GaussianPairsBackward(const MixtureArgs& args, Room& room)
       : tiles(args),
         joint(args.joint),
-        marginals(static_cast<const T*>(args.marginals)),
+        marginals(args.marginals, args.points, args.dims),
         upstream(static_cast<const T*>(args.upstream)) {
     points.inner = components.tiles = tiles.component_tiles();
     components.inner = points.tiles = tiles.point_tiles();
@@ -112,7 +113,7 @@ struct GaussianPairsBackward {
         const int64_t index = own * tiles.z.dims + d;
         if (kPoints) {
           t.home[i][k] = here ? tiles.z.data[index] : T(0);
-          t.other[i][k] = kMarginals && here ? marginals[index] : kMost;
+          t.other[i][k] = kMarginals && here ? marginals.data[index] : kMost;
         } else {
           t.home[i][k] = here ? tiles.mu.data[index] : T(0);
           t.other[i][k] = here ? rate_of(tiles.logvar.data[index]) : T(0);
@@ -184,9 +185,8 @@ struct GaussianPairsBackward {
 
   VAEFAST_MEMBER void load_marginals(int64_t first, int64_t dim, int thread, Shared& shared) const {
     Tile::template read<kDims, Tiles::kLoads>(
-        Points<T>(marginals, tiles.z.count, tiles.z.dims), first, dim, thread,
-        [&](int d, int point, T value) {
-          Tile::set(shared.mean, d, point, first + point < tiles.z.count ? value : kMost);
+        marginals, first, dim, thread, [&](int d, int point, T value) {
+          Tile::set(shared.mean, d, point, first + point < marginals.count ? value : kMost);
         });
   }
 
@@ -346,16 +346,9 @@ struct GaussianPairsBackward {
   }
 };
 
-// Adds the shares' copies up. A unit is a warp.
-template <class T>
-struct GaussianGradients {
-  static constexpr int kSums = 0, kBlocksPerSm = 4;
-  using Sum = T;
-  Work work;
-  Copied<T> grads[4];
-
-  VAEFAST_MEMBER void run(int64_t unit, int lane, Sum*) const { add_up_one_of(grads, unit, lane); }
-};
+// Queues the sums of the shares' copies.
+void add_up(const Copied<float> (&grads)[4], const cuda::Place& place);
+void add_up(const Copied<double> (&grads)[4], const cuda::Place& place);
 
 // Queues a backward call, or counts the bytes that it takes.
 template <class T, bool kMarginals>
@@ -364,14 +357,7 @@ int64_t run_backward(const MixtureArgs& args, const cuda::Place* place) {
   const GaussianPairsBackward<T, kMarginals> op(args, room);
   if (place == nullptr) return room.used();
   launch_blocks(op, *place);
-  GaussianGradients<T> sums;
-  int64_t units = 0;
-  for (int i = 0; i < 4; ++i) {
-    sums.grads[i] = op.grads[i];
-    units += op.grads[i].units();
-  }
-  sums.work = {units, kWarp, kWarp};
-  launch(sums, *place);
+  add_up(op.grads, *place);
   return room.used();
 }
 
