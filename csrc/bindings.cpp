@@ -100,9 +100,17 @@ void set_threads(LogRatioArgs& args, int threads, int64_t copies) {
 }
 
 // A pair costs about as much as 8 elements.
+int useful_pair_threads(int64_t pairs, int64_t dims, int threads) {
+  return useful_threads(8 * pairs * dims, threads);
+}
+
 void set_threads(MmdArgs& args, int threads, int64_t) {
   const int64_t points = args.x_points + args.y_points;
-  args.threads = useful_threads(4 * points * points * args.dims, threads);
+  args.threads = useful_pair_threads(points * points / 2, args.dims, threads);
+}
+
+void set_threads(MixtureArgs& args, int threads, int64_t) {
+  args.threads = useful_pair_threads(args.points * args.components, args.dims, threads);
 }
 
 // From 4 MiB on a result is written past the caches: csrc/cpu/stream.h has the figures.
@@ -299,12 +307,6 @@ void scale(const py::tuple& grid, const py::object& grad, const py::object& upst
   run<ScaleArgs>(VAEFAST_KERNEL(scale), a, where);
 }
 
-// A pair costs about as much as 8 elements.
-template <class Args>
-void set_pair_threads(Args& args, int64_t pairs, int threads) {
-  args.threads = useful_threads(8 * pairs * args.dims, threads);
-}
-
 template <class T = void>
 T* address(const py::tuple& tuple, size_t index) {
   return reinterpret_cast<T*>(static_cast<uintptr_t>(at<uint64_t>(tuple, index)));
@@ -313,7 +315,7 @@ T* address(const py::tuple& tuple, size_t index) {
 // sizes: points, components, dims; inputs: z, mu, logvar, log_weights;
 // weighing: log_weight, first, own, stratum; saved: joint, marginals. Addresses, 0 for none.
 MixtureArgs mixture_args(const py::tuple& sizes, const py::tuple& inputs, const py::tuple& weighing,
-                         const py::tuple& saved, bool wide, int threads) {
+                         const py::tuple& saved, bool wide) {
   MixtureArgs a;
   a.points = at<int64_t>(sizes, 0);
   a.components = at<int64_t>(sizes, 1);
@@ -329,32 +331,48 @@ MixtureArgs mixture_args(const py::tuple& sizes, const py::tuple& inputs, const 
   a.joint = address<double>(saved, 0);
   a.marginals = address(saved, 1);
   a.wide = wide;
-  set_pair_threads(a, a.points * a.components, threads);
   return a;
 }
 
-template <void (*kernel)(const MixtureArgs&)>
-void mixture_forward(const py::tuple& sizes, const py::tuple& inputs, const py::tuple& weighing,
-                     const py::tuple& saved, uint64_t values, bool wide, int threads) {
-  MixtureArgs a = mixture_args(sizes, inputs, weighing, saved, wide, threads);
+MixtureArgs mixture_forward_args(const py::tuple& sizes, const py::tuple& inputs,
+                                 const py::tuple& weighing, const py::tuple& saved, uint64_t values,
+                                 bool wide) {
+  MixtureArgs a = mixture_args(sizes, inputs, weighing, saved, wide);
   a.values = reinterpret_cast<void*>(static_cast<uintptr_t>(values));
-  py::gil_scoped_release release;
-  kernel(a);
+  return a;
 }
 
 // grads: of z, mu, logvar and log_weights.
-template <void (*kernel)(const MixtureArgs&)>
-void mixture_backward(const py::tuple& sizes, const py::tuple& inputs, const py::tuple& weighing,
-                      const py::tuple& saved, uint64_t upstream, const py::tuple& grads, bool wide,
-                      int threads) {
-  MixtureArgs a = mixture_args(sizes, inputs, weighing, saved, wide, threads);
+MixtureArgs mixture_backward_args(const py::tuple& sizes, const py::tuple& inputs,
+                                  const py::tuple& weighing, const py::tuple& saved,
+                                  uint64_t upstream, const py::tuple& grads, bool wide) {
+  MixtureArgs a = mixture_args(sizes, inputs, weighing, saved, wide);
   a.upstream = reinterpret_cast<const void*>(static_cast<uintptr_t>(upstream));
   a.grad_z = address(grads, 0);
   a.grad_mu = address(grads, 1);
   a.grad_logvar = address(grads, 2);
   a.grad_log_weights = address(grads, 3);
-  py::gil_scoped_release release;
-  kernel(a);
+  return a;
+}
+
+constexpr Kernel<MixtureArgs> kMixture = VAEFAST_KERNEL(mixture_log_prob);
+constexpr Kernel<MixtureArgs> kMixtureBackward = VAEFAST_KERNEL(mixture_log_prob_backward);
+constexpr Kernel<MixtureArgs> kTcTerms = VAEFAST_KERNEL(tc_terms);
+constexpr Kernel<MixtureArgs> kTcTermsBackward = VAEFAST_KERNEL(tc_terms_backward);
+
+template <const Kernel<MixtureArgs>& kernel>
+void mixture_forward(const py::tuple& sizes, const py::tuple& inputs, const py::tuple& weighing,
+                     const py::tuple& saved, uint64_t values, bool wide, const py::object& where) {
+  MixtureArgs a = mixture_forward_args(sizes, inputs, weighing, saved, values, wide);
+  run<MixtureArgs>(kernel, a, where);
+}
+
+template <const Kernel<MixtureArgs>& kernel>
+void mixture_backward(const py::tuple& sizes, const py::tuple& inputs, const py::tuple& weighing,
+                      const py::tuple& saved, uint64_t upstream, const py::tuple& grads, bool wide,
+                      const py::object& where) {
+  MixtureArgs a = mixture_backward_args(sizes, inputs, weighing, saved, upstream, grads, wide);
+  run<MixtureArgs>(kernel, a, where);
 }
 
 // sizes: x's points, y's points, dims; inputs: x, y; factors: xx, yy, xy, constant;
@@ -445,6 +463,14 @@ void row_nll(const py::tuple& geometry, const py::tuple& params, const py::tuple
   run<vaefast::RowNllArgs>(kernel, a, where);
 }
 
+#if defined(VAEFAST_CUDA)
+// Bytes that a call on a GPU takes for its partial sums, from the call's arguments but the last.
+template <auto size, class Args, class... Given>
+void def_workspace(py::module_& module, const char* name, Args (*read)(Given...)) {
+  module.def(name, [read](Given... given) { return size(read(given...)); });
+}
+#endif
+
 // A DLPack capsule over memory that returns to the core's cache with the last tensor on it; None
 // where there is no memory.
 py::object buffer(const py::tuple& shape, int dtype) {
@@ -515,22 +541,16 @@ PYBIND11_MODULE(_C, module) {
                                         scalar_grad, target_rows);
       },
       "Bytes that a call on a GPU takes for its partial sums.");
-  module.def(
-      "row_workspace",
-      [](const py::tuple& geometry, const py::tuple& params, const py::tuple& target,
-         const py::tuple& over, const py::tuple& settings, uint64_t loss, const py::object& grad) {
-        return vaefast::cuda::row_workspace(
-            row_nll_args(geometry, params, target, over, settings, loss, grad));
-      },
-      "The same for `row_nll`, whose arguments but the last it takes.");
-  module.def(
-      "mmd_workspace",
-      [](const py::tuple& sizes, const py::tuple& inputs, bool rbf, const py::tuple& scales,
-         const py::tuple& factors, const py::tuple& results, bool wide) {
-        return vaefast::cuda::mmd_workspace(
-            mmd_args(sizes, inputs, rbf, scales, factors, results, wide));
-      },
-      "The same for `mmd`.");
+  def_workspace<&vaefast::cuda::row_workspace>(module, "row_workspace", &row_nll_args);
+  def_workspace<&vaefast::cuda::mmd_workspace>(module, "mmd_workspace", &mmd_args);
+  def_workspace<&vaefast::cuda::mixture_log_prob_workspace>(module, "mixture_log_prob_workspace",
+                                                            &mixture_forward_args);
+  def_workspace<&vaefast::cuda::mixture_log_prob_backward_workspace>(
+      module, "mixture_log_prob_backward_workspace", &mixture_backward_args);
+  def_workspace<&vaefast::cuda::tc_terms_workspace>(module, "tc_terms_workspace",
+                                                    &mixture_forward_args);
+  def_workspace<&vaefast::cuda::tc_terms_backward_workspace>(module, "tc_terms_backward_workspace",
+                                                             &mixture_backward_args);
 #endif
   module.def("buffer", &buffer);
   module.def("buffer_limit", &vaefast::buffer_limit);
@@ -548,11 +568,10 @@ PYBIND11_MODULE(_C, module) {
              py::arg("columns") = 0);
   module.def("noise", &noise);
   module.def("scale", &scale);
-  module.def("mixture_log_prob", &mixture_forward<vaefast::cpu::mixture_log_prob>);
-  module.def("mixture_log_prob_backward",
-             &mixture_backward<vaefast::cpu::mixture_log_prob_backward>);
-  module.def("tc_terms", &mixture_forward<vaefast::cpu::tc_terms>);
-  module.def("tc_terms_backward", &mixture_backward<vaefast::cpu::tc_terms_backward>);
+  module.def("mixture_log_prob", &mixture_forward<kMixture>);
+  module.def("mixture_log_prob_backward", &mixture_backward<kMixtureBackward>);
+  module.def("tc_terms", &mixture_forward<kTcTerms>);
+  module.def("tc_terms_backward", &mixture_backward<kTcTermsBackward>);
   module.def("mmd", &mmd);
   module.def("row_nll", &row_nll);
 }

@@ -146,23 +146,3 @@ print(core.cpu_capability())
     assert run(code, VAEFAST_CPU_CAPABILITY="").stdout.strip() == names[-1]
     with pytest.raises(ValueError, match="sse9"):
         _C.set_cpu_capability("sse9")
-
-
-def test_an_operator_without_a_cuda_kernel_goes_to_triton():
-    """The total-correlation terms: whatever serves the rest of a GPU's calls."""
-    code = (
-        "from vaefast import backends\n"
-        "backends._native_cause = lambda device_type: None\n"
-        "backends._triton_cause = lambda device_type: {cause!r}\n"
-        "print(backends.select('cuda'), backends.select('cuda', 'tc_terms'))\n"
-        "try:\n"
-        "    with backends.backend('native'):\n"
-        "        backends.select('cuda', 'tc_terms')\n"
-        "except backends.BackendError as error:\n"
-        "    print(error)\n"
-    )
-    for cause, want in ((None, "triton"), ("not here", "reference")):
-        done = run(code.format(cause=cause))
-        first, second = done.stdout.splitlines()
-        assert first == f"native {want}", done.stderr
-        assert "no kernel of tc_terms for cuda" in second

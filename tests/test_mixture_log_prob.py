@@ -15,7 +15,15 @@ import vaefast as vf
 core = pytest.importorskip("vaefast._C") if "native" in vf.available_backends() else None
 IMPLEMENTATIONS = ["reference", *(core.available_capabilities() if core else ())]
 # Points, components, dimensions.
-SHAPES = [(1, 1, 1), (5, 3, 2), (41, 129, 7), (33, 257, 40), (130, 16, 5)]
+SHAPES = [
+    (1, 1, 1),
+    (5, 3, 2),
+    (41, 129, 7),
+    (33, 257, 40),
+    (130, 16, 5),
+    (9, 70, 131),
+    (1100, 1300, 3),
+]
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)

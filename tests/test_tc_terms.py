@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 import vaefast as vf
+from vaefast.ops import _tc_terms
 from vaefast.ops.tc_terms import weights
 
 core = pytest.importorskip("vaefast._C") if "native" in vf.available_backends() else None
 IMPLEMENTATIONS = ["reference", *(core.available_capabilities() if core else ())]
-SHAPES = [(2, 1), (5, 3), (41, 7), (130, 5), (257, 2)]
+SHAPES = [(2, 1), (5, 3), (41, 7), (130, 5), (257, 2), (70, 77)]
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
@@ -190,6 +191,29 @@ def test_same_bits_for_any_number_of_threads(implementation: str) -> None:
     if implementation != "reference":
         for other in results[1:]:
             assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("method", ["mss", "mws"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_parts_of_a_batch(implementation: str, method: str, dtype: torch.dtype) -> None:
+    """As `gather` has it: each rank has its points and the posteriors of all."""
+    z, mu, logvar = batch(1150 if dtype == torch.float32 else 580, 3, dtype)
+    whole = leaves([z, mu, logvar])
+    with vf.backend("reference"):
+        terms = _tc_terms.run(*whole, weights(len(z), 5000, method))
+        up = torch.linspace(0.5, 2.0, terms.numel(), dtype=dtype).view_as(terms)
+        expected = torch.autograd.grad(terms, whole, up)
+    inputs, cut = leaves([z, mu, logvar]), len(z) // 5
+    parts = [
+        _tc_terms.run(rows, *inputs[1:], weights(len(z), 5000, method, first))
+        for first, rows in ((0, inputs[0][:cut]), (cut, inputs[0][cut:]))
+    ]
+    got = torch.cat(parts, 1)
+    tolerance = 1e-11 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(got, terms, rtol=tolerance, atol=10 * tolerance)
+    for grad, want in zip(torch.autograd.grad(got, inputs, up), expected, strict=True):
+        atol = tolerance * float(want.abs().max())
+        torch.testing.assert_close(grad, want, rtol=tolerance, atol=atol)
 
 
 def test_nan_stays_in_its_sample(implementation: str) -> None:

@@ -20,7 +20,6 @@ struct Densities {
   T standard, rest;
 
   void load_tile(const LogRatioArgs& args, const Tile& tile) {
-    constexpr double kLog2Pi = 1.8378770664093454836;
     const int64_t n = tile.size();
     q.load_tile(args.q, tile, false);
     mu = q.mu;

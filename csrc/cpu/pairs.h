@@ -10,7 +10,8 @@
 #include <cstring>
 
 #include "core/pairs.h"
-#include "math/special.h"
+#include "math/bounded.h"
+#include "math/gaussian.h"
 
 namespace vaefast {
 namespace VAEFAST_ISA {
@@ -19,23 +20,6 @@ namespace VAEFAST_ISA {
 constexpr int64_t kPairRows = 32, kPairCols = 128;
 // Columns are padded to whole vectors of AVX-512.
 constexpr int64_t kPairLanes = 16;
-
-constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
-constexpr double kLog2Pi = 1.83787706640934548356;
-
-// 2^x for x < 127, <= 1.5 ulp, 0 below 2^-100: a density that small adds nothing to a sum, and its
-// products would be denormal, which made a kernel three times slower. Half of what exp costs, as
-// there is no change of base.
-VAEFAST_FN float exp2(float x) {
-  const float t = x + 12582912.0f;
-  const float f = x - (t - 12582912.0f);
-  const float p = horner(f, 1.0f, 6.931470037e-01f, 2.402224243e-01f, 5.550733581e-02f,
-                         9.671512991e-03f, 1.326472731e-03f);
-  const float y = as_float(to_bits(p) + (to_bits(t) << 23));
-  return x < -100.0f ? 0.0f : y;
-}
-
-VAEFAST_FN double exp2(double x) { return exp(x * kLn2); }
 
 VAEFAST_FN int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -171,8 +155,7 @@ class Components {
       }
       const double highest = top[d];
       for (int64_t l = 0; l < size; ++l) {
-        // sqrt(log2(e) / 2) / sigma
-        r[l] = T(0.84932180028801904272) * exp(T(-0.5) * own[l]);
+        r[l] = rate_of(own[l]);
         const double log2_peak = -0.5 * kLog2E * (static_cast<double>(own[l]) + kLog2Pi);
         p[l] = static_cast<T>(log2_peak - highest);
         sum[l] += log2_peak;

@@ -31,12 +31,18 @@ void row_nll(const RowNllArgs& args, const Place& place);
 void log_ratio(const LogRatioArgs& args, const Place& place);
 void log_ratio_backward(const LogRatioArgs& args, const Place& place);
 void mmd(const MmdArgs& args, const Place& place);
+void mixture_log_prob(const MixtureArgs& args, const Place& place);
+void mixture_log_prob_backward(const MixtureArgs& args, const Place& place);
+void tc_terms(const MixtureArgs& args, const Place& place);
+void tc_terms_backward(const MixtureArgs& args, const Place& place);
 
-// Bytes for a call of mmd.
-int64_t mmd_workspace(const MmdArgs& args);
-
-// Bytes for a call of row_nll.
+// Bytes for a call of each.
 int64_t row_workspace(const RowNllArgs& args);
+int64_t mmd_workspace(const MmdArgs& args);
+int64_t mixture_log_prob_workspace(const MixtureArgs& args);
+int64_t mixture_log_prob_backward_workspace(const MixtureArgs& args);
+int64_t tc_terms_workspace(const MixtureArgs& args);
+int64_t tc_terms_backward_workspace(const MixtureArgs& args);
 
 }  // namespace cuda
 }  // namespace vaefast

@@ -67,7 +67,7 @@ struct LogRatio {
         rows(in.shape.rows * in.samples, in.shape.cols, V),
         z(source<T>(args.z, in.shape.rows, V)),
         standard(args.prior ? T(1) : T(0)),
-        rest(args.prior ? T(0) : T(1.8378770664093454836)),
+        rest(args.prior ? T(0) : T(kLog2Pi)),
         groups(divide_up(in.samples, kGroup)) {
     work = {in.shape.rows * rows.pieces * groups, rows.lanes, rows.lanes};
     total = per_sample(args.value, in.shape, rows, 1.0, args.q.wide);

@@ -1,4 +1,5 @@
-// What the math functions stand on: bit casts, fused multiply-add, Horner's scheme, square root.
+// What the math functions stand on: constants, bit casts, fused multiply-add, Horner's scheme,
+// square root.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +18,9 @@ constexpr float kInfF = std::numeric_limits<float>::infinity();
 constexpr float kNanF = std::numeric_limits<float>::quiet_NaN();
 constexpr double kInf = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
+// log(2 pi)
+constexpr double kLog2Pi = 1.83787706640934548356;
 
 VAEFAST_FN uint32_t to_bits(float x) {
   uint32_t b;

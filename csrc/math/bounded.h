@@ -21,5 +21,26 @@ VAEFAST_FN T exp_or_zero(T x) {
   return x < far ? T(0) : value;
 }
 
+// 2^x for x < 127, <= 2.5 ulp, 0 below 2^-100: a density that small adds nothing to a sum, and its
+// products would be denormal, which made a kernel three times slower. Half of what exp costs, as
+// there is no change of base. On a GPU one instruction, 2 ulp, 0 below 2^-126.
+VAEFAST_FN float exp2(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  const float t = x + 12582912.0f;
+  const float f = x - (t - 12582912.0f);
+  const float p = horner(f, 1.0f, 6.931470037e-01f, 2.402224243e-01f, 5.550733581e-02f,
+                         9.671512991e-03f, 1.326472731e-03f);
+  const float y = as_float(to_bits(p) + (to_bits(t) << 23));
+  return x < -100.0f ? 0.0f : y;
+#endif
+}
+
+// Within |x| < 127 <= 96 ulp: the product's rounding, |x| times.
+VAEFAST_FN double exp2(double x) { return exp(x * kLn2); }
+
 }  // namespace VAEFAST_ISA
 }  // namespace vaefast

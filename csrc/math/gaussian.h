@@ -53,6 +53,15 @@ VAEFAST_FN T kl_standard(T mu, T logvar) {
   return T(0.5) * (mu * mu + expm1_minus_x(logvar));
 }
 
+// sqrt(log2(e) / 2): log2 N(z; mu, sigma^2) is log2(rate) - ((z - mu) rate)^2 and a constant, with
+// the rate 1 / sigma times this.
+constexpr double kUnitRate = 0.84932180028801904272;
+
+template <class T>
+VAEFAST_FN T rate_of(T logvar) {
+  return T(kUnitRate) * exp(T(-0.5) * logvar);
+}
+
 // sigma = e^(logvar/2), <= 1 ulp, and what the KL to N(0, 1) takes of it,
 // (e^logvar - 1 - logvar) / 2, <= 5 ulp, both from one reduction of logvar/2. With
 // sigma = 2^n (1 + s) the latter is 2^(2n-1) (s^2 + 2s) + 2^(2n-1) - 1/2 - logvar/2, where s -

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "math/bounded.h"
 #include "math/gamma.h"
 #include "math/gaussian.h"
 
@@ -62,6 +63,7 @@ LOOP(loop_log, m::log(x[i]))
 LOOP(loop_log1p, m::log1p(x[i]))
 LOOP(loop_log1p_finite, m::log1p_finite(x[i]))
 LOOP(loop_exp_normal, m::exp_normal(x[i]))
+LOOP(loop_exp2, m::exp2(x[i]))
 LOOP(loop_expm1, m::expm1(x[i]))
 LOOP(loop_expm1_minus_x, m::expm1_minus_x(x[i]))
 LOOP(loop_std_of, std_of(x[i]))
@@ -78,6 +80,7 @@ LOOP(loop_digamma, m::digamma(x[i]))
 // ---- the truth
 
 real exp_ref(real x) { return std::exp(x); }
+real exp2_ref(real x) { return std::exp2(x); }
 real std_ref(real x) { return std::exp(x / 2); }
 real log_ref(real x) { return std::log(x); }
 real log1p_ref(real x) { return std::log1p(x); }
@@ -228,6 +231,7 @@ void sweep_all(long points) {
   const std::vector<Case<T>> cases = {
       {"exp", loop_exp<T>, exp_ref, 1, 1, exponent},
       {"exp_normal", loop_exp_normal<T>, exp_ref, 1, 1, {{f ? T(-87.3) : T(-708), 88, false}}},
+      {"exp2", loop_exp2<T>, exp2_ref, f ? 2.5 : 96, f ? 2.5 : 96, {{-100, T(126.9), false}}},
       {"expm1", loop_expm1<T>, expm1_ref, 1.5, 1.5, exponent},
       {"expm1_minus_x", loop_expm1_minus_x<T>, expm1_minus_x_ref, 3, 3, exponent},
       {"std_of", loop_std_of<T>, std_ref, 1, 1, exponent},

@@ -47,7 +47,11 @@ def emulated(core: types.ModuleType) -> types.ModuleType:
 
     module.nll = nll
     module.row_nll = with_own_size("row_nll", core.row_workspace)
-    module.mmd = with_own_size("mmd", core.mmd_workspace)
+    for name in (
+        *("mmd", "mixture_log_prob", "mixture_log_prob_backward"),
+        *("tc_terms", "tc_terms_backward"),
+    ):
+        setattr(module, name, with_own_size(name, getattr(core, f"{name}_workspace")))
     module.sample_kl = lambda *args: run("sample_kl", args, args[3][7], False, args[0][0])
 
     def log_ratio(*args):

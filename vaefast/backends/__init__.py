@@ -15,9 +15,6 @@ import torch
 
 BACKENDS = ("auto", "native", "triton", "reference")
 
-# Operators whose compiled kernel is for the CPU alone; on a GPU Triton serves them.
-NO_CUDA = frozenset({"mixture_log_prob", "tc_terms"})
-
 # Forms of likelihoods that users registered, and their Triton twins as "module:name" or "": plain
 # PyTorch serves them, or Triton where there is a twin.
 USER_FORMS: dict[str, str] = {}
@@ -72,17 +69,16 @@ class backend:
         _forced = self._previous
 
 
-def select(device_type: str, op: str = "") -> str:
-    """The backend for a call of `op` on `device_type`: the one asked for, else the first that
-    serves.
+def select(device_type: str) -> str:
+    """The backend for a call on `device_type`: the one asked for, else the first that serves.
 
     Raises:
         BackendError: the one asked for cannot.
     """
     if torch.compiler.is_compiling():
-        name: str = _constant(_forced, device_type, op)
+        name: str = _constant(_forced, device_type)
         return name
-    return _serving(_forced, device_type, op)
+    return _serving(_forced, device_type)
 
 
 def forced() -> str | None:
@@ -90,22 +86,22 @@ def forced() -> str | None:
     return _forced
 
 
-def select_form(device_type: str, form: str, op: str = "nll") -> str:
+def select_form(device_type: str, form: str) -> str:
     """As `select`, for a call of a likelihood's form, which may be a user's.
 
     Raises:
         BackendError: the backend asked for has no kernel of it.
     """
     if form not in USER_FORMS:
-        return select(device_type, op)
+        return select(device_type)
     if torch.compiler.is_compiling():
-        name: str = _user_constant(_forced, device_type, form, op)
+        name: str = _user_constant(_forced, device_type, form)
         return name
-    return _serving_user(_forced, device_type, form, op)
+    return _serving_user(_forced, device_type, form)
 
 
-def _serving_user(forced: str | None, device_type: str, form: str, op: str) -> str:
-    chosen = _serving(forced, device_type, op)
+def _serving_user(forced: str | None, device_type: str, form: str) -> str:
+    chosen = _serving(forced, device_type)
     if chosen == "reference":
         return chosen
     twin = USER_FORMS[form]
@@ -121,9 +117,9 @@ def _serving_user(forced: str | None, device_type: str, form: str, op: str) -> s
     return "reference"
 
 
-def _user_constant(forced: str | None, device_type: str, form: str, op: str) -> str:
+def _user_constant(forced: str | None, device_type: str, form: str) -> str:
     """As `_constant`."""
-    return _serving_user(forced, device_type, form, op)
+    return _serving_user(forced, device_type, form)
 
 
 @functools.cache
@@ -134,25 +130,18 @@ def _add_twin(form: str, twin: str) -> None:
 
 
 @functools.cache
-def _serving(forced: str | None, device_type: str, op: str) -> str:
+def _serving(forced: str | None, device_type: str) -> str:
     wanted = forced or _from_environment()
     if wanted == "auto":
-        if device_type == "cuda" and op in NO_CUDA:
-            return "reference" if _triton_cause("cuda") else "triton"
         return _automatic(device_type)
     if wanted != "reference":
         _require(wanted, device_type)
-        if wanted == "native" and op in NO_CUDA and device_type != "cpu":
-            raise BackendError(
-                f"backend {wanted!r} was asked for but has no kernel of {op} for {device_type} "
-                "tensors; 'auto', 'triton' and 'reference' serve it"
-            )
     return wanted
 
 
-def _constant(forced: str | None, device_type: str, op: str) -> str:
+def _constant(forced: str | None, device_type: str) -> str:
     """What a compiler need not trace: it ends in imports."""
-    return _serving(forced, device_type, op)
+    return _serving(forced, device_type)
 
 
 # What torch.compiler.assume_constant_result does, but for importing the compiler: 3 s.

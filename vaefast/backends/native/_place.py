@@ -24,20 +24,11 @@ def place(
     """
     # Two of the reductions need none: "" and "elem".
     size = _C.workspace(grid, reduce, scalar_grad, target_rows) if reduce > 1 or scalar_grad else 0
-    return _on(tensor, size)
+    return place_with(tensor, size)
 
 
-def row_place(tensor: Tensor, call: tuple[object, ...]) -> Place:
-    """As `place`, for a call of `row_nll`."""
-    return _on(tensor, _C.row_workspace(*call))
-
-
-def mmd_place(tensor: Tensor, call: tuple[object, ...]) -> Place:
-    """As `place`, for a call of `mmd`."""
-    return _on(tensor, _C.mmd_workspace(*call))
-
-
-def _on(tensor: Tensor, size: int) -> Place:
+def place_with(tensor: Tensor, size: int) -> Place:
+    """As `place`, with a workspace of `size` bytes."""
     device: int = tensor.device.index
     # torch.cuda.current_stream gives the same by way of an object: 1 us more.
     stream: int = torch._C._cuda_getCurrentRawStream(device)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import _C
+from ._place import place_with
 
 
 def mixture_log_prob(
@@ -18,12 +19,15 @@ def mixture_log_prob(
     weights = None if log_weights is None else log_weights.contiguous()
     values = z.new_empty(z.shape[0])
     joint = z.new_empty(z.shape[0], dtype=torch.float64)
-    _C.mixture_log_prob(
+    call = (
         *_operands(z, mu, logvar, weights, joint),
         values.data_ptr(),
         z.dtype == torch.float64,
-        torch.get_num_threads(),
     )
+    if z.is_cpu:
+        _C.mixture_log_prob(*call, torch.get_num_threads())
+    else:
+        _C.mixture_log_prob(*call, place_with(z, _C.mixture_log_prob_workspace(*call)))
     return values, joint
 
 
@@ -40,13 +44,17 @@ def mixture_log_prob_backward(
     weights = None if log_weights is None else log_weights.contiguous()
     grads = [torch.empty_like(t) for t in (z, mu, logvar, weights) if t is not None]
     addresses = [g.data_ptr() for g in grads]
-    _C.mixture_log_prob_backward(
+    call = (
         *_operands(z, mu, logvar, weights, joint),
         upstream.data_ptr(),
         (*addresses, *[0] * (4 - len(addresses))),
         z.dtype == torch.float64,
-        torch.get_num_threads(),
     )
+    if z.is_cpu:
+        _C.mixture_log_prob_backward(*call, torch.get_num_threads())
+    else:
+        size = _C.mixture_log_prob_backward_workspace(*call)
+        _C.mixture_log_prob_backward(*call, place_with(z, size))
     return grads
 
 

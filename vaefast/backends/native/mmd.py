@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ... import _C
 from .._options import Mmd
-from ._place import mmd_place
+from ._place import place_with
 
 
 def mmd(x: Tensor, y: Tensor, options: Mmd, need: list[bool]) -> list[Tensor]:
@@ -25,5 +25,6 @@ def mmd(x: Tensor, y: Tensor, options: Mmd, need: list[bool]) -> list[Tensor]:
         (value.data_ptr(), *(0 if g is None else g.data_ptr() for g in grads)),
         x.dtype == torch.float64,
     )
-    _C.mmd(*call, torch.get_num_threads() if x.is_cpu else mmd_place(x, call))
+    where = torch.get_num_threads() if x.is_cpu else place_with(x, _C.mmd_workspace(*call))
+    _C.mmd(*call, where)
     return [value, *(g for g in grads if g is not None)]

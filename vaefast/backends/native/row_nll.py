@@ -11,7 +11,7 @@ from ... import _C
 from ..._args import compute_dtype
 from .._options import RowNll
 from ._pack import DTYPES, REDUCE, fresh, result
-from ._place import row_place
+from ._place import place_with
 
 _FORMS = {"categorical": 0, "multinomial": 1, "logistic_mixture": 3}
 _SPARSE = 2
@@ -60,7 +60,9 @@ def row_nll(
         loss.data_ptr(),
         result(grad),
     )
-    where = torch.get_num_threads() if params.is_cpu else row_place(params, call)
+    where = (
+        torch.get_num_threads() if params.is_cpu else place_with(params, _C.row_workspace(*call))
+    )
     _C.row_nll(*call, where)
     return [loss] if grad is None else [loss, grad]
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ... import _C
 from .._options import Weighing
+from ._place import place_with
 
 
 def tc_terms(
@@ -17,12 +18,15 @@ def tc_terms(
     terms = z.new_empty((3, z.shape[0]))
     joint = z.new_empty(z.shape[0], dtype=torch.float64)
     marginals = torch.empty_like(z)
-    _C.tc_terms(
+    call = (
         *_operands(z, mu, logvar, weighing, joint, marginals),
         terms.data_ptr(),
         z.dtype == torch.float64,
-        torch.get_num_threads(),
     )
+    if z.is_cpu:
+        _C.tc_terms(*call, torch.get_num_threads())
+    else:
+        _C.tc_terms(*call, place_with(z, _C.tc_terms_workspace(*call)))
     return terms, joint, marginals
 
 
@@ -38,13 +42,16 @@ def tc_terms_backward(
     """The gradients in z, mu and logvar."""
     z, mu, logvar, upstream = (t.contiguous() for t in (z, mu, logvar, upstream))
     grads = (torch.empty_like(z), torch.empty_like(mu), torch.empty_like(logvar))
-    _C.tc_terms_backward(
+    call = (
         *_operands(z, mu, logvar, weighing, joint, marginals),
         upstream.data_ptr(),
         (*(g.data_ptr() for g in grads), 0),
         z.dtype == torch.float64,
-        torch.get_num_threads(),
     )
+    if z.is_cpu:
+        _C.tc_terms_backward(*call, torch.get_num_threads())
+    else:
+        _C.tc_terms_backward(*call, place_with(z, _C.tc_terms_backward_workspace(*call)))
     return grads
 
 

@@ -1,0 +1,365 @@
+// Points against diagonal Gaussians, backward: the gradients.
+//
+// Each pair is met from both sides: a block makes the gradient of its own points in z or that of
+// its own components, in kDims dimensions. With g the gradient in a pair's log density, the point's
+// is the sum of -2 ln2 g u rate; the component's are those of 2 ln2 g u rate in mu, of
+// ln2 g u^2 - g/2 in logvar and of g in the weight's logarithm.
+#pragma once
+
+#include "cuda/gaussian_tiles.cuh"
+
+namespace vaefast {
+namespace VAEFAST_ISA {
+
+// kMarginals: each dimension's density has its own part of g, `each` times its share.
+template <class T, bool kMarginals>
+struct GaussianPairsBackward {
+  using Tiles = GaussianTiles<T, kMarginals>;
+  using Tile = PairTile<T>;
+  using Vec = typename Tile::Vec;
+  static constexpr int kBlocksPerSm = 2;
+  static constexpr int kEach = Tile::kEach, kGroups = Tile::kGroups, kSide = Tile::kSide;
+  static constexpr int kDims = Tiles::kDims, kHeld = Tiles::kHeld;
+  // The logarithm of the density of a point that there is not.
+  static constexpr T kMost = T(1e30);
+
+  struct Shared : Tiles::Shared {
+    Vec slopes[kSide * kGroups];
+    // Of the points.
+    T joint[kSide], factor[kSide];
+    Vec each[kGroups];
+  };
+
+  struct Thread {
+    T level, squares[kEach][kEach];
+    // Points: z and the marginals. Components: mean and rate.
+    T home[kEach][kHeld], other[kEach][kHeld];
+    // Points: the sums of g u rate. Components: of g u and g u^2, and of g.
+    T first[kEach][kHeld], second[kEach][kHeld], zeroth[kEach][kMarginals ? kHeld : 1];
+  };
+
+  Tiles tiles;
+  TileCut points, components;
+  int64_t blocks = 0;
+  const double* joint;
+  Points<T> marginals;
+  const T* upstream;
+  // Of z, mu, logvar and the weights' logarithms.
+  Copied<T> grads[4];
+
+  GaussianPairsBackward(const MixtureArgs& args, Room& room)
+      : tiles(args),
+        joint(args.joint),
+        marginals(args.marginals, args.points, args.dims),
+        upstream(static_cast<const T*>(args.upstream)) {
+    points.inner = components.tiles = tiles.component_tiles();
+    components.inner = points.tiles = tiles.point_tiles();
+    points.chunks = components.chunks = tiles.chunks;
+    const int64_t each = tiles_each(points.total() + components.total());
+    points.share(each);
+    components.share(each);
+    blocks = points.blocks() + components.blocks();
+    const int64_t size = args.components * args.dims;
+    grads[0] = Copied<T>(args.grad_z, args.points * args.dims, points, room);
+    grads[1] = Copied<T>(args.grad_mu, size, components, room);
+    grads[2] = Copied<T>(args.grad_logvar, size, components, room);
+    grads[3] = Copied<T>(args.grad_log_weights, args.components, components, room);
+  }
+
+  VAEFAST_MEMBER void run(int64_t block, Shared& shared) const {
+    if (block < points.blocks()) {
+      run_side<true>(points.block(block), shared);
+    } else {
+      run_side<false>(components.block(block - points.blocks()), shared);
+    }
+  }
+
+ private:
+  template <bool kPoints>
+  VAEFAST_MEMBER void run_side(const TileCut::Block& at, Shared& shared) const {
+    const int64_t first = at.tile * kSide, dim = at.chunk * kDims;
+    Thread threads[kStates];
+    all_threads(threads,
+                [&](int thread, Thread& t) { begin<kPoints>(first, dim, thread, shared, t); });
+    for (int64_t index = at.begin; index < at.end; ++index) {
+      const int64_t other = index * kSide;
+      const int64_t point = kPoints ? first : other, component = kPoints ? other : first;
+      const bool fresh = index == at.begin;
+      if (kMarginals && tiles.special.meets(point, component, kSide)) {
+        meet<kPoints, true>(point, component, dim, fresh, shared, threads);
+      } else {
+        meet<kPoints, false>(point, component, dim, fresh, shared, threads);
+      }
+    }
+    all_threads(threads, [&](int thread, const Thread& t) {
+      if (kPoints) {
+        put_points(at, thread, t);
+      } else {
+        put_components(at, thread, t);
+      }
+    });
+  }
+
+  template <bool kPoints>
+  VAEFAST_MEMBER void begin(int64_t first, int64_t dim, int thread, Shared& shared,
+                            Thread& t) const {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int64_t own = first + Tile::row(thread) * kEach + i;
+#pragma unroll
+      for (int k = 0; k < kHeld; ++k) {
+        const int64_t d = dim + Tiles::dim_of(thread, k);
+        const bool here = own < (kPoints ? tiles.z.count : tiles.mu.count) && d < tiles.z.dims;
+        const int64_t index = own * tiles.z.dims + d;
+        if (kPoints) {
+          t.home[i][k] = here ? tiles.z.data[index] : T(0);
+          t.other[i][k] = kMarginals && here ? marginals.data[index] : kMost;
+        } else {
+          t.home[i][k] = here ? tiles.mu.data[index] : T(0);
+          t.other[i][k] = here ? rate_of(tiles.logvar.data[index]) : T(0);
+        }
+        t.first[i][k] = t.second[i][k] = T(0);
+        t.zeroth[i][kMarginals ? k : 0] = T(0);
+      }
+    }
+    if (kPoints) load_rows(first, thread, shared);
+  }
+
+  // What the gradient of the points' values makes of their pairs' shares.
+  VAEFAST_MEMBER void load_rows(int64_t first, int thread, Shared& shared) const {
+    if (thread >= kSide) return;
+    const int64_t i = first + thread, count = tiles.z.count;
+    const bool here = i < count;
+    shared.joint[thread] = here ? static_cast<T>(joint[i]) : kMost;
+    if constexpr (kMarginals) {
+      // Of mi, tc and dim_kl.
+      const T tc = here ? upstream[count + i] : T(0);
+      shared.factor[thread] = here ? tc - upstream[i] : T(0);
+      shared.each[thread / kEach].v[thread % kEach] = here ? upstream[2 * count + i] - tc : T(0);
+    } else {
+      shared.factor[thread] = here ? upstream[i] : T(0);
+    }
+  }
+
+  // The tiles of points from `point` on and of components from `component` on. The block's own
+  // dimensions are the last to be loaded: the gradient finds them there.
+  template <bool kPoints, bool kWeighted>
+  VAEFAST_MEMBER void meet(int64_t point, int64_t component, int64_t dim, bool fresh,
+                           Shared& shared, Thread* threads) const {
+    // The marginals take the place of the components' means.
+    const bool reload = fresh || tiles.chunks > 1 || (kMarginals && !kPoints);
+    int64_t d = dim;
+    for (int64_t n = 0; n < tiles.chunks; ++n) {
+      d = d + kDims < tiles.z.dims ? d + kDims : 0;
+      all_threads(threads, [&](int thread, Thread& t) {
+        if (n == 0) {
+          t.level = T(0);
+#pragma unroll
+          for (int i = 0; i < kEach; ++i)
+#pragma unroll
+            for (int j = 0; j < kEach; ++j) t.squares[i][j] = T(0);
+          if (!kPoints) load_rows(point, thread, shared);
+          if (kWeighted) tiles.find_special(point, component, thread, shared);
+        }
+        if (!kPoints || reload) tiles.load_points(point, d, thread, shared);
+        if (!kPoints && !reload) return;
+        tiles.load_components(component, d, thread, shared, t.level);
+        if (n == tiles.chunks - 1) tiles.put_level(component, thread, t.level, shared);
+      });
+      all_threads(threads, [&](int thread, Thread& t) {
+        tiles.template add_squares<kPoints>(d, thread, shared, t.squares);
+        if (n == tiles.chunks - 1) weigh<kPoints, kWeighted>(thread, shared, t);
+      });
+    }
+    if (kMarginals && !kPoints)
+      all_threads(threads,
+                  [&](int thread, Thread&) { load_marginals(point, dim, thread, shared); });
+    all_threads(threads, [&](int thread, Thread& t) {
+      if (kPoints) {
+        pull_points<kWeighted>(dim, thread, shared, t);
+      } else {
+        pull_components<kWeighted>(dim, thread, shared, t);
+      }
+    });
+  }
+
+  VAEFAST_MEMBER void load_marginals(int64_t first, int64_t dim, int thread, Shared& shared) const {
+    Tile::template read<kDims, Tiles::kLoads>(
+        marginals, first, dim, thread, [&](int d, int point, T value) {
+          Tile::set(shared.mean, d, point, first + point < marginals.count ? value : kMost);
+        });
+  }
+
+  // The joint density's part of g, to shared memory.
+  template <bool kPoints, bool kWeighted>
+  VAEFAST_MEMBER void weigh(int thread, Shared& shared, const Thread& t) const {
+    const int row = Tile::row(thread) * kEach, col = Tile::col(thread) * kEach;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      Vec out;
+#pragma unroll
+      for (int j = 0; j < kEach; ++j) {
+        const int p = kPoints ? row + i : col + j, c = kPoints ? col + j : row + i;
+        const T log2 = Tiles::level_of(shared, c) - t.squares[i][j] - shared.joint[p];
+        out.v[j] = shared.factor[p] * exp2(log2);
+        if (kWeighted) out.v[j] *= tiles.weight(shared, p, c);
+      }
+      shared.slopes[Tile::pair_place(Tile::row(thread), i, Tile::col(thread))] = out;
+    }
+  }
+
+  VAEFAST_MEMBER static void read_slopes(const Shared& shared, int thread, int group,
+                                         Vec (&slopes)[kEach]) {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i)
+      slopes[i] = shared.slopes[Tile::pair_place(Tile::row(thread), i, group)];
+  }
+
+  // The share of a pair in a dimension's density, where that has its own part of g.
+  template <bool kWeighted>
+  VAEFAST_MEMBER T share(const Shared& shared, T u, T rate, T marginal, int point,
+                         int component) const {
+    const T e = exp2(madd(-u, u, -marginal)) * rate;
+    return kWeighted ? e * tiles.weight(shared, point, component) : e;
+  }
+
+  template <bool kWeighted>
+  VAEFAST_MEMBER void pull_points(int64_t dim, int thread, const Shared& shared, Thread& t) const {
+    const int row = Tile::row(thread);
+#pragma unroll 1
+    for (int g = 0; g < kGroups; ++g) {
+      Vec slopes[kEach];
+      read_slopes(shared, thread, g, slopes);
+#pragma unroll
+      for (int k = 0; k < kHeld; ++k) {
+        if (dim + Tiles::dim_of(thread, k) >= tiles.z.dims) continue;
+        const int place = Tile::place(Tiles::dim_of(thread, k), g);
+        const Vec mean = shared.mean[place], rate = shared.rate[place];
+#pragma unroll
+        for (int i = 0; i < kEach; ++i) {
+#pragma unroll
+          for (int j = 0; j < kEach; ++j) {
+            const T u = (t.home[i][k] - mean.v[j]) * rate.v[j];
+            T slope = slopes[i].v[j];
+            if constexpr (kMarginals)
+              slope = madd(share<kWeighted>(shared, u, rate.v[j], t.other[i][k], row * kEach + i,
+                                            g * kEach + j),
+                           shared.each[row].v[i], slope);
+            t.first[i][k] = madd(slope * u, rate.v[j], t.first[i][k]);
+          }
+        }
+      }
+    }
+  }
+
+  template <bool kWeighted>
+  VAEFAST_MEMBER void pull_components(int64_t dim, int thread, const Shared& shared,
+                                      Thread& t) const {
+    const int row = Tile::row(thread);
+#pragma unroll 1
+    for (int g = 0; g < kGroups; ++g) {
+      Vec slopes[kEach];
+      read_slopes(shared, thread, g, slopes);
+#pragma unroll
+      for (int i = 0; i < kEach; ++i)
+#pragma unroll
+        for (int j = 0; !kMarginals && j < kEach; ++j) t.zeroth[i][0] += slopes[i].v[j];
+#pragma unroll
+      for (int k = 0; k < kHeld; ++k) {
+        if (dim + Tiles::dim_of(thread, k) >= tiles.z.dims) continue;
+        const int place = Tile::place(Tiles::dim_of(thread, k), g);
+        const Vec z = shared.z[place];
+#pragma unroll
+        for (int i = 0; i < kEach; ++i) {
+#pragma unroll
+          for (int j = 0; j < kEach; ++j) {
+            const T u = (z.v[j] - t.home[i][k]) * t.other[i][k];
+            T slope = slopes[i].v[j];
+            if constexpr (kMarginals) {
+              slope = madd(share<kWeighted>(shared, u, t.other[i][k], shared.mean[place].v[j],
+                                            g * kEach + j, row * kEach + i),
+                           shared.each[g].v[j], slope);
+              t.zeroth[i][k] += slope;
+            }
+            const T moment = slope * u;
+            t.first[i][k] += moment;
+            t.second[i][k] = madd(moment, u, t.second[i][k]);
+          }
+        }
+      }
+    }
+  }
+
+  // log q(z|x) and log p(z) concern a point and its own component alone: the first share has them.
+  VAEFAST_MEMBER void put_points(const TileCut::Block& at, int thread, const Thread& t) const {
+    const int64_t dims = tiles.z.dims, count = tiles.z.count;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int64_t point = at.tile * kSide + Tile::row(thread) * kEach + i;
+      if (point >= count) continue;
+#pragma unroll
+      for (int k = 0; k < kHeld; ++k) {
+        const int64_t d = at.chunk * kDims + Tiles::dim_of(thread, k);
+        if (d >= dims) continue;
+        T grad = T(-2 * kLn2) * t.first[i][k];
+        if (kMarginals && at.split == 0) {
+          T pull, bend;
+          own_slopes(point, d, t.home[i][k], pull, bend);
+          grad += madd(upstream[2 * count + point], t.home[i][k], -pull);
+        }
+        grads[0].set(at.split, point * dims + d, grad);
+      }
+    }
+  }
+
+  VAEFAST_MEMBER void put_components(const TileCut::Block& at, int thread, const Thread& t) const {
+    const int64_t dims = tiles.z.dims;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int64_t own = at.tile * kSide + Tile::row(thread) * kEach + i;
+      if (own >= tiles.mu.count) continue;
+      if (!kMarginals && at.chunk == 0 && Tile::col(thread) == 0)
+        grads[3].set(at.split, own, t.zeroth[i][0]);
+#pragma unroll
+      for (int k = 0; k < kHeld; ++k) {
+        const int64_t d = at.chunk * kDims + Tiles::dim_of(thread, k);
+        if (d >= dims) continue;
+        T pull = T(0), bend = T(0);
+        const int64_t point = own - tiles.special.first;
+        if (kMarginals && at.split == 0 && point >= 0 && point < tiles.z.count)
+          own_slopes(point, d, tiles.z.data[point * dims + d], pull, bend);
+        grads[1].set(at.split, own * dims + d,
+                     madd(T(2 * kLn2) * t.first[i][k], t.other[i][k], pull));
+        grads[2].set(
+            at.split, own * dims + d,
+            madd(T(kLn2), t.second[i][k], madd(T(-0.5), t.zeroth[i][kMarginals ? k : 0], bend)));
+      }
+    }
+  }
+
+  // The gradients of a point's log q(z|x) in a dimension of mu and logvar.
+  VAEFAST_MEMBER void own_slopes(int64_t point, int64_t d, T z, T& pull, T& bend) const {
+    const int64_t own = (tiles.special.first + point) * tiles.z.dims + d;
+    const T t = z - tiles.mu.data[own], near = t * exp(-tiles.logvar.data[own]);
+    pull = upstream[point] * near;
+    bend = T(0.5) * upstream[point] * madd(t, near, T(-1));
+  }
+};
+
+// Queues the sums of the shares' copies.
+void add_up(const Copied<float> (&grads)[4], const cuda::Place& place);
+void add_up(const Copied<double> (&grads)[4], const cuda::Place& place);
+
+// Queues a backward call, or counts the bytes that it takes.
+template <class T, bool kMarginals>
+int64_t run_backward(const MixtureArgs& args, const cuda::Place* place) {
+  Room room = place != nullptr ? Room(*place) : Room();
+  const GaussianPairsBackward<T, kMarginals> op(args, room);
+  if (place == nullptr) return room.used();
+  launch_blocks(op, *place);
+  add_up(op.grads, *place);
+  return room.used();
+}
+
+}  // namespace VAEFAST_ISA
+}  // namespace vaefast
