@@ -108,14 +108,15 @@ struct poisson {
   VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
     const T rate = exp(theta[0]);
     if constexpr (kGrad) grad[0] = rate - x;
-    const T log_x = log(x);
+    const bool none = x == T(0);
+    const T log_x = log(none ? T(1) : x);
     const T rest = factorial_rest(x, T(1) / x, log_x);
-    const T deviance = madd(x, expm1_minus_x(theta[0] - log_x), rest);
-    const T bare = rate - x * theta[0];
+    const T deviance = x * expm1_minus_x(theta[0] - log_x);
+    const T bare = none ? rate : rate - x * theta[0];
     // Below 1 the ratio rate / x may overflow, and there is nothing that cancels.
-    const T small = bare + madd(x, log_x - T(1), rest);
-    const T full = x >= T(1) ? deviance : x > T(0) ? small : rate;
-    const T value = whole != T(0) ? full : (x == T(0) ? rate : bare);
+    const T small = madd(x, log_x - T(1), bare);
+    const T full = (x >= T(1) ? deviance : small) + rest;
+    const T value = whole != T(0) ? full : bare;
     return x < T(0) ? T(kNan) : value;
   }
 };
