@@ -12,7 +12,7 @@ from torch.distributions import Bernoulli, Normal
 
 import vaefast as vf
 
-from .case import BOTH, COMPILED, Inputs, OpCase, Shape, leaf
+from .case import BOTH, COMPILED, Inputs, OpCase, Shape, leaf, nbytes
 
 PIXELS = 784
 LOG_2PI = math.log(2 * math.pi)
@@ -115,6 +115,8 @@ def cases() -> list[OpCase]:
             rereads=True,
             targets={"eager": 3.0, "compiled": 11.0},
             small_shape=(64, 5, 5),
+            # z's gradient, and autograd's sum of it with the caller's.
+            kept=lambda inputs: 2 * nbytes(inputs.upstream[0]),
         ),
         OpCase(
             "log_weights",

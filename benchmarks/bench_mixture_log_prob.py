@@ -11,7 +11,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 
 import vaefast as vf
 
-from .case import Inputs, OpCase, Shape, leaf
+from .case import Inputs, OpCase, Shape, leaf, nbytes
 
 
 def textbook(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor) -> tuple[Tensor]:
@@ -51,6 +51,8 @@ def cases() -> list[OpCase]:
             fused,
             rereads=True,
             targets={"eager": 30.0, "compiled": 3.0},
+            # Normalised weights, and with each component's constant.
+            kept=lambda inputs: 2 * nbytes(*inputs.constants),
         )
     ]
 

@@ -72,7 +72,7 @@ class Case(Protocol):
         """The least bytes that a pass reads and writes, or None where that says nothing."""
 
     def allowed(self, what: str, inputs: Any) -> int | None:
-        """Bytes of the outputs and gradients: what a pass may allocate."""
+        """Bytes of outputs, gradients and what the method keeps: what a pass may allocate."""
 
     def check(self, inputs: Any, device: torch.device) -> None:
         """Raises AssertionError unless all implementations compute the same."""
@@ -85,7 +85,7 @@ class OpCase:
     `formulas` are the alternatives in plain PyTorch; "eager" is there always, and is what
     torch.compile gets. `noisy`: the first output is a random sample. `rereads`: the backward pass
     needs the inputs again, since its gradient cannot be made in the forward pass. `alone`: too
-    large for the alternatives.
+    large for the alternatives. `kept`: bytes that the method needs beside outputs and gradients.
     """
 
     op: str
@@ -99,6 +99,7 @@ class OpCase:
     targets: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     small_shape: Shape | None = None
     alone: bool = False
+    kept: Callable[[Inputs], int] = lambda _: 0
 
     passes = (FORWARD, BOTH)
     capturable = True
@@ -132,7 +133,7 @@ class OpCase:
         return inputs.leaves[0].numel()
 
     def moved(self, what: str, inputs: Inputs) -> int:
-        total = nbytes(*inputs.leaves, *inputs.constants) + self.allowed(FORWARD, inputs)
+        total = nbytes(*inputs.leaves, *inputs.constants) + made(FORWARD, inputs)
         if what == BOTH:
             total += nbytes(*inputs.leaves)
             if self.rereads:
@@ -140,12 +141,7 @@ class OpCase:
         return total
 
     def allowed(self, what: str, inputs: Inputs) -> int:
-        # An upstream gradient has its output's shape and dtype; a loss is a float32 scalar.
-        return (
-            nbytes(*inputs.upstream)
-            + 4 * sum(t is None for t in inputs.upstream)
-            + (nbytes(*inputs.leaves) if what == BOTH else 0)
-        )
+        return made(what, inputs) + self.kept(inputs)
 
     def check(self, inputs: Inputs, device: torch.device) -> None:
         if self.alone:
@@ -166,6 +162,13 @@ class OpCase:
                     atol=1e-5 * float(expected.detach().abs().max()),
                     msg=lambda text, name=name: f"{self.name}, {name} against eager: {text}",
                 )
+
+
+def made(what: str, inputs: Inputs) -> int:
+    """Bytes of the outputs, and of the gradients where the pass makes them."""
+    # An upstream gradient has its output's shape and dtype; a loss is a float32 scalar.
+    losses = 4 * sum(t is None for t in inputs.upstream)
+    return nbytes(*inputs.upstream) + losses + (nbytes(*inputs.leaves) if what == BOTH else 0)
 
 
 def bind(formula: Formula, what: str, inputs: Inputs) -> Callable[[], Any]:

@@ -45,7 +45,7 @@ def speed(machine: Entry, cases: Sequence[Entry], path: Path) -> None:
 
 
 def memory(machine: Entry, cases: Sequence[Entry], path: Path) -> None:
-    """Peak memory above the inputs, in multiples of the outputs and gradients."""
+    """Peak memory above the inputs, in multiples of what a pass may allocate."""
 
     def value(entry: Entry, name: str) -> float | None:
         part = last_pass(entry)
@@ -53,7 +53,7 @@ def memory(machine: Entry, cases: Sequence[Entry], path: Path) -> None:
         return peak["bytes"] / part["allowed"] if peak and part["allowed"] else None
 
     kept = [e for e in cases if last_pass(e)["allowed"]]
-    label = "peak memory above the inputs / (outputs + gradients), forward and backward"
+    label = "peak memory above the inputs / (outputs + gradients + kept), forward and backward"
     _bars(machine, kept, list(COLOURS), value, label, path, False)
 
 
