@@ -124,6 +124,32 @@ def test_near_points_do_not_cancel(implementation: str) -> None:
         )
 
 
+@pytest.mark.parametrize("wanted", [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("shape", [(5, 3, 2), (257, 129, 5), (70, 40, 131)])
+@pytest.mark.parametrize("scales", [(1e-4, 1.0), (0.5, 1.0)])
+@pytest.mark.parametrize("middle", [0.0, 1000.0])
+def test_both_forms_of_distances(
+    implementation: str,
+    shape: tuple[int, int, int],
+    scales: tuple[float, ...],
+    middle: float,
+    wanted: tuple[bool, bool],
+) -> None:
+    """Points far from 0, as far as the smallest scale sees or further, in float32."""
+    inputs = [(middle + t.detach()).float() for t in samples(shape)]
+    inputs[0][1] = inputs[1][0]
+    doubles = [t.double().requires_grad_() for t in inputs]
+    leaves = [t.requires_grad_(w) for t, w in zip(inputs, wanted, strict=True)]
+    value = vf.mmd(*leaves, scales=scales)
+    expected = exact(*doubles, "imq", scales, True)
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
+    value.backward()
+    for got, want in zip(inputs, torch.autograd.grad(expected, doubles), strict=True):
+        if got.requires_grad:
+            atol = 1e-5 * float(want.abs().max())
+            torch.testing.assert_close(got.grad.double(), want, rtol=1e-5, atol=atol)
+
+
 @pytest.mark.parametrize("kernel", ["imq", "rbf"])
 def test_distant_points(implementation: str, kernel: str) -> None:
     x, y = (t.detach().float() for t in samples((20, 30, 3)))

@@ -45,32 +45,38 @@ void add_dim(const T* z, int64_t stride, int64_t rows, const T* mean, const T* r
   for (; r + 2 <= rows; r += 2) {
     const T z0 = z[r * stride], z1 = z[(r + 1) * stride];
     const T *g0 = grad + r * kPairCols, *g1 = g0 + kPairCols;
-    T total0 = T(0), total1 = T(0);
-#pragma omp simd reduction(+ : total0, total1)
-    for (int64_t l = 0; l < width; ++l) {
-      const T u0 = (z0 - mean[l]) * rate[l], u1 = (z1 - mean[l]) * rate[l];
-      const T gu0 = g0[l] * u0, gu1 = g1[l] * u1;
-      first[l] += gu0 + gu1;
-      second[l] = madd(gu0, u0, madd(gu1, u1, second[l]));
-      total0 = madd(gu0, rate[l], total0);
-      total1 = madd(gu1, rate[l], total1);
+    LaneSums<T> total0, total1;
+    for (int64_t at = 0; at < width; at += kPairLanes) {
+#pragma omp simd
+      for (int64_t i = 0; i < kPairLanes; ++i) {
+        const int64_t l = at + i;
+        const T u0 = (z0 - mean[l]) * rate[l], u1 = (z1 - mean[l]) * rate[l];
+        const T gu0 = g0[l] * u0, gu1 = g1[l] * u1;
+        first[l] += gu0 + gu1;
+        second[l] = madd(gu0, u0, madd(gu1, u1, second[l]));
+        total0.lane[i] = madd(gu0, rate[l], total0.lane[i]);
+        total1.lane[i] = madd(gu1, rate[l], total1.lane[i]);
+      }
     }
-    grad_z[r * stride] += total0;
-    grad_z[(r + 1) * stride] += total1;
+    grad_z[r * stride] += total0.total();
+    grad_z[(r + 1) * stride] += total1.total();
   }
   for (; r < rows; ++r) {
     const T z0 = z[r * stride];
     const T* g0 = grad + r * kPairCols;
-    T total0 = T(0);
-#pragma omp simd reduction(+ : total0)
-    for (int64_t l = 0; l < width; ++l) {
-      const T u0 = (z0 - mean[l]) * rate[l];
-      const T gu0 = g0[l] * u0;
-      first[l] += gu0;
-      second[l] = madd(gu0, u0, second[l]);
-      total0 = madd(gu0, rate[l], total0);
+    LaneSums<T> total0;
+    for (int64_t at = 0; at < width; at += kPairLanes) {
+#pragma omp simd
+      for (int64_t i = 0; i < kPairLanes; ++i) {
+        const int64_t l = at + i;
+        const T u0 = (z0 - mean[l]) * rate[l];
+        const T gu0 = g0[l] * u0;
+        first[l] += gu0;
+        second[l] = madd(gu0, u0, second[l]);
+        total0.lane[i] = madd(gu0, rate[l], total0.lane[i]);
+      }
     }
-    grad_z[r * stride] += total0;
+    grad_z[r * stride] += total0.total();
   }
 }
 

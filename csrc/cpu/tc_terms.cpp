@@ -47,30 +47,33 @@ VAEFAST_FN void add_row(const T* z, const T* mean, const T* rate, const T* peak,
   constexpr int64_t b = kDims > 1 ? kPairCols : 0, c = 2 * b, d = 3 * b;
   const T z0 = z[0], z1 = z[kDims > 1 ? 1 : 0], z2 = z[kDims > 1 ? 2 : 0],
           z3 = z[kDims > 1 ? 3 : 0];
-  T s0 = T(0), s1 = T(0), s2 = T(0), s3 = T(0);
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-  for (int64_t l = 0; l < width; ++l) {
-    const T w = kWeighted ? weight[l] : T(1);
-    const T u0 = (z0 - mean[l]) * rate[l];
-    const T e0 = exp2(madd(-u0, u0, peak[l]));
-    s0 += kWeighted ? e0 * w : e0;
-    if constexpr (kDims == 1) {
-      distance[l] = madd(u0, u0, distance[l]);
-    } else {
-      const T u1 = (z1 - mean[l + b]) * rate[l + b], e1 = exp2(madd(-u1, u1, peak[l + b]));
-      const T u2 = (z2 - mean[l + c]) * rate[l + c], e2 = exp2(madd(-u2, u2, peak[l + c]));
-      const T u3 = (z3 - mean[l + d]) * rate[l + d], e3 = exp2(madd(-u3, u3, peak[l + d]));
-      s1 += kWeighted ? e1 * w : e1;
-      s2 += kWeighted ? e2 * w : e2;
-      s3 += kWeighted ? e3 * w : e3;
-      distance[l] += madd(u3, u3, madd(u2, u2, madd(u1, u1, u0 * u0)));
+  LaneSums<T> s0, s1, s2, s3;
+  for (int64_t at = 0; at < width; at += kPairLanes) {
+#pragma omp simd
+    for (int64_t i = 0; i < kPairLanes; ++i) {
+      const int64_t l = at + i;
+      const T w = kWeighted ? weight[l] : T(1);
+      const T u0 = (z0 - mean[l]) * rate[l];
+      const T e0 = exp2(madd(-u0, u0, peak[l]));
+      s0.lane[i] += kWeighted ? e0 * w : e0;
+      if constexpr (kDims == 1) {
+        distance[l] = madd(u0, u0, distance[l]);
+      } else {
+        const T u1 = (z1 - mean[l + b]) * rate[l + b], e1 = exp2(madd(-u1, u1, peak[l + b]));
+        const T u2 = (z2 - mean[l + c]) * rate[l + c], e2 = exp2(madd(-u2, u2, peak[l + c]));
+        const T u3 = (z3 - mean[l + d]) * rate[l + d], e3 = exp2(madd(-u3, u3, peak[l + d]));
+        s1.lane[i] += kWeighted ? e1 * w : e1;
+        s2.lane[i] += kWeighted ? e2 * w : e2;
+        s3.lane[i] += kWeighted ? e3 * w : e3;
+        distance[l] += madd(u3, u3, madd(u2, u2, madd(u1, u1, u0 * u0)));
+      }
     }
   }
-  sums[0] += static_cast<double>(s0);
+  sums[0] += static_cast<double>(s0.total());
   if constexpr (kDims > 1) {
-    sums[1] += static_cast<double>(s1);
-    sums[2] += static_cast<double>(s2);
-    sums[3] += static_cast<double>(s3);
+    sums[1] += static_cast<double>(s1.total());
+    sums[2] += static_cast<double>(s2.total());
+    sums[3] += static_cast<double>(s3.total());
   }
 }
 
@@ -213,26 +216,34 @@ void add_dim(const Row<T>* rows, int64_t count, const T* mean, const T* rate, co
   int64_t r = 0;
   for (; r + 2 <= count; r += 2) {
     const Row<T> a = rows[r], b = rows[r + 1];
-    T total0 = T(0), total1 = T(0);
-#pragma omp simd reduction(+ : total0, total1)
-    for (int64_t l = 0; l < width; ++l) {
-      T s0 = zeroth[l], s1 = first[l], s2 = second[l];
-      add_pair<kWeighted>(a, mean[l], rate[l], peak[l], l, s0, s1, s2, total0);
-      add_pair<kWeighted>(b, mean[l], rate[l], peak[l], l, s0, s1, s2, total1);
-      zeroth[l] = s0;
-      first[l] = s1;
-      second[l] = s2;
+    LaneSums<T> total0, total1;
+    for (int64_t at = 0; at < width; at += kPairLanes) {
+#pragma omp simd
+      for (int64_t i = 0; i < kPairLanes; ++i) {
+        const int64_t l = at + i;
+        T s0 = zeroth[l], s1 = first[l], s2 = second[l];
+        add_pair<kWeighted>(a, mean[l], rate[l], peak[l], l, s0, s1, s2, total0.lane[i]);
+        add_pair<kWeighted>(b, mean[l], rate[l], peak[l], l, s0, s1, s2, total1.lane[i]);
+        zeroth[l] = s0;
+        first[l] = s1;
+        second[l] = s2;
+      }
     }
-    totals[r] = total0;
-    totals[r + 1] = total1;
+    totals[r] = total0.total();
+    totals[r + 1] = total1.total();
   }
   if (r < count) {
     const Row<T> a = rows[r];
-    T total = T(0);
-#pragma omp simd reduction(+ : total)
-    for (int64_t l = 0; l < width; ++l)
-      add_pair<kWeighted>(a, mean[l], rate[l], peak[l], l, zeroth[l], first[l], second[l], total);
-    totals[r] = total;
+    LaneSums<T> total;
+    for (int64_t at = 0; at < width; at += kPairLanes) {
+#pragma omp simd
+      for (int64_t i = 0; i < kPairLanes; ++i) {
+        const int64_t l = at + i;
+        add_pair<kWeighted>(a, mean[l], rate[l], peak[l], l, zeroth[l], first[l], second[l],
+                            total.lane[i]);
+      }
+    }
+    totals[r] = total.total();
   }
 }
 
