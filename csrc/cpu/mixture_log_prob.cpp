@@ -45,7 +45,7 @@ void add_dim(const T* z, int64_t stride, int64_t rows, const T* mean, const T* r
   for (; r + 2 <= rows; r += 2) {
     const T z0 = z[r * stride], z1 = z[(r + 1) * stride];
     const T *g0 = grad + r * kPairCols, *g1 = g0 + kPairCols;
-    LaneSums<T> total0, total1;
+    Running<T> total0, total1;
     for (int64_t at = 0; at < width; at += kPairLanes) {
 #pragma omp simd
       for (int64_t i = 0; i < kPairLanes; ++i) {
@@ -64,7 +64,7 @@ void add_dim(const T* z, int64_t stride, int64_t rows, const T* mean, const T* r
   for (; r < rows; ++r) {
     const T z0 = z[r * stride];
     const T* g0 = grad + r * kPairCols;
-    LaneSums<T> total0;
+    Running<T> total0;
     for (int64_t at = 0; at < width; at += kPairLanes) {
 #pragma omp simd
       for (int64_t i = 0; i < kPairLanes; ++i) {

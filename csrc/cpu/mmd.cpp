@@ -430,7 +430,7 @@ struct Tiles {
     const int64_t skipped = part.diagonal ? r + 1 : 0;
     for (int64_t l = 0; l < skipped; ++l) values[l] = slope[l] = T(0);
     for (int64_t l = part.size; l < part.width; ++l) values[l] = slope[l] = T(0);
-    LaneSums<T> value, row;
+    Running<T> value, row;
     for (int64_t at = 0; at < part.width; at += kPairLanes) {
 #pragma omp simd
       for (int64_t i = 0; i < kPairLanes; ++i) {
@@ -527,7 +527,7 @@ struct Tiles {
       const T x0 = x[r], x1 = x[r + 1], x2 = x[r + 2], x3 = x[r + 3];
       const T *s0 = slopes + r * kPairCols, *s1 = s0 + kPairCols;
       const T *s2 = s1 + kPairCols, *s3 = s2 + kPairCols;
-      LaneSums<T> sum0, sum1, sum2, sum3;
+      Running<T> sum0, sum1, sum2, sum3;
       for (int64_t at = 0; at < width; at += kPairLanes) {
 #pragma omp simd
         for (int64_t i = 0; i < kPairLanes; ++i) {
@@ -549,7 +549,7 @@ struct Tiles {
     for (; r < count; ++r) {
       const T x0 = x[r];
       const T* s0 = slopes + r * kPairCols;
-      LaneSums<T> sum;
+      Running<T> sum;
       for (int64_t at = 0; at < width; at += kPairLanes) {
 #pragma omp simd
         for (int64_t i = 0; i < kPairLanes; ++i) {

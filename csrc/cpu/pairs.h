@@ -23,23 +23,36 @@ constexpr int64_t kPairLanes = 16;
 
 VAEFAST_FN int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Sums that run side by side over a tile's columns, whole vectors of them, and are halved until one
-// is left. `omp simd reduction` adds a vector's lanes one after the other, which takes longer than
-// the loop before it.
+// Numbers that run side by side over a tile's columns, whole vectors of them. `omp simd reduction`
+// takes a vector's lanes one after the other, which is longer than the loop before it: here they
+// are halved until one is left.
 template <class T>
-struct alignas(64) LaneSums {
+struct alignas(64) Running {
+  typedef T Half __attribute__((vector_size(kPairLanes / 2 * sizeof(T))));
+  typedef T Quarter __attribute__((vector_size(kPairLanes / 4 * sizeof(T))));
+
   T lane[kPairLanes] = {};
 
   T total() const {
-    typedef T Half __attribute__((vector_size(kPairLanes / 2 * sizeof(T))));
-    typedef T Quarter __attribute__((vector_size(kPairLanes / 4 * sizeof(T))));
+    const Quarter four = quarter([](const auto& a, const auto& b) { return a + b; });
+    return (four[0] + four[2]) + (four[1] + four[3]);
+  }
+  T highest() const {
+    const Quarter four = quarter([](const auto& a, const auto& b) { return a > b ? a : b; });
+    const T even = four[0] > four[2] ? four[0] : four[2];
+    const T odd = four[1] > four[3] ? four[1] : four[3];
+    return even > odd ? even : odd;
+  }
+
+ private:
+  template <class F>
+  Quarter quarter(const F& join) const {
     Half half[2];
     memcpy(half, lane, sizeof half);
-    const Half eight = half[0] + half[1];
-    Quarter quarter[2];
-    memcpy(quarter, &eight, sizeof quarter);
-    const Quarter four = quarter[0] + quarter[1];
-    return (four[0] + four[2]) + (four[1] + four[3]);
+    const Half eight = join(half[0], half[1]);
+    Quarter four[2];
+    memcpy(four, &eight, sizeof four);
+    return join(four[0], four[1]);
   }
 };
 
@@ -250,20 +263,24 @@ struct LogSum {
   // Adds weight[l] 2^(total[l] - x[l]), with the exponents left in x; no weights: 1.
   template <class T>
   void add(const T* total, T* x, const T* weight, int64_t width) {
-    T highest = T(-kInf);
-#pragma omp simd reduction(max : highest)
-    for (int64_t l = 0; l < width; ++l) {
-      x[l] = total[l] - x[l];
-      highest = x[l] > highest ? x[l] : highest;
+    Running<T> tops;
+    for (T& lane : tops.lane) lane = T(-kInf);
+    for (int64_t at = 0; at < width; at += kPairLanes) {
+#pragma omp simd
+      for (int64_t l = 0; l < kPairLanes; ++l) {
+        const T value = total[at + l] - x[at + l], before = tops.lane[l];
+        x[at + l] = value;
+        tops.lane[l] = value > before ? value : before;
+      }
     }
-    const double here = static_cast<double>(highest);
+    const double here = static_cast<double>(tops.highest());
     if (here > top) {
       sum *= exp2(top - here);
       top = here;
     }
     // -inf - -inf would be NaN; with 0 in its place each term is 2^-inf = 0.
     const T shift = top > -kInf ? static_cast<T>(top) : T(0);
-    LaneSums<T> here_sum;
+    Running<T> here_sum;
     for (int64_t at = 0; at < width; at += kPairLanes) {
       if (weight != nullptr) {
         for (int64_t l = 0; l < kPairLanes; ++l)

@@ -47,7 +47,7 @@ VAEFAST_FN void add_row(const T* z, const T* mean, const T* rate, const T* peak,
   constexpr int64_t b = kDims > 1 ? kPairCols : 0, c = 2 * b, d = 3 * b;
   const T z0 = z[0], z1 = z[kDims > 1 ? 1 : 0], z2 = z[kDims > 1 ? 2 : 0],
           z3 = z[kDims > 1 ? 3 : 0];
-  LaneSums<T> s0, s1, s2, s3;
+  Running<T> s0, s1, s2, s3;
   for (int64_t at = 0; at < width; at += kPairLanes) {
 #pragma omp simd
     for (int64_t i = 0; i < kPairLanes; ++i) {
@@ -216,7 +216,7 @@ void add_dim(const Row<T>* rows, int64_t count, const T* mean, const T* rate, co
   int64_t r = 0;
   for (; r + 2 <= count; r += 2) {
     const Row<T> a = rows[r], b = rows[r + 1];
-    LaneSums<T> total0, total1;
+    Running<T> total0, total1;
     for (int64_t at = 0; at < width; at += kPairLanes) {
 #pragma omp simd
       for (int64_t i = 0; i < kPairLanes; ++i) {
@@ -234,7 +234,7 @@ void add_dim(const Row<T>* rows, int64_t count, const T* mean, const T* rate, co
   }
   if (r < count) {
     const Row<T> a = rows[r];
-    LaneSums<T> total;
+    Running<T> total;
     for (int64_t at = 0; at < width; at += kPairLanes) {
 #pragma omp simd
       for (int64_t i = 0; i < kPairLanes; ++i) {
