@@ -69,8 +69,8 @@ struct Samples {
   // Moves the points; true if every squared norm is at most `most` then.
   bool center(const MmdArgs& args, double most) {
     const Buffer<T> middle(dims);
-    const Buffer<double> highest(blocks);
-    if (middle.failed() | highest.failed()) return false;
+    const Buffer<int32_t> beyond(blocks);
+    if (middle.failed() | beyond.failed()) return false;
     const double count = static_cast<double>(y.count);
     for (int64_t d = 0; d < dims; ++d) {
       double total = 0;
@@ -89,21 +89,20 @@ struct Samples {
           norm[l] = madd(value[l], value[l], norm[l]);
         }
       }
-      double top = 0;
-      // What is NaN is above everything.
-      for (int64_t l = 0; l < n; ++l) top = norm[l] <= top ? top : static_cast<double>(norm[l]);
-      highest[block] = top;
+      // So is what is NaN.
+      int32_t found = 0;
+      for (int64_t l = 0; l < n; ++l) found |= static_cast<double>(norm[l]) <= most ? 0 : 1;
+      beyond[block] = found;
     }
-    bool near = true;
-    for (int64_t block = 0; block < blocks; ++block) near &= highest[block] <= most;
-    return near;
+    int32_t found = 0;
+    for (int64_t block = 0; block < blocks; ++block) found |= beyond[block];
+    return found == 0;
   }
 };
 
-// out[m][l] = sum_k a[k a_k + m a_m] b[k b_k + l], for `count` values of m and `width` of l, both
-// kPairCols apart in `out`: in registers, some m and some vectors of l at a time.
+// Vectors as wide as the instruction set's.
 template <class T>
-class Product {
+struct Wide {
 #if defined(__AVX512F__)
   static constexpr int kBytes = 64, kVectors = 4;
 #elif defined(__AVX__)
@@ -111,71 +110,85 @@ class Product {
 #else
   static constexpr int kBytes = 16, kVectors = 2;
 #endif
-  static constexpr int kMost = 4;
   typedef T Vector __attribute__((vector_size(kBytes)));
   static constexpr int64_t kLanes = kBytes / sizeof(T);
-
- public:
-  const T *a, *b;
-  int64_t a_k, a_m, b_k, terms;
-  T* out;
-
-  void run(int64_t count, int64_t width) const {
-    int64_t m = 0;
-    for (; m + kMost <= count; m += kMost) row<kMost>(m, width);
-    for (; m < count; ++m) row<1>(m, width);
-  }
-
- private:
-  template <int kRows>
-  void row(int64_t m, int64_t width) const {
-    int64_t l = 0;
-    for (; l + kVectors * kLanes <= width; l += kVectors * kLanes) block<kRows, kVectors>(m, l);
-    for (; l + 2 * kLanes <= width; l += 2 * kLanes) block<kRows, 2>(m, l);
-    if (l < width) block<kRows, 1>(m, l);
-  }
-
-  template <int kRows, int kCount>
-  void block(int64_t m, int64_t l) const {
-    Vector sums[kRows][kCount] = {};
-    for (int64_t k = 0; k < terms; ++k) {
-      Vector right[kCount];
-      for (int j = 0; j < kCount; ++j) right[j] = load(b + k * b_k + l + j * kLanes);
-      for (int i = 0; i < kRows; ++i) {
-        const T left = a[k * a_k + (m + i) * a_m];
-        for (int j = 0; j < kCount; ++j) sums[i][j] += right[j] * left;
-      }
-    }
-    for (int i = 0; i < kRows; ++i)
-      for (int j = 0; j < kCount; ++j) {
-        const Vector sum = sums[i][j];
-        memcpy(out + (m + i) * kPairCols + l + j * kLanes, &sum, sizeof sum);
-      }
-  }
 
   static Vector load(const T* from) {
     Vector vector;
     memcpy(&vector, from, sizeof vector);
     return vector;
   }
+  static void store(const Vector& vector, T* to) { memcpy(to, &vector, sizeof vector); }
 };
+
+// sum_k a[k a_k + m a_m] b[k b_k + l] for `count` values of m and `width` of l, in registers, some
+// m and some vectors of l at a time. `take(m, l, sums)` gets a vector of them.
+template <class T>
+struct Product {
+  using W = Wide<T>;
+  using Vector = typename W::Vector;
+
+  const T *a, *b;
+  int64_t a_k, a_m, b_k, terms;
+
+  template <class Take>
+  void run(int64_t count, int64_t width, const Take& take) const {
+    constexpr int kMost = 4;
+    int64_t m = 0;
+    for (; m + kMost <= count; m += kMost) rows<kMost>(m, width, take);
+    for (; m < count; ++m) rows<1>(m, width, take);
+  }
+
+ private:
+  template <int kRows, class Take>
+  void rows(int64_t m, int64_t width, const Take& take) const {
+    constexpr int64_t kMost = W::kVectors * W::kLanes, kPair = 2 * W::kLanes;
+    int64_t l = 0;
+    for (; l + kMost <= width; l += kMost) block<kRows, W::kVectors>(m, l, take);
+    for (; l + kPair <= width; l += kPair) block<kRows, 2>(m, l, take);
+    if (l < width) block<kRows, 1>(m, l, take);
+  }
+
+  template <int kRows, int kCount, class Take>
+  void block(int64_t m, int64_t l, const Take& take) const {
+    Vector sums[kRows][kCount] = {};
+    for (int64_t k = 0; k < terms; ++k) {
+      Vector right[kCount];
+      for (int j = 0; j < kCount; ++j) right[j] = W::load(b + k * b_k + l + j * W::kLanes);
+      for (int i = 0; i < kRows; ++i) {
+        const T left = a[k * a_k + (m + i) * a_m];
+        for (int j = 0; j < kCount; ++j) sums[i][j] += right[j] * left;
+      }
+    }
+    for (int i = 0; i < kRows; ++i)
+      for (int j = 0; j < kCount; ++j) take(m + i, l + j * W::kLanes, sums[i][j]);
+  }
+};
+
+// The elements of two vectors in turn: of their lower halves, or of their upper ones.
+template <bool kUpper, class Four>
+VAEFAST_FN Four interleave(const Four& a, const Four& b) {
+#if defined(__clang__)
+  return kUpper ? __builtin_shufflevector(a, b, 2, 6, 3, 7)
+                : __builtin_shufflevector(a, b, 0, 4, 1, 5);
+#else
+  typedef decltype(a < b) Places;
+  return __builtin_shuffle(a, b, kUpper ? Places{2, 6, 3, 7} : Places{0, 4, 1, 5});
+#endif
+}
 
 // A tile's rows and columns exchanged, four by four: from [rows, kPairCols] to [cols, kPairRows].
 template <class T>
 void transpose(const T* from, int64_t rows, int64_t cols, T* to) {
   typedef T Four __attribute__((vector_size(4 * sizeof(T))));
-  for (int64_t r = 0; r < rows; r += 4)
-    for (int64_t l = 0; l < cols; l += 4) {
+  for (int64_t l = 0; l < cols; l += 4)
+    for (int64_t r = 0; r < rows; r += 4) {
       Four in[4];
       for (int i = 0; i < 4; ++i) memcpy(&in[i], from + (r + i) * kPairCols + l, sizeof in[i]);
-      const Four low0 = {in[0][0], in[2][0], in[0][1], in[2][1]};
-      const Four low1 = {in[1][0], in[3][0], in[1][1], in[3][1]};
-      const Four high0 = {in[0][2], in[2][2], in[0][3], in[2][3]};
-      const Four high1 = {in[1][2], in[3][2], in[1][3], in[3][3]};
-      const Four out[4] = {{low0[0], low1[0], low0[1], low1[1]},
-                           {low0[2], low1[2], low0[3], low1[3]},
-                           {high0[0], high1[0], high0[1], high1[1]},
-                           {high0[2], high1[2], high0[3], high1[3]}};
+      const Four a = interleave<false>(in[0], in[2]), b = interleave<false>(in[1], in[3]);
+      const Four c = interleave<true>(in[0], in[2]), d = interleave<true>(in[1], in[3]);
+      const Four out[4] = {interleave<false>(a, b), interleave<true>(a, b), interleave<false>(c, d),
+                           interleave<true>(c, d)};
       for (int i = 0; i < 4; ++i) memcpy(to + (l + i) * kPairRows + r, &out[i], sizeof out[i]);
     }
 }
@@ -217,32 +230,34 @@ VAEFAST_FN float reciprocal(float x) {
 
 VAEFAST_FN double reciprocal(double x) { return 1.0 / x; }
 
-// sum_s c_s / (c_s + d) over up to four scales as one fraction: one reciprocal for all of them, and
-// half the operations of the sum. Every coefficient is positive, so nothing cancels.
+// sum_s c_s / (c_s + d) over some scales as one fraction, and the derivative, less its sign, as
+// another: one reciprocal for all of them. Every coefficient is positive, so nothing cancels.
 template <class T>
 struct Fraction {
-  static constexpr int kMost = 4;
+  static constexpr int kMost = 8;
   int scales = 0;
-  // Of numerator, denominator and their derivatives, from the constant up.
-  T top[kMost] = {}, bottom[kMost + 1] = {}, top_slope[kMost] = {}, bottom_slope[kMost] = {};
+  // top / bottom and steep / bottom^2, from the constant up.
+  T top[kMost] = {}, bottom[kMost + 1] = {}, steep[2 * kMost - 1] = {};
 
   void set(const double* c, int n) {
-    double q[kMost + 1] = {}, p[kMost + 1] = {1};
+    double q[kMost + 1] = {}, p[kMost + 1] = {1}, r[2 * kMost + 1] = {};
     for (int i = 0; i < n; ++i) {
-      // (q / p) + c / (c + d)
+      // r / p^2 + c / (c + d)^2, then q / p + c / (c + d).
+      double square[2 * kMost + 1] = {};
+      for (int j = 0; j <= i; ++j)
+        for (int k = 0; k <= i; ++k) square[j + k] += p[j] * p[k];
+      for (int j = 2 * i; j >= 0; --j)
+        r[j] =
+            c[i] * (c[i] * r[j] + (j > 0 ? 2 * r[j - 1] : 0) + square[j]) + (j > 1 ? r[j - 2] : 0);
       for (int j = i + 1; j >= 0; --j) {
         q[j] = c[i] * (q[j] + p[j]) + (j > 0 ? q[j - 1] : 0);
         p[j] = c[i] * p[j] + (j > 0 ? p[j - 1] : 0);
       }
     }
     scales = n;
-    for (int j = 0; j < n; ++j) {
-      top[j] = static_cast<T>(q[j]);
-      bottom[j] = static_cast<T>(p[j]);
-      top_slope[j] = static_cast<T>(j + 1 < n ? (j + 1) * q[j + 1] : 0);
-      bottom_slope[j] = static_cast<T>((j + 1) * p[j + 1]);
-    }
-    bottom[n] = T(1);
+    for (int j = 0; j < n; ++j) top[j] = static_cast<T>(q[j]);
+    for (int j = 0; j <= n; ++j) bottom[j] = static_cast<T>(p[j]);
+    for (int j = 0; j < 2 * n - 1; ++j) steep[j] = static_cast<T>(r[j]);
   }
 };
 
@@ -266,30 +281,24 @@ void add_fraction(const Fraction<T>& f, T unit, T* squared, int64_t width, T* va
     const T d = kFirst && raw > T(1e9) ? T(1e9) : raw;
     const T inverse = reciprocal(polynomial<n>(f.bottom, d));
     const T k = polynomial<n - 1>(f.top, d) * inverse;
-    const T down = k * polynomial<n - 1>(f.bottom_slope, d);
-    const T up = n > 1 ? polynomial<(n > 1 ? n - 2 : 0)>(f.top_slope, d) : T(0);
+    const T down = polynomial<2 * n - 2>(f.steep, d) * (inverse * inverse);
     if constexpr (kFirst) {
       squared[l] = d;
       value[l] = k;
-      slope[l] = (up - down) * inverse;
+      slope[l] = -down;
     } else {
       value[l] += k;
-      slope[l] = madd(up - down, inverse, slope[l]);
+      slope[l] -= down;
     }
   }
 }
 
-template <bool kFirst, class T>
-void add_fraction(const Fraction<T>& f, T unit, T* squared, int64_t width, T* value, T* slope) {
-  switch (f.scales) {
-    case 1:
-      return add_fraction<1, kFirst>(f, unit, squared, width, value, slope);
-    case 2:
-      return add_fraction<2, kFirst>(f, unit, squared, width, value, slope);
-    case 3:
-      return add_fraction<3, kFirst>(f, unit, squared, width, value, slope);
-    default:
-      return add_fraction<4, kFirst>(f, unit, squared, width, value, slope);
+template <bool kFirst, class T, int n = Fraction<T>::kMost>
+void add_group(const Fraction<T>& f, T unit, T* squared, int64_t width, T* value, T* slope) {
+  if (f.scales == n) {
+    add_fraction<n, kFirst>(f, unit, squared, width, value, slope);
+  } else if constexpr (n > 1) {
+    add_group<kFirst, T, n - 1>(f, unit, squared, width, value, slope);
   }
 }
 
@@ -300,19 +309,22 @@ struct Scales {
   Fraction<T> group[kMaxScales];
   T unit;
 
-  explicit Scales(const MmdArgs& args) {
+  // `near`: no squared distance is above 64 times the smallest scale, as between centred points.
+  Scales(const MmdArgs& args, bool near) {
+    // So many scales keep a denominator's square far from overflow, and their product in units of
+    // the largest keeps it from underflow.
+    const int most = near ? Fraction<T>::kMost : 2;
     double largest = 0;
     for (int s = 0; s < args.scales; ++s)
       largest = args.scale[s] > largest ? args.scale[s] : largest;
     unit = static_cast<T>(1 / largest);
     for (int s = 0; s < args.scales;) {
-      // As many as leave the denominator at 0 far from underflow.
       double c[Fraction<T>::kMost], product = 1;
       int n = 0;
-      while (n < Fraction<T>::kMost && s < args.scales) {
+      while (n < most && s < args.scales) {
         c[n] = args.scale[s] / largest;
         product *= c[n];
-        if (n > 0 && product < 1e-30) break;
+        if (n > 0 && product < 1e-15) break;
         ++n;
         ++s;
       }
@@ -322,9 +334,8 @@ struct Scales {
 
   // Sums over the scales of the kernel and of its derivative.
   void add(T* squared, int64_t width, T* value, T* slope) const {
-    add_fraction<true>(group[0], unit, squared, width, value, slope);
-    for (int g = 1; g < groups; ++g)
-      add_fraction<false>(group[g], unit, squared, width, value, slope);
+    add_group<true>(group[0], unit, squared, width, value, slope);
+    for (int g = 1; g < groups; ++g) add_group<false>(group[g], unit, squared, width, value, slope);
   }
 };
 
@@ -345,6 +356,9 @@ void rbf(const MmdArgs& args, const T* squared, int64_t width, T* value, T* slop
 
 template <class T>
 struct Tiles {
+  using W = Wide<T>;
+  using Vector = typename W::Vector;
+
   const MmdArgs& args;
   const Samples<T>& samples;
   const Scales<T>& scales;
@@ -363,7 +377,7 @@ struct Tiles {
   }
 
   void tile(int64_t a, int64_t b) const {
-    double total = 0;
+    Doubles total = {};
     for (int64_t begin = 0; begin < samples.size(a); begin += kPairRows) {
       const int64_t left = samples.size(a) - begin;
       Part part;
@@ -393,33 +407,28 @@ struct Tiles {
         add_differences(part, factor_of, grad_a, grad_b);
       }
     }
-    sums[a * samples.blocks + b] = total * factor(a, b);
+    sums[a * samples.blocks + b] = sum_lanes(total) * factor(a, b);
   }
 
-  // Some rows of a tile: its points, distances and slopes, and the slopes' sums.
+  // Some rows of a tile: its points, distances and slopes, and the slopes' sums over the rows.
   struct Part {
     int64_t count, size, width;
     bool diagonal;
     const T *rows, *cols;
     alignas(64) T squared[kPairRows * kPairCols], slopes[kPairRows * kPairCols];
-    alignas(64) T by_row[kPairRows], by_col[kPairCols] = {};
+    alignas(64) T by_col[kPairCols] = {};
   };
 
   void products(Part& part, const T* row_norm, const T* col_norm) const {
-    Product<T>{part.rows, part.cols, kPairCols, 1, kPairCols, samples.dims, part.squared}.run(
-        part.count, part.width);
-    for (int64_t r = 0; r < part.count; ++r) {
-      T* squared = part.squared + r * kPairCols;
-      const T norm = row_norm[r];
-      for (int64_t l = 0; l < part.width; ++l) {
-        const T d = madd(T(-2), squared[l], norm + col_norm[l]);
-        squared[l] = d < T(0) ? T(0) : d;
-      }
-    }
+    const Product<T> product{part.rows, part.cols, kPairCols, 1, kPairCols, samples.dims};
+    product.run(part.count, part.width, [&](int64_t r, int64_t l, const Vector& dots) {
+      const Vector d = (W::load(col_norm + l) + row_norm[r]) - T(2) * dots;
+      W::store(d < T(0) ? Vector{} : d, part.squared + r * kPairCols + l);
+    });
   }
 
-  // The kernel of a row's pairs, summed; its slopes are left in the part.
-  double evaluate(Part& part, int64_t r) const {
+  // The kernel of a row's pairs, added up to eight sums; its slopes are left in the part.
+  Doubles evaluate(Part& part, int64_t r) const {
     alignas(64) T values[kPairCols];
     T* slope = part.slopes + r * kPairCols;
     if (args.rbf) {
@@ -430,52 +439,50 @@ struct Tiles {
     const int64_t skipped = part.diagonal ? r + 1 : 0;
     for (int64_t l = 0; l < skipped; ++l) values[l] = slope[l] = T(0);
     for (int64_t l = part.size; l < part.width; ++l) values[l] = slope[l] = T(0);
-    Running<T> value, row;
+    Running<T> value;
     for (int64_t at = 0; at < part.width; at += kPairLanes) {
 #pragma omp simd
       for (int64_t i = 0; i < kPairLanes; ++i) {
         value.lane[i] += values[at + i];
-        row.lane[i] += slope[at + i];
         part.by_col[at + i] += slope[at + i];
       }
     }
-    part.by_row[r] = row.total();
-    return static_cast<double>(value.total());
+    return eight_of(value.lane) + eight_of(value.lane + 8);
   }
 
-  // The gradients of some rows and columns: sum_l s (x - y) = x sum_l s - sum_l s y.
+  // The gradients of some rows and columns.
   void add_products(Part& part, T factor, T* grad_a, T* grad_b) const {
-    alignas(64) T sums[kPairRows * kPairCols], turned[kPairCols * kPairRows];
+    if (grad_b != nullptr)
+      add_moments({part.rows, part.slopes, 1, kPairCols, kPairCols, part.count}, part.width,
+                  part.cols, part.by_col, factor, grad_b);
+    if (grad_a == nullptr) return;
     const int64_t rows = ceil_div(part.count, kPairLanes) * kPairLanes;
-    if (grad_a != nullptr) {
-      memset(static_cast<void*>(part.slopes + part.count * kPairCols), 0,
-             static_cast<size_t>((rows - part.count) * kPairCols) * sizeof(T));
-      transpose(part.slopes, rows, part.width, turned);
-    }
-    for (int64_t d = 0; d < samples.dims; d += kPairRows) {
-      const int64_t left = samples.dims - d, count = left < kPairRows ? left : kPairRows;
-      const T *row = part.rows + d * kPairCols, *col = part.cols + d * kPairCols;
-      if (grad_b != nullptr) {
-        Product<T>{row, part.slopes, 1, kPairCols, kPairCols, part.count, sums}.run(count,
-                                                                                    part.width);
-        add_moments(count, part.width, col, part.by_col, sums, factor, grad_b + d * kPairCols);
-      }
-      if (grad_a != nullptr) {
-        Product<T>{col, turned, 1, kPairCols, kPairRows, part.width, sums}.run(count, rows);
-        add_moments(count, part.count, row, part.by_row, sums, factor, grad_a + d * kPairCols);
-      }
+    memset(static_cast<void*>(part.slopes + part.count * kPairCols), 0,
+           static_cast<size_t>((rows - part.count) * kPairCols) * sizeof(T));
+    // The distances are no longer needed.
+    transpose(part.slopes, rows, part.width, part.squared);
+    // Some columns at a time: fewer terms in a sum, and less that cancels.
+    constexpr int64_t kSome = 32;
+    for (int64_t l = 0; l < part.width; l += kSome) {
+      const int64_t left = part.width - l, count = left < kSome ? left : kSome;
+      const T* slopes = part.squared + l * kPairRows;
+      alignas(64) T by_row[kPairRows] = {};
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t r = 0; r < kPairRows; ++r) by_row[r] += slopes[i * kPairRows + r];
+      add_moments({part.cols + l, slopes, 1, kPairCols, kPairRows, count}, rows, part.rows, by_row,
+                  factor, grad_a);
     }
   }
 
-  // grad += factor (point total - sum), for each dimension.
-  static void add_moments(int64_t dims, int64_t width, const T* points, const T* totals,
-                          const T* sums, T factor, T* grad) {
-    for (int64_t d = 0; d < dims; ++d) {
-      const int64_t at = d * kPairCols;
-#pragma omp simd
-      for (int64_t l = 0; l < width; ++l)
-        grad[at + l] = madd(factor, points[at + l] * totals[l] - sums[at + l], grad[at + l]);
-    }
+  // grad += factor sum (point - other) slope, for each dimension of the points: the others' sums
+  // are a product.
+  void add_moments(const Product<T>& others, int64_t width, const T* points, const T* totals,
+                   T factor, T* grad) const {
+    others.run(samples.dims, width, [&](int64_t d, int64_t l, const Vector& sums) {
+      const int64_t at = d * kPairCols + l;
+      const Vector moved = W::load(points + at) * W::load(totals + l) - sums;
+      W::store(W::load(grad + at) + factor * moved, grad + at);
+    });
   }
 
   void add_differences(const Part& part, T factor, T* grad_a, T* grad_b) const {
@@ -618,7 +625,7 @@ bool run(const MmdArgs& args) {
   const bool back = (args.grad_x != nullptr) | (args.grad_y != nullptr);
   const Buffer<T> grads(back ? blocks * args.dims * kPairCols : 0, true);
   const Buffer<double> sums(blocks * blocks, true);
-  const Scales<T> scales(args);
+  const Scales<T> scales(args, samples.centred);
   const Tiles<T> tiles{args, samples, scales, grads.get(), sums.get()};
   const Order order(tiles);
   if (samples.failed() | grads.failed() | sums.failed() | order.failed()) return false;
