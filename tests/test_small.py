@@ -81,6 +81,57 @@ def test_sample_kl(short, settings, shape, dtype):
     )
 
 
+@pytest.mark.parametrize("settings", [s for s in SETTINGS if "reduction" not in s], ids=str)
+@pytest.mark.parametrize("shape", [(7, 13), (4, 3, 5, 5), (41,)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rsample(short, settings, shape, dtype):
+    pair = leaves(*shape, dtype=dtype)
+    both_ways(lambda: (vf.rsample(*pair, **settings),), pair, short)
+    both = torch.randn(shape[0], 2 * shape[-1], dtype=dtype).requires_grad_()
+    both_ways(
+        lambda: (vf.rsample(*both.chunk(2, 1), **settings),),
+        (both,),
+        short,
+        lambda o: torch.tensor(1.5, dtype=dtype).expand(o.shape),
+    )
+    # The same sample as with its KL.
+    seeded = {**settings, "seed": 1}
+    torch.testing.assert_close(vf.rsample(*pair, **seeded), vf.sample_kl(*pair, **seeded)[0])
+
+
+@pytest.mark.parametrize("operator", [vf.rsample, lambda *a, **k: vf.sample_kl(*a, **k)[0]])
+def test_generators_are_drawn_from_once(short, operator):
+    """One per sample goes the long way, and has not been asked before."""
+    pair = leaves(2, 7)
+    samples = []
+    for _ in range(2):
+        generators = [torch.Generator().manual_seed(seed) for seed in (6, 7)]
+        samples.append(operator(*pair, generator=generators))
+    assert torch.equal(*samples)
+    single = operator(*pair, generator=torch.Generator().manual_seed(6))
+    torch.testing.assert_close(single[0], samples[0][0])
+
+
+def test_gradients_of_a_sample(short):
+    pair = leaves(5, 7, dtype=torch.float64)
+    for _ in range(2):
+        z = vf.rsample(*pair, seed=1)
+    assert short[-1]
+    upstream = torch.randn_like(z)
+    first = torch.autograd.grad(z, pair, upstream, retain_graph=True)
+    again = torch.autograd.grad(z, pair, upstream, retain_graph=True)
+    last = torch.autograd.grad(z, pair, upstream)
+    assert all(torch.equal(a, b) for a, b in zip(first + first, again + last, strict=True))
+    made = torch.autograd.grad(vf.rsample(*pair, seed=1).sum(), pair, create_graph=True)
+    (second,) = torch.autograd.grad(made[1].sum(), pair[1])
+    torch.testing.assert_close(second, 0.25 * (z - pair[0]))
+    with torch.no_grad():
+        assert torch.equal(vf.rsample(*pair, seed=1), z)
+    # Nothing is kept for one of the two alone.
+    half = vf.rsample(pair[0].detach(), pair[1], seed=1)
+    torch.testing.assert_close(torch.autograd.grad(half, pair[1], upstream)[0], first[1])
+
+
 @pytest.mark.parametrize("reduction", ["sample", "batchmean", "sum", "mean"])
 @pytest.mark.parametrize("settings", [{}, {"param": "std"}, {"clamp": (-1.0, 0.5)}], ids=str)
 @pytest.mark.parametrize("shape", [(7, 13), (4, 3, 5, 5), (41,)], ids=str)

@@ -34,6 +34,31 @@ def sample_kl(
     generator: random.Generator | None,
 ) -> tuple[Tensor, Tensor] | None:
     """(z, kl) of a posterior against N(0, I), or None where there is no recipe."""
+    found: tuple[Tensor, Tensor] | None
+    found = _sampled(_SmallSampleKL, mu, scale, settings, seed, generator)
+    return found
+
+
+def rsample(
+    mu: Tensor,
+    scale: Tensor,
+    settings: tuple[object, ...],
+    seed: random.Seed | None,
+    generator: random.Generator | None,
+) -> Tensor | None:
+    """A sample of a posterior, or None where there is no recipe."""
+    found: Tensor | None = _sampled(_SmallSample, mu, scale, settings, seed, generator)
+    return found
+
+
+def _sampled(
+    function: type[torch.autograd.Function],
+    mu: Tensor,
+    scale: Tensor,
+    settings: tuple[object, ...],
+    seed: random.Seed | None,
+    generator: random.Generator | None,
+) -> Any:
     recipe = _recipe((mu, scale), settings)
     if recipe is None:
         return None
@@ -44,27 +69,36 @@ def sample_kl(
             return None
     if seed is None and generator is None:
         state = random.draw(mu)
-    else:
+    elif _one_stream(seed, generator):
         state = random.make_state(mu, mu.shape[0], seed, generator)
-        if state.dim() != 1:
-            return None
-    result: tuple[Tensor, Tensor]
-    if recorded:
-        result = _SmallSampleKL.apply(mu, scale, state, recipe)
     else:
-        result = recipe[0].forward(mu, scale, state, None)
-    return result
+        return None
+    if recorded:
+        return function.apply(mu, scale, state, recipe)
+    return recipe[0].forward(mu, scale, state, None)
+
+
+def _one_stream(seed: random.Seed | None, generator: random.Generator | None) -> bool:
+    """False for one stream per sample. Asked before any generator is drawn from: the long way would
+    draw again."""
+    if generator is not None:
+        return isinstance(generator, torch.Generator)
+    return isinstance(seed, int) or (isinstance(seed, Tensor) and seed.dim() == 1)
 
 
 def keep_posterior(
     mu: Tensor, scale: Tensor, settings: tuple[object, ...], options: Posterior
 ) -> None:
-    """Makes the recipe of a call, with a sample or of the KL alone, that went the long way, if one
-    can be made."""
-    if options.reduce in ("sample", "sum") and _may_be_small(mu, scale):
+    """Makes the recipe of a call, with a sample, of it or of the KL alone, that went the long way,
+    if one can be made."""
+    if options.reduce in ("", "sample", "sum") and _may_be_small(mu, scale):
         from ..backends.native import small
 
-        kind = small.SmallKl if options.num_samples < 0 else small.SmallSampleKl
+        kind: type[small.SmallKl | small.SmallSample] = small.SmallSampleKl
+        if options.num_samples < 0:
+            kind = small.SmallKl
+        elif not options.reduce:
+            kind = small.SmallSample
         if mu.dtype == scale.dtype and small.fits(mu, scale):
             _keep((mu, scale), settings, (kind(mu, scale, options), options))
 
@@ -98,6 +132,36 @@ class _SmallSampleKL(torch.autograd.Function):
         need = list(ctx.needs_input_grad[:2])
         found = _sample_kl.gradients(
             tensors, kept, options, [*need, False, False], grad_z, grad_kl, True, "native"
+        )
+        return (*found[:2], None, None)
+
+
+class _SmallSample(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, mu: Tensor, scale: Tensor, state: Tensor, recipe: tuple[Any, Posterior]
+    ) -> Tensor:
+        kept = recipe[0].room(scale)
+        ctx.save_for_backward(mu, scale, state, kept)
+        ctx.recipe = recipe
+        z: Tensor = recipe[0].forward(mu, scale, state, kept)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, grad_z: Tensor) -> Any:
+        mu, scale, state, kept = ctx.saved_tensors
+        if (
+            grad_z.is_contiguous()
+            and not torch.is_grad_enabled()
+            and not keeps_graph()
+            and direct(grad_z)
+        ):
+            # dz/dmu is 1.
+            return grad_z, kept.mul_(grad_z), None, None
+        tensors = (mu, scale, None, None, None, None, state, None)
+        need = [*ctx.needs_input_grad[:2], False, False]
+        found = _sample_kl.gradients(
+            tensors, kept, ctx.recipe[1], need, grad_z, None, True, "native"
         )
         return (*found[:2], None, None)
 

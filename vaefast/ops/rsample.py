@@ -7,7 +7,7 @@ from torch import Tensor
 from .. import _args, random
 from .._args import Clamp, Param
 from ..backends._options import Posterior, Transform
-from . import _sample_kl
+from . import _sample_kl, _small
 
 
 def rsample(
@@ -59,6 +59,12 @@ def rsample(
 
     Source: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", section 2.4.
     """
+    settings = (param, min_std, clamp, temperature, offset)
+    plain = num_samples is None and noise is None
+    if plain:
+        found = _small.rsample(mu, scale, settings, seed, generator)
+        if found is not None:
+            return found
     _args.posterior(mu, scale)
     transform = transform_of(param, min_std, clamp)
     state = noise_state(mu, num_samples, seed, generator, noise)
@@ -66,6 +72,8 @@ def rsample(
     options = Posterior(transform, samples, float(temperature), offset, "", 1.0)
     z, _ = _sample_kl.run(mu, scale, options, state=state, noise=noise)
     assert z is not None
+    if plain:
+        _small.keep_posterior(mu, scale, settings, options)
     return z
 
 

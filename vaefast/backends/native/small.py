@@ -19,45 +19,64 @@ from .sample_kl import _kl_shape, _settings
 _LARGE = 1 << 22
 
 
-class SmallSampleKl:
-    """One sample of a posterior `[B, *latent]` and its KL to N(0, I), in float32 or float64."""
+class SmallSample:
+    """One sample of a posterior `[B, *latent]`, in float32 or float64."""
 
-    __slots__ = ("dtype", "grid", "kl", "kl_shape", "mu", "offset", "scale", "settings", "z")
+    __slots__ = ("code", "grid", "mu", "offset", "scale", "settings")
 
     def __init__(self, mu: Tensor, scale: Tensor, options: Posterior) -> None:
-        self.dtype = mu.dtype
         self.grid, (mu_view, scale_view, *_), _ = pack(mu.shape, 1, (mu, scale))
         assert mu_view is not None and scale_view is not None
         self.mu, self.scale = mu_view[1:], scale_view[1:]
         self.settings = _settings(options, mu.dtype)
-        self.kl_shape = _kl_shape(mu.shape, options.reduce)
         self.offset = options.offset
-        code = DTYPES[mu.dtype]
-        # Over the dense z, and over the KL: one value for all of a sample's rows.
-        rows, cols, segments = self.grid
-        self.z = (code, 1, rows, cols, 1, 1.0)
-        self.kl = (code, segments, mu.shape[0])
+        self.code = DTYPES[mu.dtype]
 
     def room(self, scale: Tensor) -> Tensor:
         """Memory for dz/dscale."""
         return fresh_like(scale)
 
-    def forward(
-        self, mu: Tensor, scale: Tensor, state: Tensor, kept: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """(z, kl); dz/dscale is written to `kept`."""
+    def forward(self, mu: Tensor, scale: Tensor, state: Tensor, kept: Tensor | None) -> Tensor:
+        """z; dz/dscale is written to `kept`."""
         z = fresh_like(mu)
-        kl = mu.new_empty(self.kl_shape)
+        self._run(mu, scale, state, z, 0, kept)
+        return z
+
+    def _run(
+        self, mu: Tensor, scale: Tensor, state: Tensor, z: Tensor, kl: int, kept: Tensor | None
+    ) -> None:
         _C.sample_kl(
             self.grid,
             ((mu.data_ptr(), *self.mu), (scale.data_ptr(), *self.scale), *_NO_OPERANDS),
             (state.data_ptr(), False, self.offset),
             self.settings,
-            (z.data_ptr(), self.z[0]),
-            kl.data_ptr(),
+            (z.data_ptr(), self.code),
+            kl,
             0 if kept is None else kept.data_ptr(),
             torch.get_num_threads(),
         )
+
+
+class SmallSampleKl(SmallSample):
+    """One sample of a posterior and its KL to N(0, I)."""
+
+    __slots__ = ("kl", "kl_shape", "z")
+
+    def __init__(self, mu: Tensor, scale: Tensor, options: Posterior) -> None:
+        super().__init__(mu, scale, options)
+        self.kl_shape = _kl_shape(mu.shape, options.reduce)
+        # Over the dense z, and over the KL: one value for all of a sample's rows.
+        rows, cols, segments = self.grid
+        self.z = (self.code, 1, rows, cols, 1, 1.0)
+        self.kl = (self.code, segments, mu.shape[0])
+
+    def forward(  # type: ignore[override]
+        self, mu: Tensor, scale: Tensor, state: Tensor, kept: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """(z, kl); dz/dscale is written to `kept`."""
+        z = fresh_like(mu)
+        kl = mu.new_empty(self.kl_shape)
+        self._run(mu, scale, state, z, kl.data_ptr(), kept)
         return z, kl
 
     def backward(
@@ -65,7 +84,7 @@ class SmallSampleKl:
     ) -> tuple[Tensor, Tensor]:
         """The gradients in mu and scale, the latter in place of `kept`."""
         grad = fresh_like(kept)
-        at, code = kept.data_ptr(), self.z[0]
+        at, code = kept.data_ptr(), self.code
         # Of a sum over the batch the upstream gradient is expanded.
         step = grad_kl.stride(0) if self.kl_shape else 0
         _C.sample_kl_backward(
