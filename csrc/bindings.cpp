@@ -21,6 +21,7 @@ namespace py = pybind11;
 
 namespace {
 
+using vaefast::EstimatedKlArgs;
 using vaefast::LogRatioArgs;
 using vaefast::MixtureArgs;
 using vaefast::MmdArgs;
@@ -96,6 +97,10 @@ void set_threads(vaefast::RowNllArgs& args, int threads, int64_t) {
 }
 
 void set_threads(LogRatioArgs& args, int threads, int64_t copies) {
+  set_threads(args.q, threads, copies);
+}
+
+void set_threads(EstimatedKlArgs& args, int threads, int64_t copies) {
   set_threads(args.q, threads, copies);
 }
 
@@ -219,6 +224,34 @@ void sample_kl_backward(const py::tuple& grid, const py::tuple& operands, const 
   // What was just read lies in the cache.
   if (a.grad_scale.data == a.kept) a.grad_scale.stream = false;
   run<SampleKlArgs>(VAEFAST_KERNEL(sample_kl_backward), a, where, a.samples > 1 ? a.samples : 1);
+}
+
+// kl: [samples, posteriors].
+void estimated_kl(const py::tuple& grid, const py::tuple& operands, const py::object& state,
+                  const py::tuple& settings, const py::object& z, uint64_t kl,
+                  const py::object& where) {
+  EstimatedKlArgs a;
+  a.q = sample_kl_args(grid, operands, state, settings);
+  a.q.z = output(z);
+  a.q.kl = reinterpret_cast<void*>(static_cast<uintptr_t>(kl));
+  set_stream(a.q.z, a.q.shape.rows * a.q.shape.cols * a.q.samples);
+  run<EstimatedKlArgs>(VAEFAST_KERNEL(estimated_kl), a, where, a.q.samples);
+}
+
+void estimated_kl_backward(const py::tuple& grid, const py::tuple& operands,
+                           const py::object& state, const py::tuple& settings, bool stop_posterior,
+                           const py::object& grad_z, const py::object& grad_kl,
+                           const py::tuple& grads, const py::object& where) {
+  EstimatedKlArgs a;
+  a.q = sample_kl_args(grid, operands, state, settings);
+  a.stop_posterior = stop_posterior;
+  a.q.grad_z = view(grad_z);
+  a.q.grad_kl = view(grad_kl);
+  a.q.grad_mu = output(grads[0]);
+  a.q.grad_scale = output(grads[1]);
+  a.q.grad_prior_mu = output(grads[2]);
+  a.q.grad_prior_scale = output(grads[3]);
+  run<EstimatedKlArgs>(VAEFAST_KERNEL(estimated_kl_backward), a, where, a.q.samples);
 }
 
 // The operands' noise is None; settings as for sample_kl.
@@ -561,6 +594,8 @@ PYBIND11_MODULE(_C, module) {
   });
   module.def("sample_kl", &sample_kl);
   module.def("sample_kl_backward", &sample_kl_backward);
+  module.def("estimated_kl", &estimated_kl);
+  module.def("estimated_kl_backward", &estimated_kl_backward);
   module.def("log_ratio", &log_ratio);
   module.def("log_ratio_backward", &log_ratio_backward);
   module.def("nll", &nll, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),

@@ -233,6 +233,17 @@ WHOLE = {
         [(7, 65, 50), (65, 50), (65, 50), (50,), (50,)],
         lambda z, mu, scale, *prior: (vf.monte_carlo_kl(z, mu, scale, prior=prior),),
     ),
+    "estimated_kl": (
+        [(65, 50), (65, 50), (50,), (50,)],
+        lambda mu, scale, prior_mu, prior_scale: vf.sample_kl(
+            *(mu, scale),
+            prior_mu=prior_mu,
+            prior_scale=prior_scale,
+            num_samples=7,
+            seed=2,
+            estimator="monte_carlo",
+        ),
+    ),
     "linear_nll": (
         [(65, 33), (1271, 33), (1271,)],
         lambda h, w, b: (vf.linear_nll(h, w, b, torch.ones_like(h @ w.T), "multinomial"),),

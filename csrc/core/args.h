@@ -85,6 +85,14 @@ struct SampleKlArgs {
 
 constexpr int64_t kPriorBlocks = 16;
 
+// Samples, and log q(z|x) - log p(z) at each in place of the KL: kl is [samples, posteriors], and
+// grad_kl over [samples * rows, cols].
+struct EstimatedKlArgs {
+  SampleKlArgs q;
+  // Backward: no gradient in mu and scale but the one through z.
+  bool stop_posterior = false;
+};
+
 // log p(z) - log q(z|x) of given samples, [q.samples * rows, cols]; `q` holds the posterior, the
 // prior, and room for their gradients.
 struct LogRatioArgs {

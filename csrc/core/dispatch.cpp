@@ -16,6 +16,8 @@
   namespace isa {                                          \
   bool sample_kl(const SampleKlArgs& args);                \
   bool sample_kl_backward(const SampleKlArgs& args);       \
+  bool estimated_kl(const EstimatedKlArgs& args);          \
+  bool estimated_kl_backward(const EstimatedKlArgs& args); \
   bool log_ratio(const LogRatioArgs& args);                \
   bool log_ratio_backward(const LogRatioArgs& args);       \
   bool nll(const NllArgs& args);                           \
@@ -75,6 +77,8 @@ void check(bool done) {
 
 VAEFAST_DISPATCH(sample_kl, SampleKlArgs)
 VAEFAST_DISPATCH(sample_kl_backward, SampleKlArgs)
+VAEFAST_DISPATCH(estimated_kl, EstimatedKlArgs)
+VAEFAST_DISPATCH(estimated_kl_backward, EstimatedKlArgs)
 VAEFAST_DISPATCH(log_ratio, LogRatioArgs)
 VAEFAST_DISPATCH(log_ratio_backward, LogRatioArgs)
 VAEFAST_DISPATCH(nll, NllArgs)

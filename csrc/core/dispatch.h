@@ -11,6 +11,8 @@ namespace cpu {
 // Each throws std::bad_alloc where scratch memory is not to be had; the results are then not set.
 void sample_kl(const SampleKlArgs& args);
 void sample_kl_backward(const SampleKlArgs& args);
+void estimated_kl(const EstimatedKlArgs& args);
+void estimated_kl_backward(const EstimatedKlArgs& args);
 void log_ratio(const LogRatioArgs& args);
 void log_ratio_backward(const LogRatioArgs& args);
 void nll(const NllArgs& args);

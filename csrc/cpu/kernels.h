@@ -11,6 +11,8 @@ namespace VAEFAST_ISA {
 
 bool sample_kl(const SampleKlArgs& args);
 bool sample_kl_backward(const SampleKlArgs& args);
+bool estimated_kl(const EstimatedKlArgs& args);
+bool estimated_kl_backward(const EstimatedKlArgs& args);
 bool log_ratio(const LogRatioArgs& args);
 bool log_ratio_backward(const LogRatioArgs& args);
 bool nll(const NllArgs& args);

@@ -27,8 +27,10 @@ void nll(const NllArgs& args, const Place& place);
 void noise(const NoiseArgs& args, const Place& place);
 void scale(const ScaleArgs& args, const Place& place);
 void row_nll(const RowNllArgs& args, const Place& place);
-// Takes what `workspace` says of all samples' rows by Reduce::kSample.
+// These two take what `workspace` says of all samples' rows by Reduce::kSample.
+void estimated_kl(const EstimatedKlArgs& args, const Place& place);
 void log_ratio(const LogRatioArgs& args, const Place& place);
+void estimated_kl_backward(const EstimatedKlArgs& args, const Place& place);
 void log_ratio_backward(const LogRatioArgs& args, const Place& place);
 void mmd(const MmdArgs& args, const Place& place);
 void mixture_log_prob(const MixtureArgs& args, const Place& place);

@@ -86,6 +86,8 @@ struct Posterior {
   Reduce reduce = Reduce::kSample;
   int64_t samples = 1, offset = 0;
   bool prior = false, masked = false, per_sample = false;
+  // The KL at each sample, and then without the score's gradient.
+  bool estimated = false, stopped = false;
 };
 
 // Everything that one forward and backward pass gives, one after the other.
@@ -98,7 +100,7 @@ std::vector<T> run_sample_kl(const Shape& shape, const Posterior& set, int threa
   const auto prior_scale = as<T>(random_values(n, 0.2, 1.2));
   const auto weight = as<T>(random_values(n, 0, 2));
   const auto upstream = as<T>(random_values(n * set.samples, -1, 1));
-  const auto kl_upstream = as<T>(random_values(n, -1, 1));
+  const auto kl_upstream = as<T>(random_values(n * set.samples, -1, 1));
   std::vector<uint8_t> mask(static_cast<size_t>(n));
   for (uint8_t& m : mask) m = random_unit() < 0.7;
   std::vector<int64_t> state(static_cast<size_t>(2 * (set.per_sample ? batch : 1)) + 2);
@@ -112,7 +114,7 @@ std::vector<T> run_sample_kl(const Shape& shape, const Posterior& set, int threa
     a.prior_mu = dense(prior_mu, shape.rows, shape.cols);
     a.prior_scale = dense(prior_scale, shape.rows, shape.cols);
   }
-  if (set.masked) {
+  if (set.masked && !set.estimated) {
     a.weight = dense(weight, shape.rows, shape.cols);
     a.mask = a.weight;
     a.mask.data = mask.empty() ? a.weight.data : mask.data();
@@ -131,7 +133,8 @@ std::vector<T> run_sample_kl(const Shape& shape, const Posterior& set, int threa
   a.threads = threads;
 
   const int64_t width = shape.segments * shape.cols;
-  const int64_t kl_size = set.reduce == Reduce::kElem     ? n
+  const int64_t kl_size = set.estimated                   ? batch * set.samples
+                          : set.reduce == Reduce::kElem   ? n
                           : set.reduce == Reduce::kSample ? batch
                           : set.reduce == Reduce::kDim    ? width
                                                           : 1;
@@ -139,13 +142,13 @@ std::vector<T> run_sample_kl(const Shape& shape, const Posterior& set, int threa
   a.z = out(z);
   a.z.stream = set.prior;
   a.kl = out(kl).data;
-  cpu::sample_kl(a);
+  set.estimated ? cpu::estimated_kl({a}) : cpu::sample_kl(a);
 
   std::vector<T> grads[4];
   std::vector<double> sums[2];
   for (auto& g : grads) g.resize(static_cast<size_t>(n));
   a.grad_z = dense(upstream, shape.rows * set.samples, shape.cols);
-  a.grad_kl = dense(kl_upstream, shape.rows, shape.cols);
+  a.grad_kl = dense(kl_upstream, shape.rows * (set.estimated ? set.samples : 1), shape.cols);
   a.grad_mu = out(grads[0]);
   a.grad_scale = out(grads[1]);
   if (set.prior) {
@@ -153,12 +156,14 @@ std::vector<T> run_sample_kl(const Shape& shape, const Posterior& set, int threa
     a.grad_prior_scale = out(grads[3]);
     for (Output* g : {&a.grad_mu, &a.grad_scale, &a.grad_prior_mu, &a.grad_prior_scale})
       g->stream = true;
+  }
+  if (set.prior && !set.estimated) {
     for (auto& s : sums) s.resize(static_cast<size_t>(kPriorBlocks * n));
     a.sum_prior_mu = sums[0].data();
     a.sum_prior_scale = sums[1].data();
     a.prior_mu_size = a.prior_scale_size = n;
   }
-  cpu::sample_kl_backward(a);
+  set.estimated ? cpu::estimated_kl_backward({a, set.stopped}) : cpu::sample_kl_backward(a);
 
   std::vector<T> all = z;
   // A block's tiles are the compute type's; the sums over the blocks are not.
@@ -233,11 +238,15 @@ void test_posteriors(const Shape& shape) {
       set.masked = turn % 3 == 2;
       set.per_sample = turn % 4 == 3;
       ++turn;
-      const auto narrow = run_sample_kl<float>(shape, set, 1);
-      check(close(narrow, run_sample_kl<double>(shape, set, 1), 2e-4), "sample_kl", shape.rows,
-            shape.cols);
-      check(same_bits(narrow, run_sample_kl<float>(shape, set, 2)), "sample_kl on two threads",
-            shape.rows, shape.cols);
+      for (bool estimated : {false, true}) {
+        set.estimated = estimated;
+        set.stopped = turn % 4 < 2;
+        const auto narrow = run_sample_kl<float>(shape, set, 1);
+        check(close(narrow, run_sample_kl<double>(shape, set, 1), 2e-4), "sample_kl", shape.rows,
+              shape.cols);
+        check(same_bits(narrow, run_sample_kl<float>(shape, set, 2)), "sample_kl on two threads",
+              shape.rows, shape.cols);
+      }
     }
 }
 

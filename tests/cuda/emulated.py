@@ -54,14 +54,21 @@ def emulated(core: types.ModuleType) -> types.ModuleType:
         setattr(module, name, with_own_size(name, getattr(core, f"{name}_workspace")))
     module.sample_kl = lambda *args: run("sample_kl", args, args[3][7], False, args[0][0])
 
-    def log_ratio(*args):
-        rows, cols, segments = args[0]
-        samples = args[3][5]
-        size = core.workspace((samples * rows, cols, segments), 2, False, 0)
-        run("log_ratio", args, size=size)
+    def per_sample(name):
+        def call(*args):
+            rows, cols, segments = args[0]
+            samples = args[3][5]
+            size = core.workspace((samples * rows, cols, segments), 2, False, 0)
+            run(name, args, size=size)
 
-    module.log_ratio = log_ratio
-    for name in ("sample_kl_backward", "noise", "scale", "log_ratio_backward"):
+        return call
+
+    for name in ("log_ratio", "estimated_kl"):
+        setattr(module, name, per_sample(name))
+    for name in (
+        *("sample_kl_backward", "noise", "scale"),
+        *("log_ratio_backward", "estimated_kl_backward"),
+    ):
         setattr(module, name, lambda *args, name=name: run(name, args))
     return module
 

@@ -7,6 +7,7 @@ from likelihood_cases import ALL
 
 from vaefast.backends._options import Mmd, Nll, Posterior, RowNll, Transform, Weighing
 from vaefast.backends.triton import (
+    estimated_kl,
     log_ratio,
     mixture_log_prob,
     mmd,
@@ -279,4 +280,36 @@ CALLS += [
     Call("log_ratio backward, learned prior", _ratio(prior=True, backward=True), 1, 12, 5),
     Call("log_ratio backward, 64x128x50", _ratio((64, 128, 50), backward=True), 3, 8, 0),
     Call("log_ratio backward, float64", _ratio(dtype=F64, backward=True), 1, 20, 3),
+]
+
+
+def _estimate(shape=(8, 1024, 128), dtype=F32, prior=False, backward=False, stop=False):
+    """A call of `estimated_kl`, or of its backward pass."""
+
+    def run():
+        one = shape[1:]
+        given = [_empty(*one, dtype=dtype) for _ in range(2)]
+        given += [_empty(*one, dtype=dtype) for _ in range(2)] if prior else [None, None]
+        given += [_STATE, None]
+        options = Posterior(Transform("logvar", 0.0, ()), shape[0], 1.0, 0, "sample", 1.0)
+        if backward:
+            upstream = (_empty(*shape, dtype=dtype), _empty(*shape[:2]))
+            need = [True, True, prior, prior]
+            estimated_kl.estimated_kl_backward(*upstream, *given, options, stop, need)
+        else:
+            estimated_kl.estimated_kl(*given, options)
+
+    return run
+
+
+# Bytes are per number of z, which is written and not read.
+CALLS += [
+    Call("estimated_kl, 8x1024x128", _estimate(), 1, 5, 2, True),
+    Call("estimated_kl, 8x1024x128, learned prior", _estimate(prior=True), 1, 6, 4),
+    Call("estimated_kl, 8x1024x128, bfloat16", _estimate(dtype=BF16), 1, 2.5, 2),
+    Call("estimated_kl, 8x1024x128, float64", _estimate(dtype=F64), 1, 10, 2),
+    Call("estimated_kl backward, 8x1024x128", _estimate(backward=True), 1, 6, 3, True),
+    Call("estimated_kl backward, learned prior", _estimate(prior=True, backward=True), 1, 8, 5),
+    Call("estimated_kl backward, stopped", _estimate(backward=True, stop=True), 1, 6, 3),
+    Call("estimated_kl backward, float64", _estimate(dtype=F64, backward=True), 1, 12, 3),
 ]

@@ -4,16 +4,23 @@ test_interpreter.py runs this file as it does kernel_checks.py.
 """
 
 import pytest
+import test_estimated_kl as estimate
 import test_log_weights as weights
 import test_mixture_log_prob as mixture
 import test_mmd as discrepancy
 import test_tc_terms as total_correlation
 import torch
-from kernel_checks import F16, F32, F64, triton_backend  # noqa: F401
+from conftest import Target
+from kernel_checks import F16, F32, F64, device, triton_backend  # noqa: F401
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 # Points, components, dimensions; the last is longer than a tile.
 SHAPES = [(1, 1, 1), (5, 3, 2), (41, 129, 7), (9, 33, 40), (5, 7, 131)]
+
+
+@pytest.fixture
+def backend(device):  # noqa: F811
+    return Target("triton", device)
 
 
 @pytest.mark.parametrize("weighted", [True, False])
@@ -136,3 +143,49 @@ def test_log_ratio_narrow(dtype, prior):
 @pytest.mark.parametrize("clamp", [None, (0.4, 1.5), ("soft", 0.2, 3.0)])
 def test_log_ratio_scale_parameters(param, clamp):
     weights.test_scale_parameters("triton", param, clamp)
+
+
+@pytest.mark.parametrize(
+    ("prior", "stop_posterior"),
+    [("", False), ("full", False), ("shared", True), ("mean", False), ("spread", True)],
+)
+@pytest.mark.parametrize(("samples", "shape"), estimate.SHAPES)
+def test_estimated_kl(backend, samples, shape, prior, stop_posterior):
+    estimate.test_against_distributions(backend, samples, shape, prior, stop_posterior)
+
+
+@pytest.mark.parametrize("dtype", [F32, F16])
+@pytest.mark.parametrize("prior", ["", "shared"])
+def test_estimated_kl_narrow(backend, dtype, prior):
+    estimate.test_narrow_dtypes(backend, dtype, prior)
+
+
+@pytest.mark.parametrize("param", ["logvar", "log_std", "std", "var", "softplus"])
+@pytest.mark.parametrize("clamp", [None, (0.4, 1.5), ("soft", 0.2, 3.0)])
+def test_estimated_kl_scale_parameters(backend, param, clamp):
+    estimate.test_scale_parameters(backend, param, clamp)
+
+
+@pytest.mark.parametrize("samples", [0, 3])
+@pytest.mark.parametrize("shape", [(6, 50), (4, 2, 7), (9,)])
+def test_estimated_kl_noise(backend, samples, shape):
+    estimate.test_noise_is_that_of_rsample(backend, samples, shape)
+
+
+@pytest.mark.parametrize("output", [0, 1])
+def test_one_output_of_estimated_kl(backend, output):
+    estimate.test_one_output_alone(backend, output)
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        estimate.test_layouts,
+        estimate.test_a_learned_prior_alone,
+        estimate.test_where_q_is_p_the_estimate_is_zero,
+        estimate.test_a_narrow_posterior_far_from_the_origin_loses_nothing,
+    ],
+    ids=lambda test: test.__name__,
+)
+def test_estimated_kl_as_every_backend(backend, test):
+    test(backend)

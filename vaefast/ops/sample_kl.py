@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from .. import _args, random
 from .._args import Clamp, Param, Reduction
 from ..backends._options import Posterior
-from . import _sample_kl, _small
+from . import _estimated_kl, _sample_kl, _small
 from .gaussian_kl import check_prior, kernel_reduction
 from .rsample import noise_state, transform_of
 
@@ -30,8 +32,14 @@ def sample_kl(
     generator: random.Generator | None = None,
     noise: Tensor | None = None,
     offset: int = 0,
+    estimator: Literal["closed", "monte_carlo"] = "closed",
+    stop_posterior: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(z, KL): `rsample` and `gaussian_kl` of one posterior, in one read of mu and scale.
+
+    With `estimator="monte_carlo"` the KL is what each sample says of it, log q(z|x) - log p(z):
+    `log_weights`' latent part, so that IWAE's log weights are `-nll(...) - kl`. That is
+    `rsample` and `monte_carlo_kl` without another read of z, forward or backward.
 
     Args:
         mu: `[B, *latent]`, float64, float32, bfloat16 or float16.
@@ -42,6 +50,12 @@ def sample_kl(
         num_samples, temperature, seed, generator, noise, offset: of z, as in `rsample`.
         param, min_std, clamp: of scale, as in `rsample`.
         mask, weight: on the KL's elements, as in `gaussian_kl`.
+        estimator: `"closed"`, the KL itself, or `"monte_carlo"`, its unbiased estimate at each
+            sample, `[K, B]` (`[B]` where num_samples is None), for the reductions `"sample"`,
+            `"batchmean"` (the mean of that) and `"sum"`; without mask and weight.
+        stop_posterior: of `"monte_carlo"`: no gradient to mu and scale but the one through z,
+            as in `log_weights`, for the bound `"stl"`. (`"dreg"` weighs what passes through z,
+            which here is not all of it: take `rsample` and `log_weights`.)
 
     Returns:
         z with mu's dtype, and the KL in nats, float32 (float64 if any parameter is).
@@ -57,7 +71,8 @@ def sample_kl(
         >>> z.shape, kl.shape, float(kl.sum())
         (torch.Size([8, 2]), torch.Size([8]), 0.0)
 
-    Source: Kingma & Welling 2014, section 2.4 and appendix B.
+    Source: Kingma & Welling 2014, section 2.4 and appendix B; Burda et al. 2016 and Roeder et al.
+    2017 for `"monte_carlo"` and `stop_posterior`.
     """
     standard = (
         prior_mu is None
@@ -66,6 +81,8 @@ def sample_kl(
         and weight is None
         and noise is None
         and num_samples is None
+        and estimator == "closed"
+        and not stop_posterior
     )
     settings = (param, min_std, clamp, temperature, offset, reduction)
     if standard:
@@ -75,10 +92,30 @@ def sample_kl(
     check_prior(mu, scale, prior_mu, prior_scale)
     mask, weight = _args.mask_and_weight(mask, weight, mu.shape, mu)
     _args.one_of("reduction", reduction, (*_args.REDUCTIONS, "dim"))
+    _args.one_of("estimator", estimator, ("closed", "monte_carlo"))
     transform = transform_of(param, min_std, clamp)
     state = noise_state(mu, num_samples, seed, generator, noise)
-    how, factor = kernel_reduction(reduction, mu.shape)
     samples = 0 if num_samples is None else num_samples
+    if estimator == "monte_carlo":
+        if mask is not None or weight is not None:
+            raise ValueError("mask and weight need estimator='closed', got 'monte_carlo'")
+        _args.one_of("reduction", reduction, ("sample", "batchmean", "sum"))
+        return _estimated(
+            _estimated_kl.run(
+                mu,
+                scale,
+                Posterior(transform, samples, float(temperature), offset, "sample", 1.0),
+                prior_mu=prior_mu,
+                prior_scale=prior_scale,
+                state=state,
+                noise=noise,
+                stop_posterior=stop_posterior,
+            ),
+            reduction,
+        )
+    if stop_posterior:
+        raise ValueError("stop_posterior needs estimator='monte_carlo', got 'closed'")
+    how, factor = kernel_reduction(reduction, mu.shape)
     options = Posterior(transform, samples, float(temperature), offset, how, factor)
     z, kl = _sample_kl.run(
         mu,
@@ -97,3 +134,10 @@ def sample_kl(
     if reduction == "mean" and mask is not None:
         kl = kl * mu.numel() / mask.expand(mu.shape).sum()
     return z, kl
+
+
+def _estimated(result: tuple[Tensor, Tensor], reduction: str) -> tuple[Tensor, Tensor]:
+    z, kl = result
+    if reduction == "sample":
+        return z, kl
+    return z, kl.mean() if reduction == "batchmean" else kl.sum()

@@ -35,7 +35,7 @@ def sample_kl(
     z = kl = None
     if options.num_samples >= 0:
         std = standard_deviation(wide_scale, options.transform)
-        eps = _epsilon(mu, state, noise, options, dtype)
+        eps = epsilon(mu, state, noise, options, dtype)
         z = (wide_mu + options.temperature * std * eps).to(mu.dtype)
     if options.reduce:
         logvar = log_variance(unmasked(wide_scale, mask), options.transform)
@@ -141,9 +141,10 @@ def reduce(
     return elements.flatten(lead).sum(-1) if elements.dim() > lead else elements
 
 
-def _epsilon(
+def epsilon(
     mu: Tensor, state: Tensor | None, noise: Tensor | None, options: Posterior, dtype: torch.dtype
 ) -> Tensor:
+    """The standard normals behind z: the given ones, or those of `state`."""
     if noise is not None:
         return noise.to(dtype)
     assert state is not None

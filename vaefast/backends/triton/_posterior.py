@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ._grid import load
 from ._math import exp, sigmoid, softplus, tanh
 
 
@@ -39,3 +40,30 @@ def posterior_scale(scale, low, high, min_std, PARAM: tl.constexpr, CLAMP: tl.co
         std = softplus(s) + min_std
         slope = sigmoid(s) * bend
         return 2.0 * tl.log(std), std, 2.0 * slope / std, slope
+
+
+@triton.jit
+def densities(
+    mu, scale, prior_mu, prior_scale, row, columns, live, live_row, min_std, low, high,
+    PRIOR: tl.constexpr, PARAM: tl.constexpr, CLAMP: tl.constexpr, GROUP: tl.constexpr,
+    VEC: tl.constexpr, DTYPE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """Mean, log variance, standard deviation and the first's derivative in the parameter, of the
+    posterior, and the same without the third of the prior."""
+    min_std = tl.full((), min_std, DTYPE)
+    low = tl.full((), low, DTYPE)
+    high = tl.full((), high, DTYPE)
+    m = load(mu, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
+    s = load(scale, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
+    logvar, std, slope, _ = posterior_scale(s, low, high, min_std, PARAM, CLAMP)
+    p = tl.zeros((ROWS, COLS), DTYPE)
+    prior_logvar = tl.zeros((ROWS, COLS), DTYPE)
+    prior_slope = 1.0
+    if PRIOR:
+        if prior_mu is not None:
+            p += load(prior_mu, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
+        if prior_scale is not None:
+            s = load(prior_scale, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
+            found, _, prior_slope, _ = posterior_scale(s, low, high, min_std, PARAM, 0)
+            prior_logvar += found
+    return m, logvar, std, slope, p, prior_logvar, prior_slope

@@ -15,7 +15,7 @@ from ..._args import compute_dtype
 from .._options import Transform
 from ._grid import Work, launch, load, share, tile_at
 from ._math import exp
-from ._posterior import posterior_scale
+from ._posterior import densities
 from ._sums import total
 
 # Programs that the samples are shared out between where there are few posteriors; backward fewer,
@@ -39,7 +39,7 @@ def log_ratio(
     value = torch.empty(z.shape[:2], dtype=dtype, device=z.device)
     of_sample = work.segments * work.col_tiles
     parts = value if of_sample == 1 else value.new_empty((value.numel(), of_sample))
-    shares = min(z.shape[0], triton.cdiv(_PROGRAMS, programs))
+    shares = forward_shares(z.shape[0], programs)
     launch(
         _forward,
         programs * shares,
@@ -47,9 +47,10 @@ def log_ratio(
         parts,
         *work.operands[:5],
         *_sizes(work, z, shares),
-        *_numbers(transform),
+        *numbers(transform),
         PRIOR=prior,
-        **_meta(work, transform),
+        **settings(transform),
+        **work.meta,
     )
     if of_sample > 1:
         total(parts, value.view(-1), 1.0)
@@ -71,11 +72,10 @@ def log_ratio_backward(
     parameters = (mu, scale, prior_mu, prior_scale)
     dtype = compute_dtype(z, *parameters)
     work, programs = _work(z, (*parameters, z), dtype)
-    # The parts of a sum over samples take at most a square root of z's room.
-    shares = min(math.isqrt(z.shape[0]), triton.cdiv(_BACKWARD_PROGRAMS, programs))
+    shares = backward_shares(z.shape[0], programs)
     grad_z = torch.empty_like(z, memory_format=torch.contiguous_format) if need[0] else None
     sums = [
-        _room(t, mu, dtype, shares) if t is not None and n else None
+        room(t, mu, dtype, shares) if t is not None and n else None
         for t, n in zip(parameters, need[1:], strict=True)
     ]
     launch(
@@ -88,14 +88,15 @@ def log_ratio_backward(
         *work.operands[:5],
         *upstream.stride(),
         *_sizes(work, z, shares),
-        *_numbers(transform),
+        *numbers(transform),
         PRIOR=prior,
-        **_meta(work, transform),
+        **settings(transform),
+        **work.meta,
     )
     grads = [] if grad_z is None else [grad_z]
     for t, parts in zip(parameters, sums, strict=True):
         if t is not None and parts is not None:
-            grads.append(_merged(t, mu, parts))
+            grads.append(merged(t, mu, parts))
     return grads
 
 
@@ -105,13 +106,24 @@ def _work(z: Tensor, tensors: Sequence[Tensor | None], dtype: torch.dtype) -> tu
     return work, work.row_tiles * work.col_tiles
 
 
-def _room(parameter: Tensor, mu: Tensor, dtype: torch.dtype, shares: int) -> Tensor:
+def forward_shares(samples: int, programs: int) -> int:
+    """How many programs share the samples of a tile."""
+    return min(samples, -(-_PROGRAMS // programs))
+
+
+def backward_shares(samples: int, programs: int) -> int:
+    """The same where each adds up: the parts take at most a square root of z's room."""
+    return min(math.isqrt(samples), -(-_BACKWARD_PROGRAMS // programs))
+
+
+def room(parameter: Tensor, mu: Tensor, dtype: torch.dtype, shares: int) -> Tensor:
     """Where a gradient goes; one that is summed afterwards is not in half precision."""
     whole = shares == 1 and parameter.shape == mu.shape
     return mu.new_empty((shares, *mu.shape), dtype=parameter.dtype if whole else dtype)
 
 
-def _merged(parameter: Tensor, mu: Tensor, parts: Tensor) -> Tensor:
+def merged(parameter: Tensor, mu: Tensor, parts: Tensor) -> Tensor:
+    """A parameter's gradient from what `room` gave."""
     grad = parts[0]
     if len(parts) > 1:
         same = parameter.shape == mu.shape
@@ -127,14 +139,16 @@ def _sizes(work: Work, z: Tensor, shares: int) -> tuple[int, ...]:
     return (work.rows, units, work.segments, work.col_tiles, z.shape[0], shares)
 
 
-def _numbers(transform: Transform) -> tuple[float, ...]:
+def numbers(transform: Transform) -> tuple[float, ...]:
+    """What a kernel takes of the scale parameter: `min_std` and the clamp's bounds."""
     low, high = transform.clamp[:2] if transform.clamp else (0.0, 0.0)
     return (transform.min_std, low, high)
 
 
-def _meta(work: Work, transform: Transform) -> dict[str, Any]:
+def settings(transform: Transform) -> dict[str, Any]:
+    """What a kernel is compiled for of the scale parameter."""
     clamp = transform.clamp
-    return {"PARAM": transform.param, "CLAMP": len(clamp) - 1 if clamp else 0, **work.meta}
+    return {"PARAM": transform.param, "CLAMP": len(clamp) - 1 if clamp else 0}
 
 
 @triton.jit
@@ -151,7 +165,7 @@ def _forward(
     first_sample = tl.program_id(0) % shares
     cols = cols * VEC
     row, _, columns, live_row, live = tile_at(tile, col_tiles, rows, cols, ROWS, COLS, WIDE)
-    m, logvar, _, p, prior_logvar, _ = _parameters(
+    m, logvar, _, _, p, prior_logvar, _ = densities(
         mu, scale, prior_mu, prior_scale, row, columns, live, live_row, min_std, low, high,
         PRIOR, PARAM, CLAMP, GROUP, VEC, DTYPE, ROWS, COLS,
     )  # fmt: skip
@@ -188,7 +202,7 @@ def _backward(
     own = tl.program_id(0) % shares
     cols = cols * VEC
     row, _, columns, live_row, live = tile_at(tile, col_tiles, rows, cols, ROWS, COLS, WIDE)
-    m, logvar, slope, p, prior_logvar, prior_slope = _parameters(
+    m, logvar, _, slope, p, prior_logvar, prior_slope = densities(
         mu, scale, prior_mu, prior_scale, row, columns, live, live_row, min_std, low, high,
         PRIOR, PARAM, CLAMP, GROUP, VEC, DTYPE, ROWS, COLS,
     )  # fmt: skip
@@ -226,29 +240,3 @@ def _backward(
         tl.store(grad_prior_mu + out, to_prior_mu, mask=live)
     if grad_prior_scale is not None:
         tl.store(grad_prior_scale + out, 0.5 * prior_slope * to_prior_scale, mask=live)
-
-
-@triton.jit
-def _parameters(
-    mu, scale, prior_mu, prior_scale, row, columns, live, live_row, min_std, low, high,
-    PRIOR: tl.constexpr, PARAM: tl.constexpr, CLAMP: tl.constexpr, GROUP: tl.constexpr,
-    VEC: tl.constexpr, DTYPE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-):  # fmt: skip
-    """Mean, log variance and its derivative in the parameter, of the posterior and of the prior."""
-    min_std = tl.full((), min_std, DTYPE)
-    low = tl.full((), low, DTYPE)
-    high = tl.full((), high, DTYPE)
-    m = load(mu, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
-    s = load(scale, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
-    logvar, _, slope, _ = posterior_scale(s, low, high, min_std, PARAM, CLAMP)
-    p = tl.zeros((ROWS, COLS), DTYPE)
-    prior_logvar = tl.zeros((ROWS, COLS), DTYPE)
-    prior_slope = 1.0
-    if PRIOR:
-        if prior_mu is not None:
-            p += load(prior_mu, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
-        if prior_scale is not None:
-            s = load(prior_scale, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
-            found, _, prior_slope, _ = posterior_scale(s, low, high, min_std, PARAM, 0)
-            prior_logvar += found
-    return m, logvar, slope, p, prior_logvar, prior_slope

@@ -1,0 +1,234 @@
+// z = mu + temperature sigma eps and log q(z|x) - log p(z) at each sample, forward and backward, on
+// the CPU.
+#include "cpu/kernels.h"
+#include "cpu/noise.h"
+#include "cpu/posterior.h"
+#include "cpu/sums.h"
+
+namespace vaefast {
+namespace VAEFAST_ISA {
+namespace {
+
+// Per element, with near = (z - mu) / sigma = temperature eps, which no subtraction makes inexact,
+// and P the prior's precision:
+//   0.5 ((z - prior_mu)^2 P - near^2 - (logvar - prior_logvar)).
+template <class T>
+struct Latent {
+  Posterior<T> q;
+  NoiseBuffer<T> noise;
+  T precision[kTile<T>], constant_buffer[kTile<T>];
+  const T *mu, *std, *prior_mu, *constant;
+  bool prior;
+  T temperature;
+
+  void load_tile(const SampleKlArgs& args, const Tile& tile) {
+    const int64_t n = tile.size();
+    q.load_tile(args, tile, true);
+    mu = q.mu;
+    std = q.scale.std;
+    constant = q.scale.logvar;
+    temperature = T(args.temperature);
+    prior = has_prior(args);
+    if (!prior) return;
+    prior_mu = q.prior_mu;
+    const T *logvar = q.scale.logvar, *prior_logvar = q.prior.logvar;
+    for (int64_t i = 0; i < n; ++i) {
+      precision[i] = exp(-prior_logvar[i]);
+      constant_buffer[i] = logvar[i] - prior_logvar[i];
+    }
+    constant = constant_buffer;
+  }
+
+  const T* epsilon(const SampleKlArgs& args, const Tile& tile, int64_t k) {
+    if (args.noise) {
+      Tile place = tile;
+      place.row += k * args.shape.rows;
+      return load(args.noise, place, noise.row);
+    }
+    return tile_noise(args.stream, args.shape, tile, static_cast<uint32_t>(k),
+                      static_cast<uint32_t>(Purpose::kPosterior), true, noise);
+  }
+
+  T sample(T eps, int64_t i) const { return madd(temperature * std[i], eps, mu[i]); }
+
+  template <bool kPrior>
+  T far(T z, int64_t i) const {
+    if constexpr (kPrior) return z - prior_mu[i];
+    return z;
+  }
+
+  template <bool kPrior>
+  T push(T far, int64_t i) const {
+    if constexpr (kPrior) return far * precision[i];
+    return far;
+  }
+};
+
+template <bool kPrior, class T>
+void draw(const Latent<T>& b, int64_t n, const T* eps, T* __restrict z, T* __restrict kl) {
+  for (int64_t i = 0; i < n; ++i) {
+    z[i] = b.sample(eps[i], i);
+    const T far = b.template far<kPrior>(z[i], i), near = b.temperature * eps[i];
+    kl[i] = T(0.5) * (far * b.template push<kPrior>(far, i) - near * near - b.constant[i]);
+  }
+}
+
+template <class T>
+struct ForwardBuffers {
+  Latent<T> latent;
+  T z[kTile<T>], kl[kTile<T>];
+};
+
+template <class T>
+bool forward(const SampleKlArgs& args) {
+  const Tiling tiling(args.shape, kTile<T>);
+  const int64_t n_slots = slots(tiling), stride = args.shape.rows * args.shape.cols;
+  Partials partials(args.samples * n_slots);
+  if (partials.failed()) return false;
+  double* slot = partials.get();
+#pragma omp parallel num_threads(args.threads) if (args.threads > 1)
+  {
+    ForwardBuffers<T> b;
+#pragma omp for schedule(static) nowait
+    for (int64_t index = 0; index < tiling.count; ++index) {
+      const Tile tile = tiling.tile(index);
+      const int64_t n = tile.size();
+      b.latent.load_tile(args, tile);
+      for (int64_t k = 0; k < args.samples; ++k) {
+        const int64_t start = tile.start(args.shape) + k * stride;
+        Ahead ahead;
+        if (k + 1 < args.samples) ahead.write(args.z, start + stride);
+        ahead.bring(0, n);
+        const T* eps = b.latent.epsilon(args, tile, k);
+        T* z = destination(args.z, start, b.z);
+        b.latent.prior ? draw<true>(b.latent, n, eps, z, b.kl)
+                       : draw<false>(b.latent, n, eps, z, b.kl);
+        finish(args.z, start, n, z);
+        sum_rows(tiling, index, tile, b.kl, slot + k * n_slots);
+      }
+    }
+    stream_end();
+  }
+  const int64_t posteriors = args.shape.segments > 0 ? args.shape.rows / args.shape.segments : 0;
+  for (int64_t k = 0; k < args.samples; ++k)
+    samples_from(tiling, slot + k * n_slots, 1.0, static_cast<T*>(args.kl) + k * posteriors);
+  return true;
+}
+
+// Sums over the samples: of z's gradient, of that times eps, of the KL's, and of the prior's.
+template <class T>
+struct Sums {
+  T mu[kTile<T>], scale[kTile<T>], upstream[kTile<T>], prior_mu[kTile<T>], prior_scale[kTile<T>];
+};
+
+template <class T>
+struct BackwardBuffers {
+  Latent<T> latent;
+  Sums<T> sums;
+  T grad_z[kTile<T>], grad_kl[kTile<T>], out[kTile<T>];
+};
+
+// kStop: the score, which has mean zero, is left out: q's density then has a gradient in z.
+template <bool kPrior, bool kStop, class T>
+void gather(const Latent<T>& b, int64_t n, const T* eps, const T* grad_z, const T* grad_kl,
+            Sums<T>& sums) {
+  for (int64_t i = 0; i < n; ++i) {
+    const T g = grad_kl[i], far = b.template far<kPrior>(b.sample(eps[i], i), i);
+    const T push = b.template push<kPrior>(far, i);
+    T slope = push;
+    if constexpr (kStop) slope -= b.temperature * eps[i] / b.std[i];
+    const T whole = madd(g, slope, grad_z[i]);
+    sums.mu[i] += whole;
+    sums.scale[i] = madd(whole, eps[i], sums.scale[i]);
+    sums.upstream[i] += g;
+    if constexpr (kPrior) {
+      sums.prior_mu[i] -= g * push;
+      sums.prior_scale[i] += g * (T(1) - far * push);
+    }
+  }
+}
+
+template <class T>
+void gather_any(const Latent<T>& b, bool stop, int64_t n, const T* eps, const T* grad_z,
+                const T* grad_kl, Sums<T>& sums) {
+  if (b.prior) {
+    stop ? gather<true, true>(b, n, eps, grad_z, grad_kl, sums)
+         : gather<true, false>(b, n, eps, grad_z, grad_kl, sums);
+  } else {
+    stop ? gather<false, true>(b, n, eps, grad_z, grad_kl, sums)
+         : gather<false, false>(b, n, eps, grad_z, grad_kl, sums);
+  }
+}
+
+template <class T>
+const T* load_or_zero(const View& view, const Tile& tile, T* buffer) {
+  if (view) return load(view, tile, buffer);
+  memset(buffer, 0, static_cast<size_t>(tile.size()) * sizeof(T));
+  return buffer;
+}
+
+template <class T>
+void put(const Output& out, int64_t start, int64_t n, const T* values, const T* slope, T* buffer) {
+  if (!out) return;
+  T* to = destination(out, start, buffer);
+  for (int64_t i = 0; i < n; ++i) to[i] = values[i];
+  if (slope != nullptr)
+    for (int64_t i = 0; i < n; ++i) to[i] *= slope[i];
+  finish(out, start, n, to);
+}
+
+template <class T>
+bool backward(const EstimatedKlArgs& args) {
+  const SampleKlArgs& q = args.q;
+  const Tiling tiling(q.shape, kTile<T>);
+#pragma omp parallel num_threads(q.threads) if (q.threads > 1)
+  {
+    BackwardBuffers<T> b;
+    Sums<T>& sums = b.sums;
+#pragma omp for schedule(static) nowait
+    for (int64_t index = 0; index < tiling.count; ++index) {
+      const Tile tile = tiling.tile(index);
+      const int64_t n = tile.size(), start = tile.start(q.shape);
+      b.latent.load_tile(q, tile);
+      memset(&sums, 0, sizeof sums);
+      for (int64_t k = 0; k < q.samples; ++k) {
+        Tile place = tile, next = tile;
+        place.row += k * q.shape.rows;
+        next.row = place.row + q.shape.rows;
+        Ahead ahead;
+        if (k + 1 < q.samples && q.grad_z) ahead.read(q.grad_z, next);
+        ahead.bring(0, n);
+        const T* eps = b.latent.epsilon(q, tile, k);
+        const T* grad_z = load_or_zero(q.grad_z, place, b.grad_z);
+        const T* grad_kl = load_or_zero(q.grad_kl, place, b.grad_kl);
+        gather_any(b.latent, args.stop_posterior, n, eps, grad_z, grad_kl, sums);
+      }
+      const T kept = args.stop_posterior ? T(0) : T(1);
+      const T* std = b.latent.std;
+      for (int64_t i = 0; i < n; ++i) {
+        const T spread = b.latent.temperature * std[i];
+        sums.scale[i] = T(0.5) * (spread * sums.scale[i] - kept * sums.upstream[i]);
+        sums.prior_scale[i] *= T(0.5);
+      }
+      put<T>(q.grad_mu, start, n, sums.mu, nullptr, b.out);
+      put<T>(q.grad_scale, start, n, sums.scale, b.latent.q.scale.slope, b.out);
+      put<T>(q.grad_prior_mu, start, n, sums.prior_mu, nullptr, b.out);
+      const T* slope = q.prior_scale ? b.latent.q.prior.slope : nullptr;
+      put<T>(q.grad_prior_scale, start, n, sums.prior_scale, slope, b.out);
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+bool estimated_kl(const EstimatedKlArgs& args) {
+  return args.q.wide ? forward<double>(args.q) : forward<float>(args.q);
+}
+
+bool estimated_kl_backward(const EstimatedKlArgs& args) {
+  return args.q.wide ? backward<double>(args) : backward<float>(args);
+}
+
+}  // namespace VAEFAST_ISA
+}  // namespace vaefast

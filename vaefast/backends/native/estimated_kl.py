@@ -1,0 +1,97 @@
+"""`estimated_kl` by the compiled core."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import _C
+from ..._args import compute_dtype
+from .._options import Posterior
+from ..layout import View
+from ._pack import REDUCE, fresh, fresh_like, operand, result, stream
+from ._place import Place, place
+from .sample_kl import _gradient, _pack, _settings
+
+
+def estimated_kl(
+    mu: Tensor,
+    scale: Tensor,
+    prior_mu: Tensor | None,
+    prior_scale: Tensor | None,
+    state: Tensor | None,
+    noise: Tensor | None,
+    options: Posterior,
+) -> tuple[Tensor, Tensor]:
+    """(z, kl): kl is `[K, B]` for z `[K, B, *latent]`, or `[B]` for z `[B, *latent]`."""
+    dtype = compute_dtype(mu, scale, prior_mu, prior_scale)
+    operands = (mu, scale, prior_mu, prior_scale, None, None, noise)
+    grid, packed, _alive = _pack(mu, operands, options)
+    lead = mu.shape[:1]
+    if options.num_samples:
+        z = fresh((options.num_samples, *mu.shape), mu.dtype, mu.device)
+        lead = z.shape[:2]
+    else:
+        z = fresh_like(mu)
+    kl = torch.empty(lead, dtype=dtype, device=mu.device)
+    _C.estimated_kl(
+        grid,
+        tuple(packed),
+        stream(state, options.offset),
+        _settings(options, dtype),
+        result(z),
+        kl.data_ptr(),
+        torch.get_num_threads() if mu.is_cpu else _place(mu, grid, options),
+    )
+    return z, kl
+
+
+def estimated_kl_backward(
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    mu: Tensor,
+    scale: Tensor,
+    prior_mu: Tensor | None,
+    prior_scale: Tensor | None,
+    state: Tensor | None,
+    noise: Tensor | None,
+    options: Posterior,
+    stop_posterior: bool,
+    need: list[bool],
+) -> list[Tensor]:
+    """The gradients in mu, scale, prior_mu and prior_scale that are needed."""
+    parameters = (mu, scale, prior_mu, prior_scale)
+    dtype = compute_dtype(*parameters)
+    operands = (*parameters, None, None, noise, grad_z)
+    grid, packed, _alive = _pack(mu, operands, options)
+    upstream = None
+    if grad_kl is not None:
+        # One value for all of a sample's rows.
+        flat = grad_kl.reshape(-1)
+        upstream = operand(View(flat, grid[2], len(flat), flat.stride(0), 0))
+    grads = [
+        _gradient(t, mu, dtype) if t is not None and n else None
+        for t, n in zip(parameters, need, strict=True)
+    ]
+    _C.estimated_kl_backward(
+        grid,
+        tuple(packed[:7]),
+        stream(state, options.offset),
+        _settings(options, dtype),
+        stop_posterior,
+        packed[7],
+        upstream,
+        tuple([result(g) for g in grads]),
+        torch.get_num_threads() if mu.is_cpu else place(mu, grid),
+    )
+    return [
+        g if g.shape == t.shape else g.sum_to_size(t.shape).to(t.dtype)
+        for g, t in zip(grads, parameters, strict=True)
+        if g is not None and t is not None
+    ]
+
+
+def _place(mu: Tensor, grid: tuple[int, int, int], options: Posterior) -> Place:
+    """With room for a sum for each row of every sample, or for its pieces."""
+    rows, cols, segments = grid
+    return place(mu, (max(options.num_samples, 1) * rows, cols, segments), REDUCE["sample"])
