@@ -2,8 +2,7 @@
 //
 // Per element, with near = (z - mu) / sigma = temperature eps and P the prior's precision:
 //   0.5 ((z - prior_mu)^2 P - near^2 - (logvar - prior_logvar)).
-#include "cuda/posterior.cuh"
-#include "cuda/totals.cuh"
+#include "cuda/samples.cuh"
 
 namespace vaefast {
 namespace VAEFAST_ISA {
@@ -45,46 +44,22 @@ struct Latent {
   }
 };
 
-// The samples that share one read of the posterior, as sums of a unit.
-constexpr int kGroup = 4;
-
-// A unit is a row, or a piece of it, of a group of samples; neighbours have the same piece.
 template <class K>
-struct EstimatedKl {
+struct EstimatedKl : SampleSums<K> {
+  using Base = SampleSums<K>;
   using T = typename K::T;
+  using Base::in;
+  using Base::rows;
   static constexpr int kStored = K::kStored, V = K::V;
-  static constexpr int kSums = kGroup;
-  static constexpr int kBlocksPerSm = sizeof(T) == 8 ? 1 : 2;
-  using Sum = T;
-  Work work;
-  Inputs<K> in;
-  RowCut rows;
   Target z;
-  int64_t groups;
-  Total total;
 
   explicit EstimatedKl(const EstimatedKlArgs& args)
-      : in(args.q),
-        rows(in.shape.rows * in.samples, in.shape.cols, V),
-        z(target(args.q.z, in.shape.rows * in.samples, in.shape.cols, V)),
-        groups(divide_up(in.samples, kGroup)) {
-    work = {in.shape.rows * rows.pieces * groups, rows.lanes, rows.lanes};
-    total = per_sample(args.q.kl, in.shape, rows, 1.0, args.q.wide);
-    total.count *= in.samples;
-  }
-
-  VAEFAST_MEMBER bool sums_up() const { return true; }
-
-  VAEFAST_MEMBER void finish(int64_t unit, const T* sums) const {
-    const int64_t place = quotient(unit, groups), k = (unit - place * groups) * kGroup;
-#pragma unroll
-    for (int i = 0; i < kGroup; ++i)
-      if (k + i < in.samples)
-        total.add((k + i) * in.shape.rows * rows.pieces + place, static_cast<double>(sums[i]));
-  }
+      : Base(args.q, args.q.kl),
+        z(target(args.q.z, in.shape.rows * in.samples, in.shape.cols, V)) {}
 
   VAEFAST_MEMBER void run(int64_t unit, int lane, T* sums) const {
-    const int64_t place = quotient(unit, groups), k = (unit - place * groups) * kGroup;
+    int64_t place;
+    const int64_t k = this->first(unit, place);
     const Walk walk = rows.template walk<V>(place, lane);
     const int64_t start = walk.row * in.shape.cols + walk.first;
     InputRows<K> at;
@@ -113,36 +88,23 @@ struct EstimatedKl {
   }
 };
 
-// A thread adds up the parameters' gradients over the samples, whose noise is made anew.
+// With the noise made anew.
 template <class K>
-struct EstimatedKlBackward {
+struct EstimatedKlBackward : SampleGradients<K> {
+  using Base = SampleGradients<K>;
   using T = typename K::T;
+  using Base::in;
+  using Base::kUpstream;
+  using Base::rows;
   static constexpr int kStored = K::kStored, V = K::V;
-  static constexpr bool kPlain = K::kPlain;
-  static constexpr int kSums = 0;
-  static constexpr int kBlocksPerSm = sizeof(T) == 8 || K::kPrior ? 1 : 2;
-  // The upstream gradient of the KL has the KL's type.
-  static constexpr int kUpstream = kPlain ? kFloat : kAny;
-  using Sum = T;
-  Work work;
-  Inputs<K> in;
-  RowCut rows;
   Source grad_z, grad_kl;
-  Target grad_mu, grad_scale, grad_prior_mu, grad_prior_scale;
   bool stop;
 
   explicit EstimatedKlBackward(const EstimatedKlArgs& args)
-      : in(args.q),
-        rows(in.shape.rows, in.shape.cols, V),
+      : Base(args.q),
         grad_z(source<T>(args.q.grad_z, in.shape.rows, V)),
         grad_kl(source<T>(args.q.grad_kl, in.shape.rows, V)),
-        grad_mu(target(args.q.grad_mu, in.shape.rows, in.shape.cols, V)),
-        grad_scale(target(args.q.grad_scale, in.shape.rows, in.shape.cols, V)),
-        grad_prior_mu(target(args.q.grad_prior_mu, in.shape.rows, in.shape.cols, V)),
-        grad_prior_scale(target(args.q.grad_prior_scale, in.shape.rows, in.shape.cols, V)),
-        stop(args.stop_posterior) {
-    work = rows.work(false);
-  }
+        stop(args.stop_posterior) {}
 
   VAEFAST_MEMBER void run(int64_t unit, int lane, T*) const {
     const Walk walk = rows.template walk<V>(unit, lane);
@@ -184,70 +146,36 @@ struct EstimatedKlBackward {
 #pragma unroll
       for (int j = 0; j < V; ++j) {
         const T score = stop ? T(0) : upstream[j];
-        by_scale[j] = T(0.5) * (b.spread[j] * by_scale[j] - score) * b.v.q.slope[j];
+        by_scale[j] = b.spread[j] * by_scale[j] - score;
       }
-      if (grad_mu) put<kStored, T, V>(grad_mu, start + col, n, by_mu);
-      if (grad_scale) put<kStored, T, V>(grad_scale, start + col, n, by_scale);
-      if constexpr (K::kPrior) {
-#pragma unroll
-        for (int j = 0; j < V; ++j) by_prior_scale[j] *= T(0.5) * b.v.prior.slope[j];
-        if (grad_prior_mu) put<kAny, T, V>(grad_prior_mu, start + col, n, by_prior_mu);
-        if (grad_prior_scale) put<kAny, T, V>(grad_prior_scale, start + col, n, by_prior_scale);
-      }
+      this->put_all(b.v, start + col, n, by_mu, by_scale, by_prior_mu, by_prior_scale);
     }
   }
 };
 
 template <int kStored, int V>
-bool suits(const SampleKlArgs& args) {
-  const int64_t rows = args.shape.rows, cols = args.shape.cols;
-  return plain<V>(args, kStored) && known(target(args.z, rows * args.samples, cols, V), kStored) &&
-         known(source<float>(args.grad_z, rows, V), rows, kStored, true) &&
-         known(source<float>(args.grad_kl, rows, V), rows, kFloat, true) &&
-         known(target(args.grad_mu, rows, cols, V), kStored) &&
-         known(target(args.grad_scale, rows, cols, V), kStored);
+bool suits(const EstimatedKlArgs& args) {
+  const SampleKlArgs& q = args.q;
+  const int64_t rows = q.shape.rows, cols = q.shape.cols;
+  return plain_samples<kStored, V>(q) && known(target(q.z, rows * q.samples, cols, V), kStored) &&
+         known(source<float>(q.grad_z, rows, V), rows, kStored, true) &&
+         known(source<float>(q.grad_kl, rows, V), rows, kFloat, true);
 }
 
-template <class T, template <class> class Run>
-void run_any(const EstimatedKlArgs& args, const cuda::Place& place) {
-  if (has_prior(args.q)) return Run<Variant<T, kAny, 4, true>>::run(args, place);
-  Run<Variant<T, kAny, 4, false>>::run(args, place);
+template <template <class> class Op>
+void choose_for(const EstimatedKlArgs& args, const cuda::Place& place) {
+  choose<Op>(args, has_prior(args.q), suits<kFloat, 4>(args), suits<kHalf, 8>(args), place);
 }
-
-template <template <class> class Run>
-void choose(const EstimatedKlArgs& args, const cuda::Place& place) {
-  if (args.q.wide) return run_any<double, Run>(args, place);
-  if (suits<kFloat, 4>(args.q)) return Run<Variant<float, kFloat, 4, false>>::run(args, place);
-  if (suits<kHalf, 8>(args.q)) return Run<Variant<float, kHalf, 8, false>>::run(args, place);
-  run_any<float, Run>(args, place);
-}
-
-template <class K>
-struct RunForward {
-  static void run(const EstimatedKlArgs& args, const cuda::Place& place) {
-    EstimatedKl<K> op(args);
-    lay_out(&op.total, nullptr, place);
-    launch(op, place);
-    add_up(&op.total, nullptr, place);
-  }
-};
-
-template <class K>
-struct RunBackward {
-  static void run(const EstimatedKlArgs& args, const cuda::Place& place) {
-    launch(EstimatedKlBackward<K>(args), place);
-  }
-};
 
 }  // namespace
 }  // namespace VAEFAST_ISA
 
 void cuda::estimated_kl(const EstimatedKlArgs& args, const Place& place) {
-  VAEFAST_ISA::choose<VAEFAST_ISA::RunForward>(args, place);
+  VAEFAST_ISA::choose_for<VAEFAST_ISA::EstimatedKl>(args, place);
 }
 
 void cuda::estimated_kl_backward(const EstimatedKlArgs& args, const Place& place) {
-  VAEFAST_ISA::choose<VAEFAST_ISA::RunBackward>(args, place);
+  VAEFAST_ISA::choose_for<VAEFAST_ISA::EstimatedKlBackward>(args, place);
 }
 
 }  // namespace vaefast

@@ -9,8 +9,8 @@ from ... import _C
 from ..._args import compute_dtype
 from .._options import Posterior
 from ..layout import View
-from ._pack import REDUCE, fresh, fresh_like, operand, result, stream
-from ._place import Place, place
+from ._pack import fresh, fresh_like, operand, result, stream
+from ._place import place, place_for_samples
 from .sample_kl import _gradient, _pack, _settings
 
 
@@ -41,7 +41,9 @@ def estimated_kl(
         _settings(options, dtype),
         result(z),
         kl.data_ptr(),
-        torch.get_num_threads() if mu.is_cpu else _place(mu, grid, options),
+        torch.get_num_threads()
+        if mu.is_cpu
+        else place_for_samples(mu, grid, max(options.num_samples, 1)),
     )
     return z, kl
 
@@ -89,9 +91,3 @@ def estimated_kl_backward(
         for g, t in zip(grads, parameters, strict=True)
         if g is not None and t is not None
     ]
-
-
-def _place(mu: Tensor, grid: tuple[int, int, int], options: Posterior) -> Place:
-    """With room for a sum for each row of every sample, or for its pieces."""
-    rows, cols, segments = grid
-    return place(mu, (max(options.num_samples, 1) * rows, cols, segments), REDUCE["sample"])

@@ -10,8 +10,8 @@ from torch import Tensor
 from ... import _C
 from ..._args import compute_dtype
 from .._options import Posterior, Transform
-from ._pack import REDUCE, Packed, fresh_like, pack, result
-from ._place import Place, place
+from ._pack import Packed, fresh_like, pack, result
+from ._place import place, place_for_samples
 from .sample_kl import _gradient, _settings
 
 
@@ -35,7 +35,7 @@ def log_ratio(
         _settings(_options(z, transform), dtype),
         prior,
         value.data_ptr(),
-        torch.get_num_threads() if z.is_cpu else _place(z, grid),
+        torch.get_num_threads() if z.is_cpu else place_for_samples(z, grid, len(z)),
     )
     return value
 
@@ -91,9 +91,3 @@ def _pack(
     """The grid of one sample, and every operand over all of them."""
     (rows, cols, segments), packed, alive = pack(z.shape, 2, operands)
     return (rows // z.shape[0], cols, segments), packed, alive
-
-
-def _place(z: Tensor, grid: tuple[int, int, int]) -> Place:
-    """With room for a sum for each row of every sample, or for its pieces."""
-    rows, cols, segments = grid
-    return place(z, (len(z) * rows, cols, segments), REDUCE["sample"])
