@@ -132,6 +132,49 @@ def test_gradients_of_a_sample(short):
     torch.testing.assert_close(torch.autograd.grad(half, pair[1], upstream)[0], first[1])
 
 
+def test_what_a_transform_left_behind_goes_the_long_way(short):
+    """A wrapper of torch.func's whose level has ended."""
+    left = []
+
+    def leak(x):
+        left.append(x * 1.0)
+        return x.sum()
+
+    torch.func.grad(leak)(torch.randn(5, 7))
+    logvar = torch.randn(5, 7).requires_grad_()
+    for _ in range(2):
+        want = vf.sample_kl(torch.randn(5, 7), logvar, seed=1)
+        z, kl = vf.sample_kl(left[0], logvar, seed=1)
+        assert not short[-1]
+    assert z.shape == want[0].shape and kl.grad_fn is not None
+
+
+@pytest.mark.parametrize("operator", [vf.rsample, vf.sample_kl])
+def test_a_drawn_seed_is_the_state_of_the_long_way(short, operator):
+    """In every backward: kept, retained, and one to be differentiated again."""
+    pair = leaves(5, 7, dtype=torch.float64)
+
+    def gradients():
+        found = []
+        for how in ({}, {"retain_graph": True}, {"create_graph": True}):
+            torch.manual_seed(3)
+            outputs = operator(*pair)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            found += outputs
+            found += torch.autograd.grad([o.square().sum() for o in outputs], pair, **how)
+        return [t.detach() for t in found], float(torch.rand(()))
+
+    torch.manual_seed(3)
+    operator(*pair)
+    brief, after = gradients()
+    assert short[-1]
+    with vf.backend("reference"):
+        long, after_long = gradients()
+    assert not short[-1] and after == after_long
+    for a, b in zip(brief, long, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("reduction", ["sample", "batchmean", "sum", "mean"])
 @pytest.mark.parametrize("settings", [{}, {"param": "std"}, {"clamp": (-1.0, 0.5)}], ids=str)
 @pytest.mark.parametrize("shape", [(7, 13), (4, 3, 5, 5), (41,)], ids=str)

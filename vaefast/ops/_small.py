@@ -7,7 +7,7 @@ numbers) sends the call the long way, which is always right.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ def sample_kl(
 ) -> tuple[Tensor, Tensor] | None:
     """(z, kl) of a posterior against N(0, I), or None where there is no recipe."""
     found: tuple[Tensor, Tensor] | None
-    found = _sampled(_SmallSampleKL, mu, scale, settings, seed, generator)
+    found = _sampled(_apply_sample_kl, mu, scale, settings, seed, generator)
     return found
 
 
@@ -47,12 +47,12 @@ def rsample(
     generator: random.Generator | None,
 ) -> Tensor | None:
     """A sample of a posterior, or None where there is no recipe."""
-    found: Tensor | None = _sampled(_SmallSample, mu, scale, settings, seed, generator)
+    found: Tensor | None = _sampled(_apply_sample, mu, scale, settings, seed, generator)
     return found
 
 
 def _sampled(
-    function: type[torch.autograd.Function],
+    apply: Callable[..., Any],
     mu: Tensor,
     scale: Tensor,
     settings: tuple[object, ...],
@@ -74,7 +74,7 @@ def _sampled(
     else:
         return None
     if recorded:
-        return function.apply(mu, scale, state, recipe)
+        return apply(mu, scale, state, recipe)
     return recipe[0].forward(mu, scale, state, None)
 
 
@@ -173,7 +173,7 @@ def gaussian_kl(mu: Tensor, scale: Tensor, settings: tuple[object, ...]) -> Tens
         return None
     kl: Tensor
     if torch.is_grad_enabled() and (mu.requires_grad or scale.requires_grad):
-        kl = _SmallKL.apply(mu, scale, recipe)
+        kl = _apply_kl(mu, scale, recipe)
     else:
         kl = recipe[0].forward(mu, scale)
     return kl
@@ -214,7 +214,7 @@ def nll(params: Params, target: Tensor, model: Likelihood, reduction: str) -> Te
         need = [p.requires_grad for p in tensors]
     loss: Tensor
     if True in need:
-        loss = _SmallNLL.apply(recipe, target, *tensors)
+        loss = _apply_nll(recipe, target, *tensors)
     else:
         loss, _ = recipe[0].forward(tensors, target, need)
     return loss
@@ -267,7 +267,20 @@ class _SmallNLL(torch.autograd.Function):
         return (None, None, *found)
 
 
+def _apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """`function.apply` but for what it does in Python first, some 3 us: unwrapping the tensors
+    that a transform of torch.func has left behind, which `_plain` sends the long way."""
+    apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    return apply
+
+
+_apply_sample_kl = _apply(_SmallSampleKL)
+_apply_sample = _apply(_SmallSample)
+_apply_kl = _apply(_SmallKL)
+_apply_nll = _apply(_SmallNLL)
+
 _PLAIN = (Tensor, torch.nn.Parameter)
+_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def _plain(tensors: tuple[Tensor, ...]) -> bool:
@@ -279,8 +292,8 @@ def _plain(tensors: tuple[Tensor, ...]) -> bool:
     ):
         return False
     # A plain loop: a generator in all() takes twice the time.
-    for t in tensors:  # noqa: SIM110
-        if type(t) not in _PLAIN or t.is_neg() or t._is_zerotensor():
+    for t in tensors:
+        if type(t) not in _PLAIN or t.is_neg() or t._is_zerotensor() or _wrapped(t):
             return False
     return True
 
