@@ -3,12 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
-
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
-
 #include "core/args.h"
 #include "math/special.h"
 
@@ -47,28 +41,6 @@ VAEFAST_FN uint16_t to_f16(float x) {
   return static_cast<uint16_t>((magnitude >= 0x477ff000u ? large : finite) | sign);
 }
 
-VAEFAST_FN void widen_f16(const uint16_t* source, float* target, int64_t n) {
-  int64_t i = 0;
-#if defined(__F16C__)
-  for (; i + 8 <= n; i += 8) {
-    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i));
-    _mm256_storeu_ps(target + i, _mm256_cvtph_ps(half));
-  }
-#endif
-  for (; i < n; ++i) target[i] = from_f16(source[i]);
-}
-
-VAEFAST_FN void narrow_f16(const float* source, uint16_t* target, int64_t n) {
-  int64_t i = 0;
-#if defined(__F16C__)
-  for (; i + 8 <= n; i += 8) {
-    const __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(source + i), _MM_FROUND_TO_NEAREST_INT);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(target + i), half);
-  }
-#endif
-  for (; i < n; ++i) target[i] = to_f16(source[i]);
-}
-
 VAEFAST_FN int64_t size_of(DType dtype) {
   switch (dtype) {
     case DType::kF64:
@@ -88,74 +60,13 @@ VAEFAST_FN int64_t size_of(DType dtype) {
 VAEFAST_FN bool same_type(DType dtype, const float*) { return dtype == DType::kF32; }
 VAEFAST_FN bool same_type(DType dtype, const double*) { return dtype == DType::kF64; }
 
-template <class S, class T>
-VAEFAST_FN void widen_as(const void* source, T* target, int64_t n) {
-  const S* from = static_cast<const S*>(source);
-  for (int64_t i = 0; i < n; ++i) target[i] = static_cast<T>(from[i]);
-}
-
-// n stored elements, one after the other, in the compute type.
+// n stored elements, one after the other, in the compute type: float or double.
 template <class T>
-static void widen(DType dtype, const void* source, T* target, int64_t n) {
-  switch (dtype) {
-    case DType::kF64:
-      return widen_as<double>(source, target, n);
-    case DType::kF32:
-      return widen_as<float>(source, target, n);
-    case DType::kU8:
-    case DType::kBool:
-      return widen_as<uint8_t>(source, target, n);
-    case DType::kI32:
-      return widen_as<int32_t>(source, target, n);
-    case DType::kI64:
-      return widen_as<int64_t>(source, target, n);
-    case DType::kBF16: {
-      const uint16_t* from = static_cast<const uint16_t*>(source);
-      for (int64_t i = 0; i < n; ++i) target[i] = static_cast<T>(from_bf16(from[i]));
-      return;
-    }
-    case DType::kF16: {
-      const uint16_t* from = static_cast<const uint16_t*>(source);
-      if constexpr (sizeof(T) == sizeof(float)) {
-        widen_f16(from, target, n);
-      } else {
-        for (int64_t i = 0; i < n; ++i) target[i] = static_cast<T>(from_f16(from[i]));
-      }
-      return;
-    }
-  }
-}
+void widen(DType dtype, const void* source, T* target, int64_t n);
 
 // n computed elements in their storage type.
 template <class T>
-static void narrow(const T* source, DType dtype, void* target, int64_t n) {
-  switch (dtype) {
-    case DType::kF64: {
-      double* to = static_cast<double*>(target);
-      for (int64_t i = 0; i < n; ++i) to[i] = static_cast<double>(source[i]);
-      return;
-    }
-    case DType::kBF16: {
-      uint16_t* to = static_cast<uint16_t*>(target);
-      for (int64_t i = 0; i < n; ++i) to[i] = to_bf16(static_cast<float>(source[i]));
-      return;
-    }
-    case DType::kF16: {
-      uint16_t* to = static_cast<uint16_t*>(target);
-      if constexpr (sizeof(T) == sizeof(float)) {
-        narrow_f16(source, to, n);
-      } else {
-        for (int64_t i = 0; i < n; ++i) to[i] = to_f16(static_cast<float>(source[i]));
-      }
-      return;
-    }
-    default: {
-      float* to = static_cast<float*>(target);
-      for (int64_t i = 0; i < n; ++i) to[i] = static_cast<float>(source[i]);
-      return;
-    }
-  }
-}
+void narrow(const T* source, DType dtype, void* target, int64_t n);
 
 }  // namespace VAEFAST_ISA
 }  // namespace vaefast

@@ -81,6 +81,9 @@ template <class F, bool kGrad, Counts kCounts, class T>
 void evaluate(const F likelihood, int64_t n, const T* x, const T* const* params, T* value,
               T* const* grads, T factor, const Ahead& ahead) {
   constexpr int kParams = F::kParams;
+  constexpr bool kTwoLoops = kInnerGrads<F> >= 0;
+  // Derivatives that the first loop makes.
+  constexpr int kMade = kTwoLoops ? kInnerGrads<F> : kParams;
   const T* p0 = params[0];
   const T* p1 = params[kParams > 1 ? 1 : 0];
   const T* p2 = params[kParams > 2 ? 2 : 0];
@@ -96,30 +99,29 @@ void evaluate(const F likelihood, int64_t n, const T* x, const T* const* params,
       const T theta[3] = {p0[i], p1[i], p2[i]};
       const T count = kCounts == Counts::kZero ? T(0) : x[i];
       T grad[3] = {};
-      if constexpr (kTwoLoops<F>) {
+      if constexpr (kTwoLoops) {
         value[i] = F::template inner<kGrad, kCounts>(count, theta, grad);
       } else if constexpr (kCounts == Counts::kAny) {
         value[i] = likelihood.template nll<kGrad>(count, theta, grad);
       } else {
         value[i] = likelihood.template nll<kGrad, kCounts>(count, theta, grad);
       }
-      if constexpr (kGrad) {
-        g0[i] = grad[0] * factor;
-        if constexpr (kParams > 1) g1[i] = grad[1] * factor;
-        if constexpr (kParams > 2 && !kTwoLoops<F>) g2[i] = grad[2] * factor;
-      }
+      if constexpr (kGrad && kMade > 0) g0[i] = grad[0] * factor;
+      if constexpr (kGrad && kMade > 1) g1[i] = grad[1] * factor;
+      if constexpr (kGrad && kMade > 2) g2[i] = grad[2] * factor;
     }
-    if constexpr (kTwoLoops<F>) {
+    if constexpr (kTwoLoops) {
 #pragma GCC ivdep
       for (int64_t i = first; i < last; ++i) {
+        const T theta[3] = {p0[i], p1[i], p2[i]};
         const T count = kCounts == Counts::kZero ? T(0) : x[i];
-        T grad[3] = {kGrad ? g0[i] : T(0), kGrad ? g1[i] : T(0), T(0)};
-        value[i] = F::template outer<kGrad, kCounts>(count, value[i], p2[i], grad);
-        if constexpr (kGrad) {
-          g0[i] = grad[0];
-          g1[i] = grad[1];
-          g2[i] = grad[2] * factor;
-        }
+        T grad[3] = {};
+        if constexpr (kGrad && kMade > 0) grad[0] = g0[i];
+        if constexpr (kGrad && kMade > 1) grad[1] = g1[i];
+        value[i] = F::template outer<kGrad, kCounts>(count, value[i], theta, grad);
+        if constexpr (kGrad) g0[i] = kMade > 0 ? grad[0] : grad[0] * factor;
+        if constexpr (kGrad && kParams > 1) g1[i] = kMade > 1 ? grad[1] : grad[1] * factor;
+        if constexpr (kGrad && kParams > 2) g2[i] = grad[2] * factor;
       }
     }
   }
@@ -193,27 +195,46 @@ void evaluate_counts(const F likelihood, int64_t n, const T* x, const T* const* 
     for (int j = 0; j < kParams; ++j) others.scatter(others.grads[j], count, grads[j]);
 }
 
+// A likelihood's loop over a tile. All else is compiled once for every likelihood.
+template <class T>
+using Evaluate = void (*)(const double* numbers, int64_t n, const T* x, const T* const* params,
+                          T* value, T* const* grads, T factor, const Ahead& ahead);
+
 template <class F, bool kGrad, class T>
-void evaluate_tile(const F likelihood, int64_t n, const T* x, const T* const* params, T* value,
+void evaluate_tile(const double* numbers, int64_t n, const T* x, const T* const* params, T* value,
                    T* const* grads, T factor, const Ahead& ahead) {
-  // In double gradients are always made: a loop less to compile for each likelihood.
-  if constexpr (!kGrad && sizeof(T) == sizeof(double)) {
-    evaluate_tile<F, true>(likelihood, n, x, params, value, grads, factor, ahead);
-  } else if constexpr (kSplitsZeros<F>) {
+  const F likelihood(numbers);
+  if constexpr (kSplitsZeros<F>) {
     evaluate_counts<F, kGrad>(likelihood, n, x, params, value, grads, factor, ahead);
   } else {
     evaluate<F, kGrad, Counts::kAny>(likelihood, n, x, params, value, grads, factor, ahead);
   }
 }
 
+template <class T>
+struct Form {
+  int params;
+  Evaluate<T> value, with_grads;
+};
+
 template <class F, class T>
-bool run(const NllArgs& args) {
-  constexpr int kParams = F::kParams;
-  const F likelihood(args.numbers);
+Form<T> form_of() {
+  constexpr Evaluate<T> with_grads = &evaluate_tile<F, true, T>;
+  // In double gradients are always made: a loop less to compile for each likelihood.
+  if constexpr (sizeof(T) == sizeof(double)) {
+    return {F::kParams, with_grads, with_grads};
+  } else {
+    return {F::kParams, &evaluate_tile<F, false, T>, with_grads};
+  }
+}
+
+template <class T>
+bool run(const NllArgs& args, const Form<T>& form) {
   const Tiling tiling(args.shape, kTile<T>);
   const T grad_factor = T(args.grad_factor);
   bool any_grad = false;
-  for (int j = 0; j < kParams; ++j) any_grad = any_grad || args.grads[j];
+  for (int j = 0; j < form.params; ++j) any_grad = any_grad || args.grads[j];
+  const Evaluate<T> evaluate = any_grad ? form.with_grads : form.value;
   const bool rows = args.reduce == Reduce::kSample;
   const int64_t n_slots = slots(tiling);
   const int64_t n_sums = args.reduce == Reduce::kElem ? 0 : rows ? n_slots : tiling.count;
@@ -233,7 +254,7 @@ bool run(const NllArgs& args) {
       const T* x = load_target(args, tile, b);
       const T* params[kMaxParams];
       T* grads[kMaxParams];
-      for (int j = 0; j < kParams; ++j) {
+      for (int j = 0; j < form.params; ++j) {
         params[j] = load(args.params[j], tile, b.params[j]);
         // Weighing comes after, so it must find the gradient in memory of its own type.
         grads[j] = args.grads[j] && j != args.scalar ? destination(args.grads[j], start, b.grads[j])
@@ -242,19 +263,15 @@ bool run(const NllArgs& args) {
       const Tile next = tiling.following(index);
       Ahead ahead;
       if (args.row_starts == nullptr) ahead.read(args.target, next);
-      for (int j = 0; j < kParams; ++j) {
+      for (int j = 0; j < form.params; ++j) {
         ahead.read(args.params[j], next);
         if (j != args.scalar) ahead.write(args.grads[j], next.start(args.shape));
       }
       const bool into_loss = args.reduce == Reduce::kElem;
       T* value = into_loss ? static_cast<T*>(args.loss) + start : b.value;
-      if (any_grad) {
-        evaluate_tile<F, true>(likelihood, n, x, params, value, grads, grad_factor, ahead);
-      } else {
-        evaluate_tile<F, false>(likelihood, n, x, params, value, grads, grad_factor, ahead);
-      }
+      evaluate(args.numbers, n, x, params, value, grads, grad_factor, ahead);
       weigh(args.mask, args.weight, tile, value, b.spare);
-      for (int j = 0; j < kParams; ++j) {
+      for (int j = 0; j < form.params; ++j) {
         if (!args.grads[j]) continue;
         weigh(args.mask, args.weight, tile, grads[j], b.spare);
         if (j == args.scalar) {
@@ -286,7 +303,7 @@ template <class T>
 bool choose(const NllArgs& args) {
   int form = 0;
 #define VAEFAST_CASE(name) \
-  if (args.form == form++) return run<name<T>, T>(args);
+  if (args.form == form++) return run<T>(args, form_of<name<T>, T>());
   VAEFAST_LIKELIHOODS(VAEFAST_CASE)
 #undef VAEFAST_CASE
   return false;

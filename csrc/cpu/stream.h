@@ -33,7 +33,7 @@ VAEFAST_FN void stream_line(const char* from, char* to) {
 #endif
 }
 
-static void stream_copy(const void* source, void* target, int64_t bytes) {
+[[maybe_unused]] static void stream_copy(const void* source, void* target, int64_t bytes) {
   const char* from = static_cast<const char*>(source);
   char* to = static_cast<char*>(target);
   int64_t ahead = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(to) & 63);

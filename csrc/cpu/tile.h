@@ -87,51 +87,9 @@ VAEFAST_FN void fetch(const char* from, int64_t bytes) {
 #endif
 }
 
-// Fills `n` places with a value. A whole number of vectors is written where there is `room` for it:
-// what lies behind is filled next.
+// The operand over the tile in `buffer`, in the compute type and divided by its divisor.
 template <class T>
-VAEFAST_FN void fill(T* to, int64_t n, int64_t room, T value) {
-  constexpr int64_t kVector = 64 / sizeof(T);
-  const int64_t whole = (n + kVector - 1) / kVector * kVector;
-  if (whole > room) {
-    for (int64_t i = 0; i < n; ++i) to[i] = value;
-    return;
-  }
-  for (int64_t i = 0; i < whole; i += kVector)
-    for (int64_t j = 0; j < kVector; ++j) to[i + j] = value;
-}
-
-template <class T>
-static void gather(const View& view, const Tile& tile, T* buffer) {
-  if (dense(view, tile)) {
-    widen(view.dtype, row_pointer(view, tile.row, tile.col), buffer, tile.size());
-    return;
-  }
-  // The place of a row, kept without a division for each.
-  int64_t at = tile.row / view.div % view.mod, left = view.div - tile.row % view.div;
-  const char* base = static_cast<const char*>(view.data);
-  const int64_t size = size_of(view.dtype), stride = view.row_stride * size;
-  base += tile.col * view.col_stride * size;
-  T* target = buffer;
-  for (int64_t r = 0; r < tile.rows; ++r, target += tile.cols) {
-    const char* source = base + at * stride;
-    if (--left == 0) {
-      left = view.div;
-      at = at + 1 == view.mod ? 0 : at + 1;
-    }
-    if (view.col_stride == 1) {
-      widen(view.dtype, source, target, tile.cols);
-    } else {
-      T value = T(0);
-      if (same_type(view.dtype, target)) {
-        memcpy(&value, source, sizeof value);
-      } else {
-        widen(view.dtype, source, &value, 1);
-      }
-      fill(target, tile.cols, (tile.rows - r) * tile.cols, value);
-    }
-  }
-}
+void gather(const View& view, const Tile& tile, T* buffer);
 
 // The operand over the tile: where it lies, or converted into `buffer`.
 template <class T>
@@ -139,11 +97,6 @@ static const T* load(const View& view, const Tile& tile, T* buffer) {
   if (same_type(view.dtype, buffer) && view.divisor == 1 && dense(view, tile))
     return reinterpret_cast<const T*>(row_pointer(view, tile.row, tile.col));
   gather(view, tile, buffer);
-  if (view.divisor != 1) {
-    const T divisor = static_cast<T>(view.divisor);
-    const int64_t n = tile.size();
-    for (int64_t i = 0; i < n; ++i) buffer[i] /= divisor;
-  }
   return buffer;
 }
 

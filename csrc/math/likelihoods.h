@@ -46,9 +46,19 @@ struct bernoulli {
 
   template <bool kGrad>
   VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
+    return outer<kGrad, Counts::kAny>(x, inner<kGrad, Counts::kAny>(x, theta, grad), theta, grad);
+  }
+
+  // e^-|l|.
+  template <bool, Counts>
+  VAEFAST_MEMBER static T inner(T, const T* theta, T*) {
+    return exp_nonpositive(-abs(theta[0]));
+  }
+
+  template <bool kGrad, Counts>
+  VAEFAST_MEMBER static T outer(T x, T e, const T* theta, T* grad) {
     const T l = theta[0];
     const bool up = l > T(0);
-    const T e = exp_nonpositive(-abs(l));
     const T other = T(1) - x;
     if constexpr (kGrad) {
       const T tail = e / (T(1) + e);
@@ -57,6 +67,9 @@ struct bernoulli {
     return log1p_unit(e) + (up ? other * l : -x * l);
   }
 };
+
+template <class T>
+constexpr int kInnerGrads<bernoulli<T>> = 0;
 
 // theta: probabilities, each logarithm at least -100 and the derivative's denominator at least
 // 1e-12, as torch's binary_cross_entropy.

@@ -34,6 +34,12 @@ struct CountEdge<double> {
 // at a part of the cost.
 enum class Counts { kAny, kZero, kOther };
 
+// The likelihoods that a CPU takes in two loops, `inner` and `outer`, and how many derivatives the
+// inner one makes: a vector of one loop over both is as many instructions, or as long a chain of
+// them, as the processor looks ahead, so that one vector waits for the other. -1: one loop.
+template <class F>
+constexpr int kInnerGrads = -1;
+
 template <Counts kCounts, class T>
 VAEFAST_FN bool is_zero(T x) {
   return kCounts == Counts::kAny ? x == T(0) : kCounts == Counts::kZero;
@@ -217,7 +223,7 @@ struct zero_inflated_negative_binomial {
   template <bool kGrad, Counts kCounts = Counts::kAny>
   VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
     const T n = inner<kGrad, kCounts>(x, theta, grad);
-    return outer<kGrad, kCounts>(x, n, theta[2], grad);
+    return outer<kGrad, kCounts>(x, n, theta, grad);
   }
 
   // n and its derivatives.
@@ -234,7 +240,8 @@ struct zero_inflated_negative_binomial {
 
   // The loss, and what becomes of the derivatives.
   template <bool kGrad, Counts kCounts>
-  VAEFAST_MEMBER static T outer(T x, T n, T pi, T* grad) {
+  VAEFAST_MEMBER static T outer(T x, T n, const T* theta, T* grad) {
+    const T pi = theta[2];
     const bool zero = is_zero<kCounts>(x);
     const T e = exp_minus(abs(pi), CountEdge<T>::far);
     const T w = T(1) / (T(1) + e), less = e * w;
@@ -263,12 +270,8 @@ struct zero_inflated_negative_binomial {
   }
 };
 
-// The likelihoods that a CPU takes in two loops, inner and outer: a vector of one loop over both is
-// as many instructions as the processor looks ahead, so that one vector waits for the other.
-template <class F>
-constexpr bool kTwoLoops = false;
 template <class T>
-constexpr bool kTwoLoops<zero_inflated_negative_binomial<T>> = true;
+constexpr int kInnerGrads<zero_inflated_negative_binomial<T>> = 2;
 
 // The likelihoods whose zeros are worth doing by themselves. Not in double nor in the baseline,
 // whose loops take GCC longest and are there to be exact and to run everywhere.
