@@ -28,9 +28,15 @@ _lib.define(
 )
 
 
-def _draw(like: Tensor) -> Tensor:
-    state = torch.zeros(2, dtype=torch.int64, device=like.device)
-    state.select(0, 0).random_()
+def drawn(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """A state whose second number is still to become 0: the fewest operators there can be. Where
+    no mode, tracer or transform is active."""
+    return torch.empty(2, dtype=torch.int64, device=device).random_(generator=generator)
+
+
+def _draw(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    state = drawn(like.device if generator is None else generator.device, generator)
+    state.select(0, 1).zero_()
     return state
 
 
@@ -186,7 +192,7 @@ def _checked_state(like: Tensor, batch: int, state: Tensor) -> Tensor:
 
 def _from_generator(like: Tensor, batch: int, generator: Generator) -> Tensor:
     if isinstance(generator, torch.Generator):
-        return _one_from_generator(like, generator)
+        return _draw(like, generator).to(like.device)
     if not isinstance(generator, Sequence) or not all(
         isinstance(g, torch.Generator) for g in generator
     ):
@@ -200,10 +206,4 @@ def _from_generator(like: Tensor, batch: int, generator: Generator) -> Tensor:
         )
     if batch == 0:
         return torch.zeros(0, 2, dtype=torch.int64, device=like.device)
-    return torch.stack([_one_from_generator(like, g) for g in generator])
-
-
-def _one_from_generator(like: Tensor, generator: torch.Generator) -> Tensor:
-    state = torch.zeros(2, dtype=torch.int64, device=generator.device)
-    state[:1].random_(generator=generator)
-    return state.to(like.device)
+    return torch.stack([_draw(like, g).to(like.device) for g in generator])

@@ -19,7 +19,8 @@ BACKENDS = ("auto", "native", "triton", "reference")
 # PyTorch serves them, or Triton where there is a twin.
 USER_FORMS: dict[str, str] = {}
 
-_forced: str | None = None
+# The backend that a context manager asks for.
+forced: str | None = None
 
 
 class BackendError(RuntimeError):
@@ -54,9 +55,9 @@ class backend:
         self._previous: str | None = None
 
     def __enter__(self) -> backend:
-        global _forced
-        self._previous = _forced
-        _forced = self.name
+        global forced
+        self._previous = forced
+        forced = self.name
         return self
 
     def __exit__(
@@ -65,8 +66,8 @@ class backend:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        global _forced
-        _forced = self._previous
+        global forced
+        forced = self._previous
 
 
 def select(device_type: str) -> str:
@@ -76,14 +77,9 @@ def select(device_type: str) -> str:
         BackendError: the one asked for cannot.
     """
     if torch.compiler.is_compiling():
-        name: str = _constant(_forced, device_type)
+        name: str = _constant(forced, device_type)
         return name
-    return _serving(_forced, device_type)
-
-
-def forced() -> str | None:
-    """The backend that a context manager asks for."""
-    return _forced
+    return _serving(forced, device_type)
 
 
 def select_form(device_type: str, form: str) -> str:
@@ -95,9 +91,9 @@ def select_form(device_type: str, form: str) -> str:
     if form not in USER_FORMS:
         return select(device_type)
     if torch.compiler.is_compiling():
-        name: str = _user_constant(_forced, device_type, form)
+        name: str = _user_constant(forced, device_type, form)
         return name
-    return _serving_user(_forced, device_type, form)
+    return _serving_user(forced, device_type, form)
 
 
 def _serving_user(forced: str | None, device_type: str, form: str) -> str:

@@ -29,7 +29,7 @@ keeps_graph: Callable[[], bool] = getattr(
 )
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def direct(*tensors: Tensor | None) -> bool:
@@ -39,11 +39,11 @@ def direct(*tensors: Tensor | None) -> bool:
     its own, or for a negated view or a zero tensor, whose memory holds other numbers than it
     shows, or is not there.
     """
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    if torch.compiler.is_dynamo_compiling() or torch._C._len_torch_dispatch_stack():
         return False
     # A plain loop: a generator in all() takes twice the time.
     for t in tensors:
-        if t is not None and (type(t) not in _PLAIN or t.is_neg() or t._is_zerotensor()):
+        if t is not None and (type(t) not in PLAIN or t.is_neg() or t._is_zerotensor()):
             return False
     return True
 

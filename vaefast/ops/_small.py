@@ -2,7 +2,8 @@
 more than the kernel: a call like one that passed all checks is made from a recipe.
 
 What a recipe's key does not say (tracing, transforms, subclasses, views whose memory holds other
-numbers) sends the call the long way, which is always right.
+numbers) sends the call the long way, which is always right. Half of such a call is Python's
+interpreter, at some 20 ns a bytecode, so it is written for few of them.
 """
 
 from __future__ import annotations
@@ -13,69 +14,60 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 
 from .. import backends, random
 from ..backends._options import Nll, Posterior
 from ..likelihoods import Likelihood, Params
 from . import _nll, _sample_kl
-from ._autograd import direct, keeps_graph
+from ._autograd import PLAIN, direct, keeps_graph
 
 # More signatures than any one program calls with.
 _LIMIT = 1024
 
 _recipes: dict[Hashable, Any] = {}
 
-
-def sample_kl(
-    mu: Tensor,
-    scale: Tensor,
-    settings: tuple[object, ...],
-    seed: random.Seed | None,
-    generator: random.Generator | None,
-) -> tuple[Tensor, Tensor] | None:
-    """(z, kl) of a posterior against N(0, I), or None where there is no recipe."""
-    found: tuple[Tensor, Tensor] | None
-    found = _sampled(_apply_sample_kl, mu, scale, settings, seed, generator)
-    return found
+_modes = torch._C._len_torch_dispatch_stack
+_transforms = torch._C._are_functorch_transforms_active
+_recording = torch.is_grad_enabled
 
 
-def rsample(
-    mu: Tensor,
-    scale: Tensor,
-    settings: tuple[object, ...],
-    seed: random.Seed | None,
-    generator: random.Generator | None,
-) -> Tensor | None:
-    """A sample of a posterior, or None where there is no recipe."""
-    found: Tensor | None = _sampled(_apply_sample, mu, scale, settings, seed, generator)
-    return found
+class _Recipe:
+    """A call of the core made ready, the options it was made of, and its autograd function."""
+
+    __slots__ = ("apply", "options", "small")
+
+    def __init__(self, small: Any, options: Posterior | Nll, apply: Callable[..., Any]) -> None:
+        self.small = small
+        self.options = options
+        self.apply = apply
 
 
-def _sampled(
-    apply: Callable[..., Any],
+def sample(
     mu: Tensor,
     scale: Tensor,
     settings: tuple[object, ...],
     seed: random.Seed | None,
     generator: random.Generator | None,
 ) -> Any:
+    """What the operator of these settings gives, a sample of a posterior, alone or with its KL to
+    N(0, I), or None where there is no recipe."""
     recipe = _recipe((mu, scale), settings)
     if recipe is None:
         return None
-    recorded = False
-    if torch.is_grad_enabled():
-        recorded = mu.requires_grad
-        if scale.requires_grad != recorded:
-            return None
-    if seed is None and generator is None:
-        state = random.draw(mu)
+    recorded = _recording() and mu.requires_grad
+    if scale.requires_grad is not recorded and _recording():
+        return None
+    drawn = seed is None and generator is None
+    if drawn:
+        state = random.drawn(mu.device)
     elif _one_stream(seed, generator):
         state = random.make_state(mu, mu.shape[0], seed, generator)
     else:
         return None
     if recorded:
-        return apply(mu, scale, state, recipe)
-    return recipe[0].forward(mu, scale, state, None)
+        return recipe.apply(mu, scale, state, drawn, recipe)
+    return recipe.small.forward(mu, scale, state, drawn, None)
 
 
 def _one_stream(seed: random.Seed | None, generator: random.Generator | None) -> bool:
@@ -91,79 +83,80 @@ def keep_posterior(
 ) -> None:
     """Makes the recipe of a call, with a sample, of it or of the KL alone, that went the long way,
     if one can be made."""
-    if options.reduce in ("", "sample", "sum") and _may_be_small(mu, scale):
-        from ..backends.native import small
+    key = _key((mu, scale), settings)
+    if key is None or options.reduce not in ("", "sample", "sum") or not _native(mu):
+        return
+    from ..backends.native import small
 
-        kind: type[small.SmallKl | small.SmallSample] = small.SmallSampleKl
-        if options.num_samples < 0:
-            kind = small.SmallKl
-        elif not options.reduce:
-            kind = small.SmallSample
-        if mu.dtype == scale.dtype and small.fits(mu, scale):
-            _keep((mu, scale), settings, (kind(mu, scale, options), options))
+    if mu.dtype != scale.dtype or not small.fits(mu, scale):
+        return
+    if options.num_samples < 0:
+        recipe = _Recipe(small.SmallKl(mu, scale, options), options, _apply_kl)
+    elif options.reduce:
+        recipe = _Recipe(small.SmallSampleKl(mu, scale, options), options, _apply_sample_kl)
+    else:
+        recipe = _Recipe(small.SmallSample(mu, scale, options), options, _apply_sample)
+    _keep(key, recipe)
 
 
 class _SmallSampleKL(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, mu: Tensor, scale: Tensor, state: Tensor, recipe: tuple[Any, Posterior]
+        ctx: Any, mu: Tensor, scale: Tensor, state: Tensor, drawn: bool, recipe: _Recipe
     ) -> tuple[Tensor, Tensor]:
+        small = recipe.small
+        kept = small.fresh(scale)
         ctx.set_materialize_grads(False)
-        kept = recipe[0].room(scale)
         ctx.save_for_backward(mu, scale, state, kept)
         ctx.recipe = recipe
-        result: tuple[Tensor, Tensor] = recipe[0].forward(mu, scale, state, kept)
+        result: tuple[Tensor, Tensor] = small.forward(mu, scale, state, drawn, kept)
         return result
 
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Any:
         mu, scale, state, kept = ctx.saved_tensors
-        small, options = ctx.recipe
+        recipe = ctx.recipe
         if (
             grad_z is not None
             and grad_kl is not None
-            and grad_z.is_contiguous()
-            and not torch.is_grad_enabled()
+            and not _recording()
             and not keeps_graph()
+            and grad_z.is_contiguous()
             and direct(grad_z, grad_kl)
         ):
-            return (*small.backward(grad_z, grad_kl, mu, scale, kept), None, None)
+            return recipe.small.backward(grad_z, grad_kl, mu, scale, kept), kept, None, None, None
         tensors = (mu, scale, None, None, None, None, state, None)
         need = list(ctx.needs_input_grad[:2])
         found = _sample_kl.gradients(
-            tensors, kept, options, [*need, False, False], grad_z, grad_kl, True, "native"
+            tensors, kept, recipe.options, [*need, False, False], grad_z, grad_kl, True, "native"
         )
-        return (*found[:2], None, None)
+        return (*found[:2], None, None, None)
 
 
 class _SmallSample(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, mu: Tensor, scale: Tensor, state: Tensor, recipe: tuple[Any, Posterior]
+        ctx: Any, mu: Tensor, scale: Tensor, state: Tensor, drawn: bool, recipe: _Recipe
     ) -> Tensor:
-        kept = recipe[0].room(scale)
+        small = recipe.small
+        kept = small.fresh(scale)
         ctx.save_for_backward(mu, scale, state, kept)
         ctx.recipe = recipe
-        z: Tensor = recipe[0].forward(mu, scale, state, kept)
+        z: Tensor = small.forward(mu, scale, state, drawn, kept)
         return z
 
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor) -> Any:
         mu, scale, state, kept = ctx.saved_tensors
-        if (
-            grad_z.is_contiguous()
-            and not torch.is_grad_enabled()
-            and not keeps_graph()
-            and direct(grad_z)
-        ):
+        if not _recording() and not keeps_graph() and grad_z.is_contiguous() and direct(grad_z):
             # dz/dmu is 1.
-            return grad_z, kept.mul_(grad_z), None, None
+            return grad_z, kept.mul_(grad_z), None, None, None
         tensors = (mu, scale, None, None, None, None, state, None)
         need = [*ctx.needs_input_grad[:2], False, False]
         found = _sample_kl.gradients(
-            tensors, kept, ctx.recipe[1], need, grad_z, None, True, "native"
+            tensors, kept, ctx.recipe.options, need, grad_z, None, True, "native"
         )
-        return (*found[:2], None, None)
+        return (*found[:2], None, None, None)
 
 
 def gaussian_kl(mu: Tensor, scale: Tensor, settings: tuple[object, ...]) -> Tensor | None:
@@ -172,31 +165,31 @@ def gaussian_kl(mu: Tensor, scale: Tensor, settings: tuple[object, ...]) -> Tens
     if recipe is None:
         return None
     kl: Tensor
-    if torch.is_grad_enabled() and (mu.requires_grad or scale.requires_grad):
-        kl = _apply_kl(mu, scale, recipe)
+    if _recording() and (mu.requires_grad or scale.requires_grad):
+        kl = recipe.apply(mu, scale, recipe)
     else:
-        kl = recipe[0].forward(mu, scale)
+        kl = recipe.small.forward(mu, scale)
     return kl
 
 
 class _SmallKL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, mu: Tensor, scale: Tensor, recipe: tuple[Any, Posterior]) -> Tensor:
+    def forward(ctx: Any, mu: Tensor, scale: Tensor, recipe: _Recipe) -> Tensor:
         ctx.save_for_backward(mu, scale)
         ctx.recipe = recipe
-        kl: Tensor = recipe[0].forward(mu, scale)
+        kl: Tensor = recipe.small.forward(mu, scale)
         return kl
 
     @staticmethod
     def backward(ctx: Any, grad_kl: Tensor) -> Any:
         mu, scale = ctx.saved_tensors
-        small, options = ctx.recipe
-        need = ctx.needs_input_grad[:2]
-        if direct(grad_kl) and not torch.is_grad_enabled():
-            return (*small.backward(grad_kl, mu, scale, need), None)
+        recipe = ctx.recipe
+        need = ctx.needs_input_grad
+        if not _recording() and direct(grad_kl):
+            return (*recipe.small.backward(grad_kl, mu, scale, need), None)
         tensors = (mu, scale, None, None, None, None, None, None)
         found = _sample_kl.gradients(
-            tensors, None, options, [*need, False, False], None, grad_kl, True, "native"
+            tensors, None, recipe.options, [*need[:2], False, False], None, grad_kl, True, "native"
         )
         return (*found[:2], None)
 
@@ -207,16 +200,15 @@ def nll(params: Params, target: Tensor, model: Likelihood, reduction: str) -> Te
     recipe = _recipe((*tensors, target), (model, reduction))
     if recipe is None:
         return None
-    need = [False] * len(tensors)
-    if torch.is_grad_enabled():
+    loss: Tensor
+    if _recording():
         if target.requires_grad:
             return None
-        need = [p.requires_grad for p in tensors]
-    loss: Tensor
-    if True in need:
-        loss = _apply_nll(recipe, target, *tensors)
-    else:
-        loss, _ = recipe[0].forward(tensors, target, need)
+        for param in tensors:
+            if param.requires_grad:
+                loss = recipe.apply(recipe, target, *tensors)
+                return loss
+    loss, _ = recipe.small.forward(tensors, target, None)
     return loss
 
 
@@ -224,36 +216,50 @@ def keep_nll(
     params: tuple[Tensor, ...], target: Tensor, model: Likelihood, reduction: str, options: Nll
 ) -> None:
     """Makes the recipe of a call that went the long way, if one can be made."""
+    key = _key((*params, target), (model, reduction))
     if (
-        options.reduce in ("sample", "sum")
-        and options.scalar < 0
-        and options.lead == 1
-        and _may_be_small(*params, target)
+        key is None
+        or options.reduce not in ("sample", "sum")
+        or options.scalar >= 0
+        or options.lead != 1
+        or not _native(target)
     ):
-        from ..backends.native import small
+        return
+    from ..backends.native import small
 
-        same = all(p.dtype == params[0].dtype for p in params)
-        if same and target.is_contiguous() and small.fits(*params):
-            recipe = (small.SmallNll(params, target, options), options)
-            _keep((*params, target), (model, reduction), recipe)
+    same = all(p.dtype == params[0].dtype for p in params)
+    if same and target.is_contiguous() and small.fits(*params):
+        _keep(key, _Recipe(small.SmallNll(params, target, options), options, _apply_nll))
 
 
 class _SmallNLL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, recipe: tuple[Any, Nll], target: Tensor, *params: Tensor) -> Tensor:
+    def forward(ctx: Any, recipe: _Recipe, target: Tensor, *params: Tensor) -> Tensor:
         loss: Tensor
-        loss, grads = recipe[0].forward(params, target, ctx.needs_input_grad[2:])
+        loss, grads = recipe.small.forward(params, target, ctx.needs_input_grad[2:])
+        # In the order of the long way, as everywhere here: under checkpointing the forward pass may
+        # go one way and its recomputation the other.
         ctx.save_for_backward(*params, target, *grads)
         ctx.recipe = recipe
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        options, need = ctx.recipe[1], ctx.needs_input_grad[2:]
-        count = len(need)
         saved = ctx.saved_tensors
-        params, target, grads = saved[:count], saved[count], saved[count + 1 :]
-        if torch.is_grad_enabled():
+        count = len(saved) // 2
+        grads = saved[count + 1 :]
+        # The end of most programs' graphs: nothing is left to do.
+        if (
+            not _recording()
+            and not keeps_graph()
+            and direct(upstream)
+            and upstream.dim() == 0
+            and upstream.item() == 1.0
+        ):
+            return (None, None, *grads)
+        options, need = ctx.recipe.options, ctx.needs_input_grad[2:]
+        params, target = saved[:count], saved[count]
+        if _recording():
             found = _nll.twice_differentiable(
                 params, target, None, None, None, options, need, upstream
             )
@@ -268,8 +274,10 @@ class _SmallNLL(torch.autograd.Function):
 
 
 def _apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """`function.apply` but for what it does in Python first, some 3 us: unwrapping the tensors
-    that a transform of torch.func has left behind, which `_plain` sends the long way."""
+    """`function.apply` without what it and its node do in Python first, some 4 us: unwrapping the
+    tensors that a transform of torch.func has left behind, which `_key` sends the long way, and
+    finding `backward`."""
+    function._backward_cls.apply = function.backward  # type: ignore[attr-defined]
     apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
     return apply
 
@@ -279,51 +287,43 @@ _apply_sample = _apply(_SmallSample)
 _apply_kl = _apply(_SmallKL)
 _apply_nll = _apply(_SmallNLL)
 
-_PLAIN = (Tensor, torch.nn.Parameter)
-_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-
-
-def _plain(tensors: tuple[Tensor, ...]) -> bool:
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    ):
-        return False
-    # A plain loop: a generator in all() takes twice the time.
-    for t in tensors:
-        if type(t) not in _PLAIN or t.is_neg() or t._is_zerotensor() or _wrapped(t):
-            return False
-    return True
-
 
 def _recipe(tensors: tuple[Tensor, ...], settings: tuple[object, ...]) -> Any:
-    if not _plain(tensors):
+    key = _key(tensors, settings)
+    if key is None:
         return None
     try:
-        return _recipes.get(_key(tensors, settings))
+        return _recipes.get(key)
     except TypeError:
         # A clamp may be a list.
         return None
 
 
-def _key(tensors: tuple[Tensor, ...], settings: tuple[object, ...]) -> Hashable:
-    return (
-        backends.forced(),
-        settings,
-        *[(t.shape, t.stride(), t.dtype, t.is_cpu) for t in tensors],
-    )
+def _key(tensors: tuple[Tensor, ...], settings: tuple[object, ...]) -> Hashable | None:
+    """What a recipe is kept under; None where more may stand behind a tensor than it shows."""
+    if is_dynamo_compiling() or _modes() or _transforms() or forward_ad._current_level >= 0:
+        return None
+    key: list[Hashable] = [backends.forced, settings]
+    try:
+        for t in tensors:
+            # A zero tensor has no memory, and to ask for its memory is an error of what a
+            # transform has left behind.
+            if type(t) not in PLAIN or t.is_neg() or not t.data_ptr():
+                return None
+            key += t.shape, t.stride(), t.dtype, t.is_cpu
+    except RuntimeError:
+        return None
+    return tuple(key)
 
 
-def _may_be_small(*tensors: Tensor) -> bool:
-    return _plain(tensors) and all(t.is_cpu for t in tensors) and backends.select("cpu") == "native"
+def _native(tensor: Tensor) -> bool:
+    return tensor.is_cpu and backends.select("cpu") == "native"
 
 
-def _keep(tensors: tuple[Tensor, ...], settings: tuple[object, ...], recipe: object) -> None:
+def _keep(key: Hashable, recipe: _Recipe) -> None:
     if len(_recipes) >= _LIMIT:
         _recipes.clear()
     try:
-        _recipes[_key(tensors, settings)] = recipe
+        _recipes[key] = recipe
     except TypeError:
         return

@@ -62,7 +62,7 @@ def rsample(
     settings = (param, min_std, clamp, temperature, offset)
     plain = num_samples is None and noise is None
     if plain:
-        found = _small.rsample(mu, scale, settings, seed, generator)
+        found: Tensor | None = _small.sample(mu, scale, settings, seed, generator)
         if found is not None:
             return found
     _args.posterior(mu, scale)

@@ -86,7 +86,7 @@ def sample_kl(
     )
     settings = (param, min_std, clamp, temperature, offset, reduction)
     if standard:
-        found = _small.sample_kl(mu, scale, settings, seed, generator)
+        found: tuple[Tensor, Tensor] | None = _small.sample(mu, scale, settings, seed, generator)
         if found is not None:
             return found
     check_prior(mu, scale, prior_mu, prior_scale)

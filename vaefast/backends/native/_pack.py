@@ -25,7 +25,7 @@ DTYPES = {
 REDUCE = {"": 0, "elem": 1, "sample": 2, "dim": 3, "sum": 4}
 
 # From here on a result's memory is kept for the next: a fresh page costs more than writing it does.
-_KEPT = 1 << 19
+KEPT = 1 << 19
 # From here on huge pages are asked for; below it is not worth the system call.
 _HUGE = 1 << 22
 
@@ -71,14 +71,14 @@ def stream(state: Tensor | None, offset: int) -> tuple[int, bool, int] | None:
 def fresh(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """An unwritten result; a large one in memory that an earlier one gave back, or on huge pages
     where the system has them."""
-    if device.type == "cpu" and math.prod(shape) * dtype.itemsize >= _KEPT:
+    if device.type == "cpu" and math.prod(shape) * dtype.itemsize >= KEPT:
         return _large(tuple(shape), dtype)
     return torch.empty(shape, dtype=dtype, device=device)
 
 
 def fresh_like(tensor: Tensor) -> Tensor:
     """As `fresh`, dense, with the shape, dtype and device of `tensor`."""
-    if tensor.nbytes >= _KEPT and tensor.is_cpu:
+    if tensor.nbytes >= KEPT and tensor.is_cpu:
         return _large(tuple(tensor.shape), tensor.dtype)
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 

@@ -6,12 +6,14 @@ all but its addresses prepared.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ... import _C
 from .._options import Nll, Posterior
-from ._pack import DTYPES, REDUCE, Packed, fresh_like, pack
+from ._pack import KEPT, REDUCE, fresh_like, pack
 from .nll import _FORMS
 from .sample_kl import _kl_shape, _settings
 
@@ -22,181 +24,176 @@ _LARGE = 1 << 22
 class SmallSample:
     """One sample of a posterior `[B, *latent]`, in float32 or float64."""
 
-    __slots__ = ("code", "grid", "mu", "offset", "scale", "settings")
+    __slots__ = ("call", "fresh")
 
     def __init__(self, mu: Tensor, scale: Tensor, options: Posterior) -> None:
-        self.grid, (mu_view, scale_view, *_), _ = pack(mu.shape, 1, (mu, scale))
-        assert mu_view is not None and scale_view is not None
-        self.mu, self.scale = mu_view[1:], scale_view[1:]
-        self.settings = _settings(options, mu.dtype)
-        self.offset = options.offset
-        self.code = DTYPES[mu.dtype]
+        self.call = _posterior_call(mu, scale, options)
+        self.fresh = _fresh(mu, scale)
 
-    def room(self, scale: Tensor) -> Tensor:
-        """Memory for dz/dscale."""
-        return fresh_like(scale)
-
-    def forward(self, mu: Tensor, scale: Tensor, state: Tensor, kept: Tensor | None) -> Tensor:
-        """z; dz/dscale is written to `kept`."""
-        z = fresh_like(mu)
-        self._run(mu, scale, state, z, 0, kept)
-        return z
-
-    def _run(
-        self, mu: Tensor, scale: Tensor, state: Tensor, z: Tensor, kl: int, kept: Tensor | None
-    ) -> None:
-        _C.sample_kl(
-            self.grid,
-            ((mu.data_ptr(), *self.mu), (scale.data_ptr(), *self.scale), *_NO_OPERANDS),
-            (state.data_ptr(), False, self.offset),
-            self.settings,
-            (z.data_ptr(), self.code),
-            kl,
+    def forward(
+        self, mu: Tensor, scale: Tensor, state: Tensor, drawn: bool, kept: Tensor | None
+    ) -> Tensor:
+        """z; dz/dscale is written to `kept`. `drawn`: the state's second number becomes 0 first."""
+        z = self.fresh(mu)
+        self.call.forward(
+            mu.data_ptr(),
+            scale.data_ptr(),
+            state.data_ptr(),
+            drawn,
+            z.data_ptr(),
+            0,
             0 if kept is None else kept.data_ptr(),
             torch.get_num_threads(),
         )
+        return z
 
 
-class SmallSampleKl(SmallSample):
+class SmallSampleKl:
     """One sample of a posterior and its KL to N(0, I)."""
 
-    __slots__ = ("kl", "kl_shape", "z")
+    __slots__ = ("call", "fresh", "kl")
 
     def __init__(self, mu: Tensor, scale: Tensor, options: Posterior) -> None:
-        super().__init__(mu, scale, options)
-        self.kl_shape = _kl_shape(mu.shape, options.reduce)
-        # Over the dense z, and over the KL: one value for all of a sample's rows.
-        rows, cols, segments = self.grid
-        self.z = (self.code, 1, rows, cols, 1, 1.0)
-        self.kl = (self.code, segments, mu.shape[0])
+        self.call = _posterior_call(mu, scale, options)
+        self.fresh = _fresh(mu, scale)
+        self.kl = mu.new_empty(_kl_shape(mu.shape, options.reduce))
 
-    def forward(  # type: ignore[override]
-        self, mu: Tensor, scale: Tensor, state: Tensor, kept: Tensor | None
+    def forward(
+        self, mu: Tensor, scale: Tensor, state: Tensor, drawn: bool, kept: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """(z, kl); dz/dscale is written to `kept`."""
-        z = fresh_like(mu)
-        kl = mu.new_empty(self.kl_shape)
-        self._run(mu, scale, state, z, kl.data_ptr(), kept)
+        """(z, kl), as the sample alone."""
+        z = self.fresh(mu)
+        kl = torch.empty_like(self.kl)
+        self.call.forward(
+            mu.data_ptr(),
+            scale.data_ptr(),
+            state.data_ptr(),
+            drawn,
+            z.data_ptr(),
+            kl.data_ptr(),
+            0 if kept is None else kept.data_ptr(),
+            torch.get_num_threads(),
+        )
         return z, kl
 
     def backward(
         self, grad_z: Tensor, grad_kl: Tensor, mu: Tensor, scale: Tensor, kept: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The gradients in mu and scale, the latter in place of `kept`."""
-        grad = fresh_like(kept)
-        at, code = kept.data_ptr(), self.code
-        # Of a sum over the batch the upstream gradient is expanded.
-        step = grad_kl.stride(0) if self.kl_shape else 0
-        _C.sample_kl_backward(
-            self.grid,
-            ((mu.data_ptr(), *self.mu), (scale.data_ptr(), *self.scale), *_NO_OPERANDS),
-            None,
-            self.settings,
-            (grad_z.data_ptr(), *self.z),
-            (grad_kl.data_ptr(), *self.kl, step, 0, 1.0),
+    ) -> Tensor:
+        """The gradient in mu; the one in scale takes the place of `kept`."""
+        grad = self.fresh(mu)
+        at = kept.data_ptr()
+        self.call.backward(
+            mu.data_ptr(),
+            scale.data_ptr(),
+            grad_z.data_ptr(),
+            grad_kl.data_ptr(),
+            _step(grad_kl),
             at,
-            ((grad.data_ptr(), code), (at, code), None, None),
+            grad.data_ptr(),
+            at,
             torch.get_num_threads(),
         )
-        return grad, kept
+        return grad
 
 
 class SmallKl:
     """The KL of a posterior `[B, *latent]` to N(0, I), in float32 or float64."""
 
-    __slots__ = ("grid", "kl", "kl_shape", "mu", "scale", "settings")
+    __slots__ = ("call", "fresh", "kl")
 
     def __init__(self, mu: Tensor, scale: Tensor, options: Posterior) -> None:
-        self.grid, (mu_view, scale_view, *_), _ = pack(mu.shape, 1, (mu, scale))
-        assert mu_view is not None and scale_view is not None
-        self.mu, self.scale = mu_view[1:], scale_view[1:]
-        self.settings = _settings(options, mu.dtype)
-        self.kl_shape = _kl_shape(mu.shape, options.reduce)
-        self.kl = (DTYPES[mu.dtype], self.grid[2], mu.shape[0])
+        self.call = _posterior_call(mu, scale, options)
+        self.fresh = _fresh(mu, scale)
+        self.kl = mu.new_empty(_kl_shape(mu.shape, options.reduce))
 
     def forward(self, mu: Tensor, scale: Tensor) -> Tensor:
         """The KL."""
-        kl = mu.new_empty(self.kl_shape)
-        _C.sample_kl(
-            self.grid,
-            ((mu.data_ptr(), *self.mu), (scale.data_ptr(), *self.scale), *_NO_OPERANDS),
-            None,
-            self.settings,
-            None,
-            kl.data_ptr(),
-            0,
-            torch.get_num_threads(),
+        kl = torch.empty_like(self.kl)
+        self.call.forward(
+            mu.data_ptr(), scale.data_ptr(), 0, False, 0, kl.data_ptr(), 0, torch.get_num_threads()
         )
         return kl
 
     def backward(
-        self, grad_kl: Tensor, mu: Tensor, scale: Tensor, need: tuple[bool, ...]
-    ) -> list[Tensor | None]:
+        self, grad_kl: Tensor, mu: Tensor, scale: Tensor, need: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
         """The gradients in mu and scale that are needed."""
-        grads = [fresh_like(t) if n else None for t, n in zip((mu, scale), need, strict=True)]
-        code = self.kl[0]
-        step = grad_kl.stride(0) if self.kl_shape else 0
-        _C.sample_kl_backward(
-            self.grid,
-            ((mu.data_ptr(), *self.mu), (scale.data_ptr(), *self.scale), *_NO_OPERANDS),
-            None,
-            self.settings,
-            None,
-            (grad_kl.data_ptr(), *self.kl, step, 0, 1.0),
+        grad_mu = self.fresh(mu) if need[0] else None
+        grad_scale = self.fresh(scale) if need[1] else None
+        self.call.backward(
+            mu.data_ptr(),
+            scale.data_ptr(),
             0,
-            (*[None if g is None else (g.data_ptr(), code) for g in grads], None, None),
+            grad_kl.data_ptr(),
+            _step(grad_kl),
+            0,
+            0 if grad_mu is None else grad_mu.data_ptr(),
+            0 if grad_scale is None else grad_scale.data_ptr(),
             torch.get_num_threads(),
         )
-        return grads
+        return grad_mu, grad_scale
+
+
+def _posterior_call(mu: Tensor, scale: Tensor, options: Posterior) -> _C.SmallSampleKl:
+    grid, operands, _ = pack(mu.shape, 1, (mu, scale))
+    settings = _settings(options, mu.dtype)
+    return _C.SmallSampleKl(grid, (*operands, *_NO_OPERANDS), options.offset, settings)
+
+
+def _step(grad_kl: Tensor) -> int:
+    """From a sample's upstream gradient to the next one's. Of a sum over the batch it is
+    expanded."""
+    return grad_kl.stride(0) if grad_kl.dim() else 0
 
 
 class SmallNll:
     """A likelihood of dense parameters of the target's shape, reduced, in their dtype."""
 
-    __slots__ = ("grid", "params", "settings", "shape", "target")
+    __slots__ = ("call", "fresh", "loss")
 
     def __init__(self, params: tuple[Tensor, ...], target: Tensor, options: Nll) -> None:
-        self.grid, packed, _ = pack(target.shape, 1, (*params, target))
-        views: list[Packed] = [v for v in packed if v is not None]
-        self.params, self.target = [v[1:] for v in views[:-1]], views[-1][1:]
+        grid, packed, _ = pack(target.shape, 1, (*params, target))
+        x = packed.pop()
+        assert x is not None
         if target.dtype == torch.uint8:
-            self.target = (*self.target[:5], options.uint8_scale)
-        self.shape = target.shape[:1] if options.reduce == "sample" else torch.Size(())
-        self.settings = (
+            x = (*x[:6], options.uint8_scale)
+        settings = (
             _FORMS[options.form],
             options.numbers,
             -1,
-            self.grid[0],
+            grid[0],
             REDUCE[options.reduce],
             options.factor,
             options.grad_factor,
             params[0].dtype == torch.float64,
         )
+        self.call = _C.SmallNll(grid, tuple(packed), x, settings)
+        self.fresh = _fresh(*params)
+        self.loss = params[0].new_empty(target.shape[:1] if options.reduce == "sample" else ())
 
     def forward(
-        self, params: tuple[Tensor, ...], target: Tensor, need: tuple[bool, ...]
+        self, params: tuple[Tensor, ...], target: Tensor, need: tuple[bool, ...] | None
     ) -> tuple[Tensor, list[Tensor | None]]:
-        """The loss, and the gradients that are needed."""
-        loss = params[0].new_empty(self.shape)
-        grads = [fresh_like(p) if n else None for p, n in zip(params, need, strict=True)]
-        _C.nll(
-            self.grid,
-            tuple([(p.data_ptr(), *v) for p, v in zip(params, self.params, strict=True)]),
-            (target.data_ptr(), *self.target),
-            None,
-            None,
-            None,
-            self.settings,
-            loss.data_ptr(),
-            tuple(
-                [
-                    None if g is None else (g.data_ptr(), v[0])
-                    for g, v in zip(grads, self.params, strict=True)
-                ]
-            ),
-            torch.get_num_threads(),
-        )
+        """The loss, and the gradients that are needed, if any."""
+        loss = torch.empty_like(self.loss)
+        grads: list[Tensor | None] = []
+        addresses: list[int] = []
+        for index, param in enumerate(params):
+            grad, at = None, 0
+            if need is not None and need[index]:
+                grad = self.fresh(param)
+                at = grad.data_ptr()
+            grads.append(grad)
+            addresses += param.data_ptr(), at
+        self.call.run(torch.get_num_threads(), loss.data_ptr(), target.data_ptr(), *addresses)
         return loss, grads
+
+
+def _fresh(*tensors: Tensor) -> Callable[[Tensor], Tensor]:
+    """What makes an unwritten dense tensor like one of these: torch's own quickest way, if that
+    will do. `memory_format` alone costs it 0.8 us."""
+    plain = all(t.is_contiguous() and t.nbytes < KEPT for t in tensors)
+    return torch.empty_like if plain else fresh_like
 
 
 # Priors, mask, weight and noise.
