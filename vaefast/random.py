@@ -28,14 +28,15 @@ _lib.define(
 )
 
 
-def drawn(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    """A state whose second number is still to become 0: the fewest operators there can be. Where
-    no mode, tracer or transform is active."""
-    return torch.empty(2, dtype=torch.int64, device=device).random_(generator=generator)
+def drawn(like: Tensor) -> Tensor:
+    """A state whose second number is still to become 0: the fewest operators there can be. For a
+    plain tensor, where no mode, tracer or transform is active."""
+    return like.new_empty(2, dtype=torch.int64).random_()
 
 
 def _draw(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    state = drawn(like.device if generator is None else generator.device, generator)
+    device = like.device if generator is None else generator.device
+    state = torch.empty(2, dtype=torch.int64, device=device).random_(generator=generator)
     state.select(0, 1).zero_()
     return state
 

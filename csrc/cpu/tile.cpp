@@ -28,6 +28,11 @@ void gather_rows(const View& view, const Tile& tile, T* buffer) {
   const int64_t size = size_of(view.dtype), stride = view.row_stride * size;
   base += tile.col * view.col_stride * size;
   T* target = buffer;
+  if (stride == 0 && view.col_stride == 0) {
+    // One number for all, such as the upstream gradient of a sum.
+    widen(view.dtype, base, target, 1);
+    return fill(target, tile.size(), tile.size(), *target);
+  }
   for (int64_t r = 0; r < tile.rows; ++r, target += tile.cols) {
     const char* source = base + at * stride;
     if (--left == 0) {

@@ -243,11 +243,14 @@ def resolve(likelihood: Likelihood | str) -> Likelihood:
     if isinstance(likelihood, Likelihood):
         return likelihood
     if isinstance(likelihood, str):
-        if likelihood not in _registry and likelihood not in _rows:
-            load_plugins()
-        _args.one_of("likelihood", likelihood, (*_registry, *_rows))
         if likelihood not in _defaults:
-            raise ValueError(f"likelihood {likelihood!r} has no default settings; pass an object")
+            if likelihood not in _registry and likelihood not in _rows:
+                load_plugins()
+            _args.one_of("likelihood", likelihood, (*_registry, *_rows))
+            if likelihood not in _defaults:
+                raise ValueError(
+                    f"likelihood {likelihood!r} has no default settings; pass an object"
+                )
         return _defaults[likelihood]
     raise TypeError(
         f"likelihood must be a Likelihood or one of {', '.join(map(repr, (*_registry, *_rows)))}, "

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 
 from .. import backends
 
@@ -36,15 +37,39 @@ def direct(*tensors: Tensor | None) -> bool:
     """True where a kernel may be called past torch's dispatcher, which costs some 10 us a call.
 
     Not under a mode or a tracer that must see the operator, for a subclass with a dispatcher of
-    its own, or for a negated view or a zero tensor, whose memory holds other numbers than it
-    shows, or is not there.
+    its own, or for a tensor whose memory holds other numbers than it shows (a negated view), or
+    is not there (a zero tensor, a batch that vmap shows one by one).
     """
-    if torch.compiler.is_dynamo_compiling() or torch._C._len_torch_dispatch_stack():
+    if is_dynamo_compiling() or torch._C._len_torch_dispatch_stack():
         return False
-    # A plain loop: a generator in all() takes twice the time.
-    for t in tensors:
-        if t is not None and (type(t) not in PLAIN or t.is_neg() or t._is_zerotensor()):
-            return False
+    try:
+        # A plain loop: a generator in all() takes twice the time.
+        for t in tensors:
+            if t is not None and (
+                type(t) not in PLAIN or t.is_neg() or (not t.data_ptr() and t._is_zerotensor())
+            ):
+                return False
+    except RuntimeError:
+        return False
+    return True
+
+
+def by_reference(*upstream: Tensor | None) -> bool:
+    """True where a backward pass is plain PyTorch's: its gradients are to be differentiated again,
+    or the upstream gradients are many at once (`is_grads_batched`, a vectorised Jacobian)."""
+    if torch.is_grad_enabled():
+        return True
+    if is_dynamo_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    return any(type(t) in PLAIN and not _has_memory(t) for t in upstream if t is not None)
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """False for one that stands for others, whose address is an error."""
+    try:
+        tensor.data_ptr()
+    except RuntimeError:
+        return False
     return True
 
 
@@ -83,13 +108,15 @@ def reference_grads(
     need: Sequence[bool],
     upstream: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """Gradients of `function(*inputs)` that can be differentiated again.
+    """Gradients of `function(*inputs)`; where they are asked for, they can be differentiated again.
 
     The inputs are viewed, so that one input's dependence on another (`scale = f(mu)`) is not
     followed twice.
     """
-    views = [t.view_as(t) if t is not None else None for t in inputs]
-    outputs = function(*views)
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        views = [t.view_as(t) if t is not None else None for t in inputs]
+        outputs = function(*views)
     pairs = [
         (o, g)
         for o, g in zip(outputs, upstream, strict=True)
@@ -103,7 +130,7 @@ def reference_grads(
             [o for o, _ in pairs],
             wanted,
             [g.to(o.dtype) for o, g in pairs],
-            create_graph=True,
+            create_graph=again,
             allow_unused=True,
         )
     )

@@ -17,7 +17,7 @@ from .. import backends
 from .._args import compute_dtype, grad_needed
 from ..backends._options import Posterior, Transform
 from ..backends.reference import estimated_kl as reference
-from ._autograd import direct, needs_reference, reference_grads
+from ._autograd import by_reference, direct, needs_reference, reference_grads
 from ._sample_kl import z_shape
 
 _lib = torch.library.Library("vaefast", "FRAGMENT")
@@ -79,7 +79,7 @@ class _EstimatedKL(torch.autograd.Function):
             need[2:] = [False, False]
         if (grad_z is None and grad_kl is None) or not any(need):
             return (None,) * 9
-        if torch.is_grad_enabled():
+        if by_reference(grad_z, grad_kl):
             state, noise = tensors[4:]
             grads = reference_grads(
                 lambda mu, scale, prior_mu, prior_scale: reference.estimated_kl(

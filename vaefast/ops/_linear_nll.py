@@ -18,7 +18,7 @@ from ..backends import linear_nll as chunked
 from ..backends._options import LinearNll
 from ..backends.linear_nll import Maybe
 from ..backends.reference import linear_nll as reference
-from ._autograd import direct, needs_reference, reference_grads, scaled
+from ._autograd import by_reference, direct, needs_reference, reference_grads, scaled
 
 _lib = torch.library.Library("vaefast", "FRAGMENT")
 _lib.define(
@@ -95,7 +95,7 @@ class _LinearNLL(torch.autograd.Function):
         target, rest = rest[: ctx.parts], rest[ctx.parts :]
         leaves, grads = rest[: len(need)], rest[len(need) :]
         result: list[Tensor | None]
-        if torch.is_grad_enabled():
+        if by_reference(upstream):
 
             def formula(*inputs: Tensor | None) -> tuple[Tensor]:
                 given = _split(inputs)

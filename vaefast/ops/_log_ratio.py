@@ -14,7 +14,7 @@ from .. import _args, backends
 from .._args import compute_dtype, grad_needed
 from ..backends._options import Transform
 from ..backends.reference import log_ratio as reference
-from ._autograd import direct, needs_reference, reference_grads
+from ._autograd import by_reference, direct, needs_reference, reference_grads
 
 _lib = torch.library.Library("vaefast", "FRAGMENT")
 _TENSORS = "Tensor z, Tensor mu, Tensor scale, Tensor? prior_mu, Tensor? prior_scale"
@@ -73,7 +73,7 @@ class _LogRatio(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> Any:
         tensors, need = ctx.saved_tensors, list(ctx.needs_input_grad[:5])
         transform, prior, backend = ctx.transform, ctx.prior, ctx.backend
-        if torch.is_grad_enabled():
+        if by_reference(upstream):
             grads = reference_grads(
                 lambda z, mu, scale, prior_mu, prior_scale: (
                     reference.log_ratio(z, mu, scale, prior_mu, prior_scale, transform, prior),

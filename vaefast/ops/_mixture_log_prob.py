@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import backends
 from .._args import grad_needed
 from ..backends.reference import mixture_log_prob as reference
-from ._autograd import direct, needs_reference, reference_grads
+from ._autograd import by_reference, direct, needs_reference, reference_grads
 
 _lib = torch.library.Library("vaefast", "FRAGMENT")
 _TENSORS = "Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights"
@@ -45,7 +45,7 @@ class _Mixture(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> Any:
         *tensors, joint = ctx.saved_tensors
         need = ctx.needs_input_grad[:4]
-        if torch.is_grad_enabled():
+        if by_reference(upstream):
             grads = reference_grads(
                 lambda *t: (reference.mixture_log_prob(*t),), tensors, need, (upstream,)
             )

@@ -15,7 +15,7 @@ from .. import backends
 from .._args import grad_needed
 from ..backends._options import Mmd
 from ..backends.reference import mmd as reference
-from ._autograd import direct, needs_reference, reference_grads, scaled
+from ._autograd import by_reference, direct, needs_reference, reference_grads, scaled
 
 _lib = torch.library.Library("vaefast", "FRAGMENT")
 _lib.define(
@@ -47,7 +47,7 @@ class _MMD(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
         x, y, *made = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if by_reference(upstream):
             grads = reference_grads(
                 lambda x, y: (reference.mmd(x, y, ctx.options),), (x, y), ctx.need, (upstream,)
             )

@@ -17,7 +17,7 @@ from .. import backends
 from .._args import compute_dtype, grad_needed
 from ..backends._options import Nll
 from ..backends.reference import nll as reference
-from ._autograd import direct, needs_reference, reference_grads, scaled
+from ._autograd import by_reference, direct, needs_reference, reference_grads, scaled
 
 _lib = torch.library.Library("vaefast", "FRAGMENT")
 _lib.define(
@@ -87,7 +87,7 @@ class _NLL(torch.autograd.Function):
         saved = ctx.saved_tensors
         params, (target, mask, weight, state) = saved[:count], saved[count : count + 4]
         grads: Sequence[Tensor | None]
-        if torch.is_grad_enabled():
+        if by_reference(upstream):
             x = densified(target, ctx.sparse, params[0].shape[options.lead :])
             grads = twice_differentiable(params, x, mask, weight, state, options, need, upstream)
         elif options.reduce == "elem":

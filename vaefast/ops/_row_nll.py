@@ -16,7 +16,7 @@ from .. import backends
 from .._args import compute_dtype, grad_needed
 from ..backends._options import RowNll
 from ..backends.reference import row_nll as reference
-from ._autograd import direct, needs_reference, reference_grads, scaled
+from ._autograd import by_reference, direct, needs_reference, reference_grads, scaled
 
 _lib = torch.library.Library("vaefast", "FRAGMENT")
 _lib.define(
@@ -69,7 +69,7 @@ class _RowNLL(torch.autograd.Function):
         params, mask, weight, *rest = ctx.saved_tensors
         target, grads = rest[: ctx.targets], rest[ctx.targets :]
         grad: Tensor | None
-        if torch.is_grad_enabled():
+        if by_reference(upstream):
             (grad,) = reference_grads(
                 lambda p: (reference.row_nll(p, target, mask, weight, options),),
                 (params,),

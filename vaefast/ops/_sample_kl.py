@@ -15,7 +15,7 @@ from .. import backends
 from .._args import compute_dtype, grad_needed
 from ..backends._options import Posterior, Transform
 from ..backends.reference import sample_kl as reference
-from ._autograd import direct, keeps_graph, needs_reference, reference_grads
+from ._autograd import by_reference, direct, keeps_graph, needs_reference, reference_grads
 
 _lib = torch.library.Library("vaefast", "FRAGMENT")
 _TENSORS = (
@@ -105,7 +105,7 @@ def gradients(
         need[2:] = [False, False]
     if (grad_z is None and grad_kl is None) or not any(need):
         return (None,) * 4
-    if torch.is_grad_enabled():
+    if by_reference(grad_z, grad_kl):
         return _twice_differentiable(tensors, options, need, grad_z, grad_kl)
     if was_direct and direct(grad_z, grad_kl):
         module = backends.load(backend, "sample_kl")

@@ -20,12 +20,10 @@ from .. import backends, random
 from ..backends._options import Nll, Posterior
 from ..likelihoods import Likelihood, Params
 from . import _nll, _sample_kl
-from ._autograd import PLAIN, direct, keeps_graph
+from ._autograd import PLAIN, by_reference, direct, keeps_graph
 
 # More signatures than any one program calls with.
 _LIMIT = 1024
-
-_recipes: dict[Hashable, Any] = {}
 
 _modes = torch._C._len_torch_dispatch_stack
 _transforms = torch._C._are_functorch_transforms_active
@@ -43,6 +41,9 @@ class _Recipe:
         self.apply = apply
 
 
+_recipes: dict[Hashable, _Recipe] = {}
+
+
 def sample(
     mu: Tensor,
     scale: Tensor,
@@ -52,7 +53,11 @@ def sample(
 ) -> Any:
     """What the operator of these settings gives, a sample of a posterior, alone or with its KL to
     N(0, I), or None where there is no recipe."""
-    recipe = _recipe((mu, scale), settings)
+    try:
+        recipe = _recipes.get(_key((mu, scale), settings))
+    except TypeError:
+        # A clamp may be a list.
+        return None
     if recipe is None:
         return None
     recorded = _recording() and mu.requires_grad
@@ -60,7 +65,7 @@ def sample(
         return None
     drawn = seed is None and generator is None
     if drawn:
-        state = random.drawn(mu.device)
+        state = random.drawn(mu)
     elif _one_stream(seed, generator):
         state = random.make_state(mu, mu.shape[0], seed, generator)
     else:
@@ -161,7 +166,10 @@ class _SmallSample(torch.autograd.Function):
 
 def gaussian_kl(mu: Tensor, scale: Tensor, settings: tuple[object, ...]) -> Tensor | None:
     """The KL of a posterior to N(0, I), or None where there is no recipe."""
-    recipe = _recipe((mu, scale), settings)
+    try:
+        recipe = _recipes.get(_key((mu, scale), settings))
+    except TypeError:
+        return None
     if recipe is None:
         return None
     kl: Tensor
@@ -197,7 +205,7 @@ class _SmallKL(torch.autograd.Function):
 def nll(params: Params, target: Tensor, model: Likelihood, reduction: str) -> Tensor | None:
     """The loss of dense parameters and target, or None where there is no recipe."""
     tensors = params if isinstance(params, tuple) else (params,)
-    recipe = _recipe((*tensors, target), (model, reduction))
+    recipe = _recipes.get(_key((*tensors, target), (model, reduction)))
     if recipe is None:
         return None
     loss: Tensor
@@ -259,7 +267,7 @@ class _SmallNLL(torch.autograd.Function):
             return (None, None, *grads)
         options, need = ctx.recipe.options, ctx.needs_input_grad[2:]
         params, target = saved[:count], saved[count]
-        if _recording():
+        if by_reference(upstream):
             found = _nll.twice_differentiable(
                 params, target, None, None, None, options, need, upstream
             )
@@ -286,17 +294,6 @@ _apply_sample_kl = _apply(_SmallSampleKL)
 _apply_sample = _apply(_SmallSample)
 _apply_kl = _apply(_SmallKL)
 _apply_nll = _apply(_SmallNLL)
-
-
-def _recipe(tensors: tuple[Tensor, ...], settings: tuple[object, ...]) -> Any:
-    key = _key(tensors, settings)
-    if key is None:
-        return None
-    try:
-        return _recipes.get(key)
-    except TypeError:
-        # A clamp may be a list.
-        return None
 
 
 def _key(tensors: tuple[Tensor, ...], settings: tuple[object, ...]) -> Hashable | None:

@@ -15,7 +15,7 @@ from .. import backends
 from .._args import grad_needed
 from ..backends._options import Weighing
 from ..backends.reference import tc_terms as reference
-from ._autograd import direct, needs_reference, reference_grads
+from ._autograd import by_reference, direct, needs_reference, reference_grads
 
 _lib = torch.library.Library("vaefast", "FRAGMENT")
 _SETTINGS = "float log_weight, int first, float own, float stratum, str backend"
@@ -53,7 +53,7 @@ class _TCTerms(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> Any:
         saved, weighing = ctx.saved_tensors, ctx.weighing
         need = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled():
+        if by_reference(upstream):
             grads = reference_grads(
                 lambda z, mu, logvar: (reference.tc_terms(z, mu, logvar, weighing),),
                 saved[:3],
