@@ -232,6 +232,7 @@ template <class T>
 bool run(const NllArgs& args, const Form<T>& form) {
   const Tiling tiling(args.shape, kTile<T>);
   const T grad_factor = T(args.grad_factor);
+  const bool look_ahead = Ahead::pays(args.shape, 1 + 2 * form.params, sizeof(T), args.threads);
   bool any_grad = false;
   for (int j = 0; j < form.params; ++j) any_grad = any_grad || args.grads[j];
   const Evaluate<T> evaluate = any_grad ? form.with_grads : form.value;
@@ -262,8 +263,8 @@ bool run(const NllArgs& args, const Form<T>& form) {
       }
       const Tile next = tiling.following(index);
       Ahead ahead;
-      if (args.row_starts == nullptr) ahead.read(args.target, next);
-      for (int j = 0; j < form.params; ++j) {
+      if (look_ahead && args.row_starts == nullptr) ahead.read(args.target, next);
+      for (int j = 0; look_ahead && j < form.params; ++j) {
         ahead.read(args.params[j], next);
         if (j != args.scalar) ahead.write(args.grads[j], next.start(args.shape));
       }

@@ -104,10 +104,12 @@ void usual_tile(const SampleKlArgs& args, const Tile& tile, const Tile& next,
   const int64_t n = tile.size(), start = tile.start(args.shape);
   const Output kept{args.kept, args.wide ? DType::kF64 : DType::kF32, args.stream_kept};
   Ahead ahead;
-  ahead.read(args.mu, next);
-  ahead.read(args.scale, next);
-  ahead.write(args.z, next.start(args.shape));
-  ahead.write(kept, next.start(args.shape));
+  if (Ahead::pays(args.shape, 4, sizeof(T), args.threads)) {
+    ahead.read(args.mu, next);
+    ahead.read(args.scale, next);
+    ahead.write(args.z, next.start(args.shape));
+    ahead.write(kept, next.start(args.shape));
+  }
   const T* eps = load_noise(args, tile, 0, b.noise);
   const T* mu = load(args.mu, tile, b.q.mu_buffer);
   const T* logvar = load(args.scale, tile, b.q.scale_buffers.raw);
@@ -365,11 +367,13 @@ void usual_backward_tile(const SampleKlArgs& args, const Tile& tile, const Tile&
                          BackwardBuffers<T>& b) {
   const int64_t n = tile.size(), start = tile.start(args.shape);
   Ahead ahead;
-  ahead.read(args.mu, next);
-  ahead.read(args.scale, next);
-  ahead.read(args.grad_z, next);
-  ahead.write({args.kept, args.wide ? DType::kF64 : DType::kF32, false}, next.start(args.shape));
-  ahead.write(args.grad_mu, next.start(args.shape));
+  if (Ahead::pays(args.shape, 5, sizeof(T), args.threads)) {
+    ahead.read(args.mu, next);
+    ahead.read(args.scale, next);
+    ahead.read(args.grad_z, next);
+    ahead.write({args.kept, args.wide ? DType::kF64 : DType::kF32, false}, next.start(args.shape));
+    ahead.write(args.grad_mu, next.start(args.shape));
+  }
   const T* mu = load(args.mu, tile, b.q.mu_buffer);
   const T* logvar = load(args.scale, tile, b.q.scale_buffers.raw);
   const T* grad_z = load(args.grad_z, tile, b.z_mu);

@@ -108,7 +108,7 @@ static T* destination(const Output& out, int64_t start, T* buffer) {
 }
 
 // Elements of a tile between two looks ahead.
-constexpr int64_t kChunk = 64;
+constexpr int64_t kChunk = 128;
 
 // Where the next tile's operands and results lie, to be brought into the cache bit by bit while
 // this tile is computed: all at once they would wait for one another.
@@ -117,6 +117,12 @@ struct Ahead {
   const char* from[kMost];
   int64_t width[kMost];
   int count = 0;
+
+  // Whether it pays: not where what a thread reads and writes stays in its second-level cache.
+  static bool pays(const Shape& shape, int64_t arrays, int64_t size, int threads) {
+    constexpr int64_t kCache = int64_t{1} << 20;
+    return shape.rows * shape.cols * arrays * size > kCache * threads;
+  }
 
   void read(const View& view, const Tile& tile) {
     if (dense(view, tile)) add(row_pointer(view, tile.row, tile.col), size_of(view.dtype));
