@@ -120,3 +120,22 @@ def test_only_what_needs_a_gradient_gets_one(backend):
     assert logvar.grad is None
     assert prior.grad is None
     torch.testing.assert_close(mu.grad, mu.detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("outlier", [-2000.0, 88.0, 2000.0, float("nan")])
+def test_an_outlier_changes_no_other_bit(backend, outlier, dtype):
+    mu, logvar = (torch.randn(3, 300, dtype=dtype) for _ in range(2))
+    upstream = torch.randn(3, 300, dtype=dtype)
+    found = []
+    for value in (0.5, outlier):
+        logvar[1, 140] = value
+        pair = mu.clone().requires_grad_(), logvar.clone().requires_grad_()
+        z, kl = vf.sample_kl(*pair, seed=1)
+        grads = torch.autograd.grad((z, kl.sum()), pair, (upstream, torch.ones((), dtype=dtype)))
+        found.append([z.detach(), *grads, kl.detach().unsqueeze(1).expand(3, 300)])
+    others = torch.ones(3, 300, dtype=torch.bool)
+    others[1, 140] = False
+    for plain, beside in zip(*[f[:3] for f in found], strict=True):
+        assert torch.equal(plain[others], beside[others])
+    assert torch.equal(found[0][3][[0, 2]], found[1][3][[0, 2]])

@@ -84,13 +84,25 @@ bool usual(const SampleKlArgs& args) {
          args.samples == 1 && args.reduce != Reduce::kNone;
 }
 
+// True where every exponential of the log-variances is a normal number, as it is but for outliers.
 template <class T>
+bool all_normal(int64_t n, const T* logvar) {
+  int outside = 0;
+  for (int64_t i = 0; i < n; ++i) outside |= abs(logvar[i]) < kNormalLogvar<T> ? 0 : 1;
+  return outside == 0;
+}
+
+template <bool kNormal, class T>
 void usual_loop(int64_t n, T temperature, const T* __restrict mu, const T* __restrict logvar,
                 const T* __restrict eps, T* __restrict z, T* __restrict derivative,
                 T* __restrict kl) {
   for (int64_t i = 0; i < n; ++i) {
     T std, rest;
-    std_and_kl(logvar[i], std, rest);
+    if constexpr (kNormal) {
+      std_and_kl_normal(logvar[i], std, rest);
+    } else {
+      std_and_kl(logvar[i], std, rest);
+    }
     const T noise = temperature * std * eps[i];
     z[i] = mu[i] + noise;
     derivative[i] = T(0.5) * noise;
@@ -118,8 +130,8 @@ void usual_tile(const SampleKlArgs& args, const Tile& tile, const Tile& next,
   for (int64_t i = 0; i < n; i += kChunk) {
     const int64_t m = n - i < kChunk ? n - i : kChunk;
     ahead.bring(i, m);
-    usual_loop(m, T(args.temperature), mu + i, logvar + i, eps + i, z + i, derivative + i,
-               b.kl + i);
+    const auto loop = all_normal(m, logvar + i) ? usual_loop<true, T> : usual_loop<false, T>;
+    loop(m, T(args.temperature), mu + i, logvar + i, eps + i, z + i, derivative + i, b.kl + i);
   }
   finish(args.z, start, n, z);
   if (kept) finish(kept, start, n, derivative);

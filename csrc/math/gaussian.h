@@ -63,9 +63,18 @@ VAEFAST_FN T rate_of(T logvar) {
 }
 
 // sigma = e^(logvar/2), <= 1 ulp, and what the KL to N(0, 1) takes of it,
-// (e^logvar - 1 - logvar) / 2, <= 5 ulp, both from one reduction of logvar/2. With
-// sigma = 2^n (1 + s) the latter is 2^(2n-1) (s^2 + 2s) + 2^(2n-1) - 1/2 - logvar/2, where s -
-// logvar/2 is the polynomial itself for n = 0, so that nothing cancels.
+// (e^logvar - 1 - logvar) / 2, <= 5 ulp, both from one reduction of h = logvar/2. With
+// sigma = 2^n (1 + s), s = low + a and power = 2^n the latter is
+// power^2/2 (s^2 + 2s) + power^2/2 - 1/2 - h, where s - h is the polynomial itself for n = 0, so
+// that nothing cancels.
+template <class T>
+VAEFAST_FN T kl_from(T power, T s, T low, T a, T h) {
+  const T square = T(0.5) * power * power;
+  const T linear = madd(square, a + a, square - T(0.5)) - h;
+  return madd(square, madd(s, s, low + low), linear);
+}
+
+// 2^n is applied in two halves, as by exp: for n = 128, and denormals.
 VAEFAST_FN void std_and_kl(float logvar, float& std, float& kl) {
   const float h = 0.5f * logvar;
   float c = h < -104.0f ? -104.0f : h;
@@ -77,10 +86,7 @@ VAEFAST_FN void std_and_kl(float logvar, float& std, float& kl) {
   const uint32_t half = k >> 1;
   const float first = as_float(half << 23), second = as_float((k - half) << 23);
   std = (s + 1.0f) * first * second;
-  const float power = first * second;
-  const float square = 0.5f * power * power;
-  const float linear = madd(square, a + a, square - 0.5f) - h;
-  const float y = madd(square, madd(s, s, low + low), linear);
+  const float y = kl_from(first * second, s, low, a, h);
   kl = logvar > 89.4159851f ? kInfF : y;
 }
 
@@ -95,11 +101,34 @@ VAEFAST_FN void std_and_kl(double logvar, double& std, double& kl) {
   const uint64_t half = k >> 1;
   const double first = as_double(half << 52), second = as_double((k - half) << 52);
   std = (s + 1.0) * first * second;
-  const double power = first * second;
-  const double square = 0.5 * power * power;
-  const double linear = madd(square, a + a, square - 0.5) - h;
-  const double y = madd(square, madd(s, s, low + low), linear);
+  const double y = kl_from(first * second, s, low, a, h);
   kl = logvar > 710.475860073943942 ? kInf : y;
+}
+
+// The log-variances whose exponentials are normal numbers, far from overflow.
+template <class T>
+constexpr T kNormalLogvar = sizeof(T) == 4 ? T(86) : T(700);
+
+// The same bits as std_and_kl for |logvar| < kNormalLogvar: no clamp, and one scaling. Three fifths
+// of its time, most of that for a shorter chain.
+VAEFAST_FN void std_and_kl_normal(float logvar, float& std, float& kl) {
+  const float h = 0.5f * logvar;
+  uint32_t k;
+  float a;
+  const float low = exp_reduce(h, 127.0f, k, a);
+  const float s = low + a, power = as_float(k << 23);
+  std = (s + 1.0f) * power;
+  kl = kl_from(power, s, low, a, h);
+}
+
+VAEFAST_FN void std_and_kl_normal(double logvar, double& std, double& kl) {
+  const double h = 0.5 * logvar;
+  uint64_t k;
+  double a;
+  const double low = exp_reduce(h, 1023.0, k, a);
+  const double s = low + a, power = as_double(k << 52);
+  std = (s + 1.0) * power;
+  kl = kl_from(power, s, low, a, h);
 }
 
 // KL against N(prior_mu, e^prior_logvar); distance = mu - prior_mu, d = logvar - prior_logvar.

@@ -44,18 +44,27 @@ VAEFAST_FN T cos_2pi(T u) {
   return c;
 }
 
+// NaN where the form without clamps has other bits than the one with them.
+template <class T>
+VAEFAST_FN T checked(T x, T value, T normal) {
+  const bool differs = (m::abs(x) < m::kNormalLogvar<T>)&(value != normal);
+  return differs ? T(NAN) : value;
+}
+
 template <class T>
 VAEFAST_FN T std_of(T x) {
-  T std, kl;
+  T std, kl, std_normal, kl_normal;
   m::std_and_kl(x, std, kl);
-  return std;
+  m::std_and_kl_normal(x, std_normal, kl_normal);
+  return checked(x, std, std_normal);
 }
 
 template <class T>
 VAEFAST_FN T kl_of(T x) {
-  T std, kl;
+  T std, kl, std_normal, kl_normal;
   m::std_and_kl(x, std, kl);
-  return kl;
+  m::std_and_kl_normal(x, std_normal, kl_normal);
+  return checked(x, kl, kl_normal);
 }
 
 LOOP(loop_exp, m::exp(x[i]))
