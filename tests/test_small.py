@@ -257,6 +257,41 @@ def test_nll(short, case, reduction):
         assert case.scalar is not None
 
 
+@pytest.mark.parametrize("kind", [vf.Gaussian, vf.Laplace])
+@pytest.mark.parametrize("reduction", ["sample", "batchmean", "mean"])
+def test_a_learned_scalar(short, kind, reduction):
+    """The likelihood is made anew at every step, around another tensor."""
+    mean, target = torch.randn(5, 7).requires_grad_(), torch.randn(5, 7)
+    log_scale = torch.tensor(0.3).requires_grad_()
+
+    def call():
+        return (vf.nll(mean, target, kind(log_scale.exp()), reduction=reduction),)
+
+    for upstream in (torch.randn_like, torch.ones_like):
+        _small._recipes.clear()
+        both_ways(call, (mean, log_scale), short, upstream)
+    (loss,) = call()
+    assert short[-1]
+    first = torch.autograd.grad(loss.sum(), log_scale, create_graph=True)[0]
+    (second,) = torch.autograd.grad(first, log_scale)
+    with vf.backend("reference"):
+        want = torch.autograd.grad(call()[0].sum(), log_scale, create_graph=True)[0]
+    assert not short[-1]
+    torch.testing.assert_close(first, want)
+    torch.testing.assert_close(second, torch.autograd.grad(want, log_scale)[0])
+    # A scalar with a dimension of its own has another gradient's shape.
+    for _ in range(2):
+        vf.nll(mean, target, kind(log_scale.exp().view(1)))
+        assert not short[-1]
+
+
+def test_likelihoods_of_equal_settings_share_a_recipe(short):
+    mean, target = torch.randn(5, 7), torch.randn(5, 7)
+    losses = [vf.nll(mean, target, vf.Gaussian(std=std)) for std in (0.5, 0.5, 2.0, 2.0)]
+    assert short == [False, True, False, True]
+    assert losses[0] == losses[1] and losses[2] == losses[3] and losses[0] != losses[2]
+
+
 def test_second_gradients_and_retained_graphs(short):
     pair = leaves(5, 7, dtype=torch.float64)
     vf.sample_kl(*pair)

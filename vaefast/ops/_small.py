@@ -204,8 +204,12 @@ class _SmallKL(torch.autograd.Function):
 
 def nll(params: Params, target: Tensor, model: Likelihood, reduction: str) -> Tensor | None:
     """The loss of dense parameters and target, or None where there is no recipe."""
-    tensors = params if isinstance(params, tuple) else (params,)
-    recipe = _recipes.get(_key((*tensors, target), (model, reduction)))
+    tensors, settings = _described(params, model, reduction)
+    try:
+        recipe = _recipes.get(_key((*tensors, target), settings))
+    except TypeError:
+        # A likelihood of the user's may hold anything.
+        return None
     if recipe is None:
         return None
     loss: Tensor
@@ -220,24 +224,50 @@ def nll(params: Params, target: Tensor, model: Likelihood, reduction: str) -> Te
     return loss
 
 
+def _described(
+    params: Params, model: Likelihood, reduction: str
+) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
+    """The parameters, a learned scalar of the likelihood among them, and what else a recipe depends
+    on: an object made anew at every step is the one before if its settings are."""
+    tensors = params if isinstance(params, tuple) else (params,)
+    settings = [type(model), reduction]
+    for value in model.__dict__.values():
+        if isinstance(value, Tensor):
+            tensors = (*tensors, value)
+            value = None
+        settings.append(value)
+    return tensors, tuple(settings)
+
+
 def keep_nll(
-    params: tuple[Tensor, ...], target: Tensor, model: Likelihood, reduction: str, options: Nll
+    params: Params,
+    target: Tensor,
+    model: Likelihood,
+    reduction: str,
+    options: Nll,
+    count: int,
 ) -> None:
-    """Makes the recipe of a call that went the long way, if one can be made."""
-    key = _key((*params, target), (model, reduction))
+    """Makes the recipe of a call that went the long way, if one can be made. `count`: how many
+    parameters the form has."""
+    tensors, settings = _described(params, model, reduction)
+    key = _key((*tensors, target), settings)
     if (
         key is None
         or options.reduce not in ("sample", "sum")
-        or options.scalar >= 0
         or options.lead != 1
+        or len(tensors) != count
         or not _native(target)
     ):
         return
     from ..backends.native import small
 
-    same = all(p.dtype == params[0].dtype for p in params)
-    if same and target.is_contiguous() and small.fits(*params):
-        _keep(key, _Recipe(small.SmallNll(params, target, options), options, _apply_nll))
+    scalar = options.scalar
+    if scalar >= 0 and (scalar != len(tensors) - 1 or tensors[scalar].dim() > 0):
+        return
+    full = tensors if scalar < 0 else tensors[:scalar]
+    same = all(p.dtype == tensors[0].dtype for p in tensors)
+    if same and target.is_contiguous() and small.fits(*full):
+        _keep(key, _Recipe(small.SmallNll(tensors, target, options), options, _apply_nll))
 
 
 class _SmallNLL(torch.autograd.Function):
@@ -264,6 +294,9 @@ class _SmallNLL(torch.autograd.Function):
             and upstream.dim() == 0
             and upstream.item() == 1.0
         ):
+            scalar = ctx.recipe.options.scalar
+            if scalar >= 0 and grads[scalar] is not None:
+                grads = (*grads[:scalar], grads[scalar].sum())
             return (None, None, *grads)
         options, need = ctx.recipe.options, ctx.needs_input_grad[2:]
         params, target = saved[:count], saved[count]

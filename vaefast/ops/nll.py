@@ -96,7 +96,7 @@ def nll(
     )
     loss = _nll.run(tensors, target, mask, weight, state, options)
     if plain and state is None and form.name not in backends.USER_FORMS:
-        _small.keep_nll(tensors, target, model, reduction, options)
+        _small.keep_nll(params, target, model, reduction, options, len(tensors))
     if reduction == "mean" and mask is not None:
         loss = loss * sample_shape.numel() / mask.expand(sample_shape).sum()
     return loss

@@ -147,9 +147,10 @@ def _step(grad_kl: Tensor) -> int:
 
 
 class SmallNll:
-    """A likelihood of dense parameters of the target's shape, reduced, in their dtype."""
+    """A likelihood of dense parameters of the target's shape, the last one perhaps a learned
+    scalar, reduced, in their dtype."""
 
-    __slots__ = ("call", "fresh", "loss")
+    __slots__ = ("call", "fresh", "loss", "scalar", "scalar_grad")
 
     def __init__(self, params: tuple[Tensor, ...], target: Tensor, options: Nll) -> None:
         grid, packed, _ = pack(target.shape, 1, (*params, target))
@@ -160,7 +161,7 @@ class SmallNll:
         settings = (
             _FORMS[options.form],
             options.numbers,
-            -1,
+            options.scalar,
             grid[0],
             REDUCE[options.reduce],
             options.factor,
@@ -168,7 +169,10 @@ class SmallNll:
             params[0].dtype == torch.float64,
         )
         self.call = _C.SmallNll(grid, tuple(packed), x, settings)
+        self.scalar = options.scalar
         self.fresh = _fresh(*params)
+        # A learned scalar's gradient is a number per sample.
+        self.scalar_grad = params[0].new_empty(target.shape[0])
         self.loss = params[0].new_empty(target.shape[:1] if options.reduce == "sample" else ())
 
     def forward(
@@ -181,7 +185,7 @@ class SmallNll:
         for index, param in enumerate(params):
             grad, at = None, 0
             if need is not None and need[index]:
-                grad = self.fresh(param)
+                grad = self.fresh(self.scalar_grad if index == self.scalar else param)
                 at = grad.data_ptr()
             grads.append(grad)
             addresses += param.data_ptr(), at
