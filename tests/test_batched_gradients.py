@@ -72,6 +72,13 @@ CASES = {
     "nll of two": lambda: gaussian("batchmean"),
     "categorical": categorical,
     "linear_nll": linear,
+    "elbo_loss": lambda: posterior(
+        lambda *p: (
+            vf.elbo_loss(
+                p[0], torch.ones(B, D, dtype=torch.float64), kl=p[1].sum(1), likelihood="gaussian"
+            ).loss
+        )
+    ),
     "rsample": lambda: posterior(vf.rsample, seed=1),
     "gaussian_kl": lambda: posterior(vf.gaussian_kl),
     "sample_kl": lambda: posterior(lambda *p: vf.sample_kl(*p, seed=1)[1]),

@@ -8,7 +8,7 @@ interpreter, at some 20 ns a bytecode, so it is written for few of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -204,6 +204,8 @@ class _SmallKL(torch.autograd.Function):
 
 def nll(params: Params, target: Tensor, model: Likelihood, reduction: str) -> Tensor | None:
     """The loss of dense parameters and target, or None where there is no recipe."""
+    if is_dynamo_compiling():
+        return None
     tensors, settings = _described(params, model, reduction)
     try:
         recipe = _recipes.get(_key((*tensors, target), settings))
@@ -249,6 +251,8 @@ def keep_nll(
 ) -> None:
     """Makes the recipe of a call that went the long way, if one can be made. `count`: how many
     parameters the form has."""
+    if is_dynamo_compiling():
+        return
     tensors, settings = _described(params, model, reduction)
     key = _key((*tensors, target), settings)
     if (
@@ -283,35 +287,103 @@ class _SmallNLL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        saved = ctx.saved_tensors
-        count = len(saved) // 2
-        grads = saved[count + 1 :]
-        # The end of most programs' graphs: nothing is left to do.
-        if (
-            not _recording()
-            and not keeps_graph()
-            and direct(upstream)
-            and upstream.dim() == 0
-            and upstream.item() == 1.0
-        ):
-            scalar = ctx.recipe.options.scalar
-            if scalar >= 0 and grads[scalar] is not None:
-                grads = (*grads[:scalar], grads[scalar].sum())
-            return (None, None, *grads)
-        options, need = ctx.recipe.options, ctx.needs_input_grad[2:]
-        params, target = saved[:count], saved[count]
-        if by_reference(upstream):
-            found = _nll.twice_differentiable(
-                params, target, None, None, None, options, need, upstream
-            )
-        else:
-            found = [
-                None
-                if grad is None
-                else _nll.times_upstream(grad, index, params[index], upstream, options, "native")
-                for index, grad in enumerate(grads)
-            ]
-        return (None, None, *found)
+        return (None, None, *_nll_gradients(ctx, upstream, 2))
+
+
+def _nll_gradients(ctx: Any, upstream: Tensor, first: int) -> Sequence[Tensor | None]:
+    """Those of the parameters, the first of which is the function's argument `first`."""
+    saved, options = ctx.saved_tensors, ctx.recipe.options
+    count = len(saved) // 2
+    grads = saved[count + 1 :]
+    # The end of most programs' graphs: little is left to do.
+    if (
+        not _recording()
+        and not keeps_graph()
+        and direct(upstream)
+        and upstream.dim() == 0
+        and upstream.item() == 1.0
+    ):
+        made: Sequence[Tensor | None] = grads
+        scalar = options.scalar
+        if scalar >= 0 and grads[scalar] is not None:
+            made = (*grads[:scalar], grads[scalar].sum())
+        return made
+    params, target = saved[:count], saved[count]
+    if by_reference(upstream):
+        need = ctx.needs_input_grad[first:]
+        return _nll.twice_differentiable(params, target, None, None, None, options, need, upstream)
+    return [
+        None
+        if grad is None
+        else _nll.times_upstream(grad, index, params[index], upstream, options, "native")
+        for index, grad in enumerate(grads)
+    ]
+
+
+def elbo(
+    params: Params, target: Tensor, model: Likelihood, kl: Tensor, beta: float
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """(loss, nll, kl) of nll + beta mean(kl), means over the batch, the last two detached; None
+    where there is no recipe."""
+    if is_dynamo_compiling():
+        return None
+    tensors, settings = _described(params, model, "elbo")
+    try:
+        recipe = _recipes.get(_key((*tensors, target, kl), settings))
+    except TypeError:
+        return None
+    if recipe is None:
+        return None
+    if not _recording():
+        nll, _ = recipe.small.forward(tensors, target, None)
+        return _elbo_of(nll, kl, beta)
+    if target.requires_grad:
+        return None
+    found: tuple[Tensor, Tensor, Tensor] = recipe.apply(recipe, beta, target, kl, *tensors)
+    return found
+
+
+def _elbo_of(nll: Tensor, kl: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    mean = kl.mean()
+    return torch.add(nll, mean, alpha=beta), nll, mean
+
+
+def keep_elbo(params: Params, target: Tensor, model: Likelihood, kl: Tensor) -> None:
+    """Makes the recipe of a call that went the long way, if its likelihood left one."""
+    if is_dynamo_compiling():
+        return
+    tensors, settings = _described(params, model, "batchmean")
+    try:
+        found = _recipes[_key((*tensors, target), settings)]
+    except (KeyError, TypeError):
+        return
+    _, settings = _described(params, model, "elbo")
+    key = _key((*tensors, target, kl), settings)
+    if key is not None and kl.dtype == found.small.loss.dtype:
+        _keep(key, _Recipe(found.small, found.options, _apply_elbo))
+
+
+class _SmallELBO(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, recipe: _Recipe, beta: float, target: Tensor, kl: Tensor, *params: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        nll, grads = recipe.small.forward(params, target, ctx.needs_input_grad[4:])
+        found = _elbo_of(nll, kl, beta)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*found[1:])
+        ctx.save_for_backward(*params, target, *grads)
+        ctx.recipe, ctx.beta, ctx.shape = recipe, beta, kl.shape
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, *_: None) -> Any:
+        if upstream is None:
+            return (None,) * len(ctx.needs_input_grad)
+        grad_kl = None
+        if ctx.needs_input_grad[3]:
+            grad_kl = (upstream * ctx.beta / ctx.shape.numel()).expand(ctx.shape)
+        return (None, None, None, grad_kl, *_nll_gradients(ctx, upstream, 4))
 
 
 def _apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
@@ -327,6 +399,7 @@ _apply_sample_kl = _apply(_SmallSampleKL)
 _apply_sample = _apply(_SmallSample)
 _apply_kl = _apply(_SmallKL)
 _apply_nll = _apply(_SmallNLL)
+_apply_elbo = _apply(_SmallELBO)
 
 
 def _key(tensors: tuple[Tensor, ...], settings: tuple[object, ...]) -> Hashable | None:

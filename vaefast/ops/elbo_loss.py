@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import _args, likelihoods, random
 from .._args import Clamp, Param, Reduction
 from ..likelihoods import Likelihood, Params
+from . import _small
 from .gaussian_kl import FreeBitsPer, gaussian_kl, inverse
 from .nll import nll
 
@@ -101,18 +102,6 @@ def elbo_loss(
         or (isinstance(beta, Tensor) and beta.dim() > 0)
         or sample_weight is not None
     )
-    data = nll(
-        params,
-        target,
-        model,
-        mask=mask,
-        weight=weight,
-        reduction="sample" if apart else "batchmean",
-        validate=validate,
-        seed=seed,
-        generator=generator,
-        offset=offset,
-    )
     shared: dict[str, Any] = {"param": param, "min_std": min_std, "clamp": clamp}
     if kl is None:
         assert posterior is not None
@@ -125,7 +114,36 @@ def elbo_loss(
         )
     else:
         _check_kl(kl, first.shape, lead)
-        raw = kl if apart else kl.mean()
+        raw = kl
+    plain = (
+        not apart
+        and free_bits == 0
+        and reduction == "batchmean"
+        and isinstance(beta, (int, float))
+        and mask is None
+        and weight is None
+        and not validate
+    )
+    if plain:
+        found = _small.elbo(params, target, model, raw, float(beta))
+        if found is not None:
+            return ELBO(*found)
+    data = nll(
+        params,
+        target,
+        model,
+        mask=mask,
+        weight=weight,
+        reduction="sample" if apart else "batchmean",
+        validate=validate,
+        seed=seed,
+        generator=generator,
+        offset=offset,
+    )
+    if plain:
+        _small.keep_elbo(params, target, model, raw)
+    if kl is not None and not apart:
+        raw = kl.mean()
     cost = raw
     if free_bits > 0:
         cost = _free_bits(
@@ -135,7 +153,11 @@ def elbo_loss(
         cost = (cost - capacity).abs()
     if sample_weight is not None:
         cost = cost * sample_weight
-    loss = data + (cost if isinstance(beta, (int, float)) and beta == 1 else beta * cost)
+    if isinstance(beta, Tensor):
+        loss = data + beta * cost
+    else:
+        # It saves no tensor, as the short way does not: checkpointing may go either way.
+        loss = torch.add(data, cost, alpha=float(beta))
     data, raw = data.detach(), raw.detach()
     if reduction == "sample":
         return ELBO(loss, data, raw)
