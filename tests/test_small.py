@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import vaefast as vf
-from vaefast.ops import _small
+from vaefast.ops import _recipes
 
 pytestmark = pytest.mark.skipif(
     "native" not in vf.available_backends(), reason="the reference has no short way"
@@ -27,7 +27,7 @@ def short(monkeypatch):
             found.append(recipe is not None)
             return recipe
 
-    monkeypatch.setattr(_small, "_recipes", Counted())
+    monkeypatch.setattr(_recipes, "kept", Counted())
     with vf.backend("native"):
         yield found
 
@@ -199,7 +199,7 @@ def test_checkpointing_goes_either_way(short, name):
     """The forward pass goes the long way, which leaves a recipe to the recomputation."""
 
     def gradients(run):
-        _small._recipes.clear()
+        _recipes.kept.clear()
         torch.manual_seed(2)
         mu, logvar = torch.randn(5, 7).requires_grad_(), torch.randn(5, 7).requires_grad_()
         (3.0 * run(mu, logvar)).sum().backward()
@@ -261,7 +261,7 @@ def test_nll(short, case, reduction):
     call()
     call()
     if short[-1]:
-        _small._recipes.clear()
+        _recipes.kept.clear()
         both_ways(call, params, short)
     else:
         assert case.scalar is not None
@@ -278,7 +278,7 @@ def test_a_learned_scalar(short, kind, reduction):
         return (vf.nll(mean, target, kind(log_scale.exp()), reduction=reduction),)
 
     for upstream in (torch.randn_like, torch.ones_like):
-        _small._recipes.clear()
+        _recipes.kept.clear()
         both_ways(call, (mean, log_scale), short, upstream)
     (loss,) = call()
     assert short[-1]
@@ -311,7 +311,7 @@ def test_elbo_loss(short, beta, inside, dtype):
 
     parameters = (mean, mu, logvar, log_std)
     for upstream in (torch.randn_like, torch.ones_like):
-        _small._recipes.clear()
+        _recipes.kept.clear()
         both_ways(lambda: (call().loss,), parameters, short, upstream)
     brief = call()
     assert short[-1] and brief.loss.requires_grad
@@ -438,7 +438,7 @@ def test_a_changed_input_is_read_anew(short):
 
 
 def test_recipes_do_not_grow_without_bound(short, monkeypatch):
-    monkeypatch.setattr(_small, "_LIMIT", 3)
+    monkeypatch.setattr(_recipes, "LIMIT", 3)
     for width in range(1, 9):
         vf.sample_kl(torch.zeros(2, width), torch.zeros(2, width))
-    assert len(_small._recipes) <= 3
+    assert len(_recipes.kept) <= 3

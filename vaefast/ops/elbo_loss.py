@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _args, likelihoods, random
 from .._args import Clamp, Param, Reduction
 from ..likelihoods import Likelihood, Params
-from . import _small
+from . import _small_nll
 from .gaussian_kl import FreeBitsPer, gaussian_kl, inverse
 from .nll import nll
 
@@ -125,7 +125,7 @@ def elbo_loss(
         and not validate
     )
     if plain:
-        found = _small.elbo(params, target, model, raw, float(beta))
+        found = _small_nll.elbo(params, target, model, raw, float(beta))
         if found is not None:
             return ELBO(*found)
     data = nll(
@@ -141,7 +141,7 @@ def elbo_loss(
         offset=offset,
     )
     if plain:
-        _small.keep_elbo(params, target, model, raw)
+        _small_nll.keep_elbo(params, target, model, raw)
     if kl is not None and not apart:
         raw = kl.mean()
     cost = raw

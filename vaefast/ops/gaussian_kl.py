@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _args
 from .._args import Clamp, Param, Reduction
 from ..backends._options import Posterior
-from . import _sample_kl, _small
+from . import _sample_kl, _small_posterior
 from .rsample import transform_of
 
 FreeBitsPer = Literal["dim", "sample", "total"]
@@ -77,7 +77,7 @@ def gaussian_kl(
     )
     settings = ("gaussian_kl", param, min_std, clamp, reduction, free_bits_per)
     if standard:
-        found = _small.gaussian_kl(mu, scale, settings)
+        found = _small_posterior.gaussian_kl(mu, scale, settings)
         if found is not None:
             return found
     check_prior(mu, scale, prior_mu, prior_scale)
@@ -103,7 +103,7 @@ def gaussian_kl(
     )
     assert kl is not None
     if standard:
-        _small.keep_posterior(mu, scale, settings, options)
+        _small_posterior.keep_posterior(mu, scale, settings, options)
     if free_bits > 0:
         kl = _with_free_bits(kl, free_bits, free_bits_per, reduction, mu.shape)
     if reduction == "mean" and mask is not None:

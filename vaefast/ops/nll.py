@@ -9,7 +9,7 @@ from .. import _args, backends, likelihoods, random
 from .._args import Reduction
 from ..backends._options import Nll, RowNll
 from ..likelihoods import Form, Likelihood, Params, RowLikelihood
-from . import _nll, _row_nll, _small
+from . import _nll, _row_nll, _small_nll
 from .gaussian_kl import inverse
 
 
@@ -62,7 +62,7 @@ def nll(
         return row_nll(model, params, target, mask, weight, reduction, validate)
     plain = mask is None and weight is None and target.layout == torch.strided
     if plain:
-        found = _small.nll(params, target, model, reduction)
+        found = _small_nll.nll(params, target, model, reduction)
         if found is not None:
             if validate:
                 check_support(target, model)
@@ -96,7 +96,7 @@ def nll(
     )
     loss = _nll.run(tensors, target, mask, weight, state, options)
     if plain and state is None and form.name not in backends.USER_FORMS:
-        _small.keep_nll(params, target, model, reduction, options, len(tensors))
+        _small_nll.keep_nll(params, target, model, reduction, options, len(tensors))
     if reduction == "mean" and mask is not None:
         loss = loss * sample_shape.numel() / mask.expand(sample_shape).sum()
     return loss

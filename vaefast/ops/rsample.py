@@ -7,7 +7,7 @@ from torch import Tensor
 from .. import _args, random
 from .._args import Clamp, Param
 from ..backends._options import Posterior, Transform
-from . import _sample_kl, _small
+from . import _sample_kl, _small_posterior
 
 
 def rsample(
@@ -62,7 +62,7 @@ def rsample(
     settings = (param, min_std, clamp, temperature, offset)
     plain = num_samples is None and noise is None
     if plain:
-        found: Tensor | None = _small.sample(mu, scale, settings, seed, generator)
+        found: Tensor | None = _small_posterior.sample(mu, scale, settings, seed, generator)
         if found is not None:
             return found
     _args.posterior(mu, scale)
@@ -73,7 +73,7 @@ def rsample(
     z, _ = _sample_kl.run(mu, scale, options, state=state, noise=noise)
     assert z is not None
     if plain:
-        _small.keep_posterior(mu, scale, settings, options)
+        _small_posterior.keep_posterior(mu, scale, settings, options)
     return z
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import _args, random
 from .._args import Clamp, Param, Reduction
 from ..backends._options import Posterior
-from . import _estimated_kl, _sample_kl, _small
+from . import _estimated_kl, _sample_kl, _small_posterior
 from .gaussian_kl import check_prior, kernel_reduction
 from .rsample import noise_state, transform_of
 
@@ -86,7 +86,9 @@ def sample_kl(
     )
     settings = (param, min_std, clamp, temperature, offset, reduction)
     if standard:
-        found: tuple[Tensor, Tensor] | None = _small.sample(mu, scale, settings, seed, generator)
+        found: tuple[Tensor, Tensor] | None = _small_posterior.sample(
+            mu, scale, settings, seed, generator
+        )
         if found is not None:
             return found
     check_prior(mu, scale, prior_mu, prior_scale)
@@ -130,7 +132,7 @@ def sample_kl(
     )
     assert z is not None and kl is not None
     if standard:
-        _small.keep_posterior(mu, scale, settings, options)
+        _small_posterior.keep_posterior(mu, scale, settings, options)
     if reduction == "mean" and mask is not None:
         kl = kl * mu.numel() / mask.expand(mu.shape).sum()
     return z, kl

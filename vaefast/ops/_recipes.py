@@ -1,0 +1,81 @@
+"""The calls that a standard VAE makes at every step, at sizes where what leads to a kernel costs
+more than the kernel: a call like one that passed all checks is made from a recipe.
+
+What a recipe's key does not say (tracing, transforms, subclasses, views whose memory holds other
+numbers) sends the call the long way, which is always right. Half of such a call is Python's
+interpreter, at some 20 ns a bytecode, so it is written for few of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
+
+from .. import backends
+from ..backends._options import Nll, Posterior
+from ._autograd import PLAIN
+
+# More signatures than any one program calls with.
+LIMIT = 1024
+
+recording = torch.is_grad_enabled
+_modes = torch._C._len_torch_dispatch_stack
+_transforms = torch._C._are_functorch_transforms_active
+
+
+class Recipe:
+    """A call of the core made ready, the options it was made of, and its autograd function."""
+
+    __slots__ = ("apply", "options", "small")
+
+    def __init__(self, small: Any, options: Posterior | Nll, apply: Callable[..., Any]) -> None:
+        self.small = small
+        self.options = options
+        self.apply = apply
+
+
+kept: dict[Hashable, Recipe] = {}
+
+
+def key_of(tensors: tuple[Tensor, ...], settings: tuple[object, ...]) -> Hashable | None:
+    """What a recipe is kept under; None where more may stand behind a tensor than it shows."""
+    if is_dynamo_compiling() or _modes() or _transforms() or forward_ad._current_level >= 0:
+        return None
+    key: list[Hashable] = [backends.forced, settings]
+    try:
+        for t in tensors:
+            # A zero tensor has no memory, and to ask for its memory is an error of what a
+            # transform has left behind.
+            if type(t) not in PLAIN or t.is_neg() or not t.data_ptr():
+                return None
+            key += t.shape, t.stride(), t.dtype, t.is_cpu
+    except RuntimeError:
+        return None
+    return tuple(key)
+
+
+def keep(key: Hashable, recipe: Recipe) -> None:
+    if len(kept) >= LIMIT:
+        kept.clear()
+    try:
+        kept[key] = recipe
+    except TypeError:
+        return
+
+
+def serves_natively(tensor: Tensor) -> bool:
+    return tensor.is_cpu and backends.select("cpu") == "native"
+
+
+def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """`function.apply` without what it and its node do in Python first, some 4 us: unwrapping the
+    tensors that a transform of torch.func has left behind, which `key_of` sends the long way, and
+    finding `backward`."""
+    function._backward_cls.apply = function.backward  # type: ignore[attr-defined]
+    apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    return apply

@@ -1,0 +1,204 @@
+"""The short way of a likelihood, and of the ELBO that it is a part of: see _recipes.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+
+from ..backends._options import Nll
+from ..likelihoods import Likelihood, Params
+from . import _nll, _recipes
+from ._autograd import by_reference, direct, keeps_graph
+from ._recipes import Recipe, apply_of, keep, key_of, recording, serves_natively
+
+
+def nll(params: Params, target: Tensor, model: Likelihood, reduction: str) -> Tensor | None:
+    """The loss of dense parameters and target, or None where there is no recipe."""
+    if is_dynamo_compiling():
+        return None
+    tensors, settings = _described(params, model, reduction)
+    try:
+        recipe = _recipes.kept.get(key_of((*tensors, target), settings))
+    except TypeError:
+        # A likelihood of the user's may hold anything.
+        return None
+    if recipe is None:
+        return None
+    loss: Tensor
+    if recording():
+        if target.requires_grad:
+            return None
+        for param in tensors:
+            if param.requires_grad:
+                loss = recipe.apply(recipe, target, *tensors)
+                return loss
+    loss, _ = recipe.small.forward(tensors, target, None)
+    return loss
+
+
+def _described(
+    params: Params, model: Likelihood, reduction: str
+) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
+    """The parameters, a learned scalar of the likelihood among them, and what else a recipe depends
+    on: an object made anew at every step is the one before if its settings are."""
+    tensors = params if isinstance(params, tuple) else (params,)
+    settings = [type(model), reduction]
+    for value in model.__dict__.values():
+        if isinstance(value, Tensor):
+            tensors = (*tensors, value)
+            value = None
+        settings.append(value)
+    return tensors, tuple(settings)
+
+
+def keep_nll(
+    params: Params,
+    target: Tensor,
+    model: Likelihood,
+    reduction: str,
+    options: Nll,
+    count: int,
+) -> None:
+    """Makes the recipe of a call that went the long way, if one can be made. `count`: how many
+    parameters the form has."""
+    if is_dynamo_compiling():
+        return
+    tensors, settings = _described(params, model, reduction)
+    key = key_of((*tensors, target), settings)
+    if (
+        key is None
+        or options.reduce not in ("sample", "sum")
+        or options.lead != 1
+        or len(tensors) != count
+        or not serves_natively(target)
+    ):
+        return
+    from ..backends.native import small
+
+    scalar = options.scalar
+    if scalar >= 0 and (scalar != len(tensors) - 1 or tensors[scalar].dim() > 0):
+        return
+    full = tensors if scalar < 0 else tensors[:scalar]
+    same = all(p.dtype == tensors[0].dtype for p in tensors)
+    if same and target.is_contiguous() and small.fits(*full):
+        keep(key, Recipe(small.SmallNll(tensors, target, options), options, _apply_nll))
+
+
+class _SmallNLL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, recipe: Recipe, target: Tensor, *params: Tensor) -> Tensor:
+        loss: Tensor
+        loss, grads = recipe.small.forward(params, target, ctx.needs_input_grad[2:])
+        # In the order of the long way, as everywhere here: under checkpointing the forward pass may
+        # go one way and its recomputation the other.
+        ctx.save_for_backward(*params, target, *grads)
+        ctx.recipe = recipe
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        return (None, None, *_nll_gradients(ctx, upstream, 2))
+
+
+def _nll_gradients(ctx: Any, upstream: Tensor, first: int) -> Sequence[Tensor | None]:
+    """Those of the parameters, the first of which is the function's argument `first`."""
+    saved, options = ctx.saved_tensors, ctx.recipe.options
+    count = len(saved) // 2
+    grads = saved[count + 1 :]
+    # The end of most programs' graphs: little is left to do.
+    if (
+        not recording()
+        and not keeps_graph()
+        and direct(upstream)
+        and upstream.dim() == 0
+        and upstream.item() == 1.0
+    ):
+        made: Sequence[Tensor | None] = grads
+        scalar = options.scalar
+        if scalar >= 0 and grads[scalar] is not None:
+            made = (*grads[:scalar], grads[scalar].sum())
+        return made
+    params, target = saved[:count], saved[count]
+    if by_reference(upstream):
+        need = ctx.needs_input_grad[first:]
+        return _nll.twice_differentiable(params, target, None, None, None, options, need, upstream)
+    return [
+        None
+        if grad is None
+        else _nll.times_upstream(grad, index, params[index], upstream, options, "native")
+        for index, grad in enumerate(grads)
+    ]
+
+
+def elbo(
+    params: Params, target: Tensor, model: Likelihood, kl: Tensor, beta: float
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """(loss, nll, kl) of nll + beta mean(kl), means over the batch, the last two detached; None
+    where there is no recipe."""
+    if is_dynamo_compiling():
+        return None
+    tensors, settings = _described(params, model, "elbo")
+    try:
+        recipe = _recipes.kept.get(key_of((*tensors, target, kl), settings))
+    except TypeError:
+        return None
+    if recipe is None:
+        return None
+    if not recording():
+        nll, _ = recipe.small.forward(tensors, target, None)
+        return _elbo_of(nll, kl, beta)
+    if target.requires_grad:
+        return None
+    found: tuple[Tensor, Tensor, Tensor] = recipe.apply(recipe, beta, target, kl, *tensors)
+    return found
+
+
+def _elbo_of(nll: Tensor, kl: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    mean = kl.mean()
+    return torch.add(nll, mean, alpha=beta), nll, mean
+
+
+def keep_elbo(params: Params, target: Tensor, model: Likelihood, kl: Tensor) -> None:
+    """Makes the recipe of a call that went the long way, if its likelihood left one."""
+    if is_dynamo_compiling():
+        return
+    tensors, settings = _described(params, model, "batchmean")
+    try:
+        found = _recipes.kept[key_of((*tensors, target), settings)]
+    except (KeyError, TypeError):
+        return
+    _, settings = _described(params, model, "elbo")
+    key = key_of((*tensors, target, kl), settings)
+    if key is not None and kl.dtype == found.small.loss.dtype:
+        keep(key, Recipe(found.small, found.options, _apply_elbo))
+
+
+class _SmallELBO(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, recipe: Recipe, beta: float, target: Tensor, kl: Tensor, *params: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        nll, grads = recipe.small.forward(params, target, ctx.needs_input_grad[4:])
+        found = _elbo_of(nll, kl, beta)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*found[1:])
+        ctx.save_for_backward(*params, target, *grads)
+        ctx.recipe, ctx.beta, ctx.shape = recipe, beta, kl.shape
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, *_: None) -> Any:
+        if upstream is None:
+            return (None,) * len(ctx.needs_input_grad)
+        grad_kl = None
+        if ctx.needs_input_grad[3]:
+            grad_kl = (upstream * ctx.beta / ctx.shape.numel()).expand(ctx.shape)
+        return (None, None, None, grad_kl, *_nll_gradients(ctx, upstream, 4))
+
+
+_apply_nll = apply_of(_SmallNLL)
+_apply_elbo = apply_of(_SmallELBO)

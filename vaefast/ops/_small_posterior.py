@@ -1,0 +1,177 @@
+"""The short way of a posterior's sample and KL: see _recipes.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import random
+from ..backends._options import Posterior
+from . import _recipes, _sample_kl
+from ._autograd import direct, keeps_graph
+from ._recipes import Recipe, apply_of, keep, key_of, recording, serves_natively
+
+
+def sample(
+    mu: Tensor,
+    scale: Tensor,
+    settings: tuple[object, ...],
+    seed: random.Seed | None,
+    generator: random.Generator | None,
+) -> Any:
+    """What the operator of these settings gives, a sample of a posterior, alone or with its KL to
+    N(0, I), or None where there is no recipe."""
+    try:
+        recipe = _recipes.kept.get(key_of((mu, scale), settings))
+    except TypeError:
+        # A clamp may be a list.
+        return None
+    if recipe is None:
+        return None
+    recorded = recording() and mu.requires_grad
+    if scale.requires_grad is not recorded and recording():
+        return None
+    drawn = seed is None and generator is None
+    if drawn:
+        state = random.drawn(mu)
+    elif _one_stream(seed, generator):
+        state = random.make_state(mu, mu.shape[0], seed, generator)
+    else:
+        return None
+    if recorded:
+        return recipe.apply(mu, scale, state, drawn, recipe)
+    return recipe.small.forward(mu, scale, state, drawn, None)
+
+
+def _one_stream(seed: random.Seed | None, generator: random.Generator | None) -> bool:
+    """False for one stream per sample. Asked before any generator is drawn from: the long way would
+    draw again."""
+    if generator is not None:
+        return isinstance(generator, torch.Generator)
+    return isinstance(seed, int) or (isinstance(seed, Tensor) and seed.dim() == 1)
+
+
+def keep_posterior(
+    mu: Tensor, scale: Tensor, settings: tuple[object, ...], options: Posterior
+) -> None:
+    """Makes the recipe of a call, with a sample, of it or of the KL alone, that went the long way,
+    if one can be made."""
+    key = key_of((mu, scale), settings)
+    if key is None or options.reduce not in ("", "sample", "sum") or not serves_natively(mu):
+        return
+    from ..backends.native import small
+
+    if mu.dtype != scale.dtype or not small.fits(mu, scale):
+        return
+    if options.num_samples < 0:
+        recipe = Recipe(small.SmallKl(mu, scale, options), options, _apply_kl)
+    elif options.reduce:
+        recipe = Recipe(small.SmallSampleKl(mu, scale, options), options, _apply_sample_kl)
+    else:
+        recipe = Recipe(small.SmallSample(mu, scale, options), options, _apply_sample)
+    keep(key, recipe)
+
+
+class _SmallSampleKL(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, mu: Tensor, scale: Tensor, state: Tensor, drawn: bool, recipe: Recipe
+    ) -> tuple[Tensor, Tensor]:
+        small = recipe.small
+        kept = small.fresh(scale)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(mu, scale, state, kept)
+        ctx.recipe = recipe
+        result: tuple[Tensor, Tensor] = small.forward(mu, scale, state, drawn, kept)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Any:
+        mu, scale, state, kept = ctx.saved_tensors
+        recipe = ctx.recipe
+        if (
+            grad_z is not None
+            and grad_kl is not None
+            and not recording()
+            and not keeps_graph()
+            and grad_z.is_contiguous()
+            and direct(grad_z, grad_kl)
+        ):
+            return recipe.small.backward(grad_z, grad_kl, mu, scale, kept), kept, None, None, None
+        tensors = (mu, scale, None, None, None, None, state, None)
+        need = list(ctx.needs_input_grad[:2])
+        found = _sample_kl.gradients(
+            tensors, kept, recipe.options, [*need, False, False], grad_z, grad_kl, True, "native"
+        )
+        return (*found[:2], None, None, None)
+
+
+class _SmallSample(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, mu: Tensor, scale: Tensor, state: Tensor, drawn: bool, recipe: Recipe
+    ) -> Tensor:
+        small = recipe.small
+        kept = small.fresh(scale)
+        ctx.save_for_backward(mu, scale, state, kept)
+        ctx.recipe = recipe
+        z: Tensor = small.forward(mu, scale, state, drawn, kept)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, grad_z: Tensor) -> Any:
+        mu, scale, state, kept = ctx.saved_tensors
+        if not recording() and not keeps_graph() and grad_z.is_contiguous() and direct(grad_z):
+            # dz/dmu is 1.
+            return grad_z, kept.mul_(grad_z), None, None, None
+        tensors = (mu, scale, None, None, None, None, state, None)
+        need = [*ctx.needs_input_grad[:2], False, False]
+        found = _sample_kl.gradients(
+            tensors, kept, ctx.recipe.options, need, grad_z, None, True, "native"
+        )
+        return (*found[:2], None, None, None)
+
+
+def gaussian_kl(mu: Tensor, scale: Tensor, settings: tuple[object, ...]) -> Tensor | None:
+    """The KL of a posterior to N(0, I), or None where there is no recipe."""
+    try:
+        recipe = _recipes.kept.get(key_of((mu, scale), settings))
+    except TypeError:
+        return None
+    if recipe is None:
+        return None
+    kl: Tensor
+    if recording() and (mu.requires_grad or scale.requires_grad):
+        kl = recipe.apply(mu, scale, recipe)
+    else:
+        kl = recipe.small.forward(mu, scale)
+    return kl
+
+
+class _SmallKL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mu: Tensor, scale: Tensor, recipe: Recipe) -> Tensor:
+        ctx.save_for_backward(mu, scale)
+        ctx.recipe = recipe
+        kl: Tensor = recipe.small.forward(mu, scale)
+        return kl
+
+    @staticmethod
+    def backward(ctx: Any, grad_kl: Tensor) -> Any:
+        mu, scale = ctx.saved_tensors
+        recipe = ctx.recipe
+        need = ctx.needs_input_grad
+        if not recording() and direct(grad_kl):
+            return (*recipe.small.backward(grad_kl, mu, scale, need), None)
+        tensors = (mu, scale, None, None, None, None, None, None)
+        found = _sample_kl.gradients(
+            tensors, None, recipe.options, [*need[:2], False, False], None, grad_kl, True, "native"
+        )
+        return (*found[:2], None)
+
+
+_apply_sample_kl = apply_of(_SmallSampleKL)
+_apply_sample = apply_of(_SmallSample)
+_apply_kl = apply_of(_SmallKL)
