@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
@@ -304,3 +305,19 @@ def test_zero_tensors_are_read_as_zeros(backend):
         nothing = torch._efficientzerotensor(out.shape, dtype=out.dtype, device=out.device)
         grads = torch.autograd.grad(out, mu, nothing, retain_graph=True)
         assert not grads[0].any()
+
+
+def test_an_annealed_beta_is_not_compiled_anew():
+    logits, mu, logvar = (torch.randn(8, 5).requires_grad_() for _ in range(3))
+    target = torch.rand(8, 5)
+
+    def step(beta):
+        return vf.elbo_loss(logits, target, mu, logvar, likelihood="bernoulli", beta=beta).loss
+
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(step, fullgraph=True, backend=counter)
+    for beta in (0.1, 0.2, 0.35, 0.5, 0.75):
+        torch.testing.assert_close(compiled(beta), step(beta))
+    # The first as a constant, the others as an operand.
+    assert counter.frame_count == 2

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+
 #include "core/args.h"
 #include "math/special.h"
 

@@ -150,10 +150,10 @@ def elbo(
         return None
     if not recording():
         nll, _ = recipe.small.forward(tensors, target, None)
-        return _elbo_of(nll, kl, beta)
+        return _elbo_of(nll, kl, float(beta))
     if target.requires_grad:
         return None
-    found: tuple[Tensor, Tensor, Tensor] = recipe.apply(recipe, beta, target, kl, *tensors)
+    found: tuple[Tensor, Tensor, Tensor] = recipe.apply(recipe, float(beta), target, kl, *tensors)
     return found
 
 

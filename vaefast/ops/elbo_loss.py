@@ -125,7 +125,8 @@ def elbo_loss(
         and not validate
     )
     if plain:
-        found = _small_nll.elbo(params, target, model, raw, float(beta))
+        assert not isinstance(beta, Tensor)
+        found = _small_nll.elbo(params, target, model, raw, beta)
         if found is not None:
             return ELBO(*found)
     data = nll(
@@ -153,7 +154,8 @@ def elbo_loss(
         cost = (cost - capacity).abs()
     if sample_weight is not None:
         cost = cost * sample_weight
-    if isinstance(beta, Tensor):
+    if isinstance(beta, Tensor) or torch.compiler.is_compiling():
+        # A compiler takes a number as an operand; as alpha each new one would be compiled anew.
         loss = data + beta * cost
     else:
         # It saves no tensor, as the short way does not: checkpointing may go either way.
