@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import vaefast as vf
-from vaefast import _C
+from vaefast.backends.native._buffers import buffers
 from vaefast.ops import _recipes
 
 from . import record
@@ -40,12 +40,11 @@ def measure() -> dict[str, float]:
     # Apart: a large call leaves no cache to a small one.
     times = _medians(_launch_bound())
     times |= _medians({f"{name}, kept buffers": run for name, run in large.items()})
-    limit = _C.buffer_limit()
-    _C.set_buffer_limit(0)
+    limit, buffers.limit = buffers.limit, 0
     try:
         return times | _medians({f"{name}, fresh memory": run for name, run in large.items()})
     finally:
-        _C.set_buffer_limit(limit)
+        buffers.limit = limit
 
 
 def _medians(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:

@@ -3,11 +3,8 @@
 #include <pybind11/pybind11.h>
 
 #include <string>
-#include <vector>
 
-#include "core/buffers.h"
 #include "core/capability.h"
-#include "core/dlpack.h"
 #include "python/grid_ops.h"
 #include "python/pairs.h"
 #include "python/rows.h"
@@ -26,23 +23,6 @@ void def_workspace(py::module_& module, const char* name, Args (*read)(Given...)
   module.def(name, [read](Given... given) { return size(read(given...)); });
 }
 #endif
-
-// A DLPack capsule over memory that returns to the core's cache with the last tensor on it; None
-// where there is no memory.
-py::object buffer(const py::tuple& shape, int dtype) {
-  std::vector<int64_t> sizes;
-  for (const py::handle size : shape) sizes.push_back(py::cast<int64_t>(size));
-  void* const tensor = vaefast::new_dlpack(sizes, static_cast<vaefast::DType>(dtype));
-  if (tensor == nullptr) return py::none();
-  // Whoever takes the tensor over renames the capsule.
-  PyObject* const capsule = PyCapsule_New(tensor, "dltensor", [](PyObject* self) {
-    if (PyCapsule_IsValid(self, "dltensor"))
-      vaefast::delete_dlpack(PyCapsule_GetPointer(self, "dltensor"));
-  });
-  if (capsule != nullptr) return py::reinterpret_steal<py::object>(capsule);
-  vaefast::delete_dlpack(tensor);
-  throw py::error_already_set();
-}
 
 py::dict build_info() {
   py::dict info;
@@ -106,13 +86,6 @@ PYBIND11_MODULE(_C, module) {
   def_workspace<&vaefast::cuda::tc_terms_backward_workspace>(module, "tc_terms_backward_workspace",
                                                              &mixture_backward_args);
 #endif
-  module.def("buffer", &buffer);
-  module.def("buffer_limit", &vaefast::buffer_limit);
-  module.def("set_buffer_limit", &vaefast::set_buffer_limit);
-  module.def("buffer_bytes", [] {
-    const vaefast::BufferBytes bytes = vaefast::buffer_bytes();
-    return py::make_tuple(bytes.live, bytes.idle);
-  });
   module.def("sample_kl", &sample_kl);
   module.def("sample_kl_backward", &sample_kl_backward);
   module.def("estimated_kl", &estimated_kl);

@@ -14,12 +14,11 @@ def _memory_of_torch():
     if "native" not in vf.available_backends():
         yield
         return
-    from vaefast import _C
+    from vaefast.backends.native._buffers import buffers
 
-    before = _C.buffer_limit()
-    _C.set_buffer_limit(0)
+    before, buffers.limit = buffers.limit, 0
     yield
-    _C.set_buffer_limit(before)
+    buffers.limit = before
 
 
 def peak(function):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import backends
+from . import _torch, backends
 from .backends._options import BINARIZE, LIKELIHOOD, POSTERIOR
 
 __all__ = ["BINARIZE", "LIKELIHOOD", "POSTERIOR", "draw", "make_state", "normal", "uniform"]
@@ -79,7 +79,7 @@ torch.library.register_fake("vaefast::noise", _noise_fake, lib=_lib)
 
 def draw(like: Tensor) -> Tensor:
     """A fresh state `[seed, 0]` on `like`'s device from torch's default generator."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    if torch.compiler.is_compiling() or _torch.dispatch_modes():
         state: Tensor = torch.ops.vaefast.draw(like)
         return state
     return _draw(like)

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
-from ... import _C
 from ..layout import View, dense, plan
+from ._buffers import buffers
 
 DTYPES = {
     torch.float64: 0,
@@ -26,8 +25,6 @@ REDUCE = {"": 0, "elem": 1, "sample": 2, "dim": 3, "sum": 4}
 
 # From here on a result's memory is kept for the next: a fresh page costs more than writing it does.
 KEPT = 1 << 19
-# From here on huge pages are asked for; below it is not worth the system call.
-_HUGE = 1 << 22
 
 Packed = tuple[int, int, int, int, int, int, float]
 
@@ -72,31 +69,12 @@ def fresh(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     """An unwritten result; a large one in memory that an earlier one gave back, or on huge pages
     where the system has them."""
     if device.type == "cpu" and math.prod(shape) * dtype.itemsize >= KEPT:
-        return _large(tuple(shape), dtype)
+        return buffers.empty(shape, dtype)
     return torch.empty(shape, dtype=dtype, device=device)
 
 
 def fresh_like(tensor: Tensor) -> Tensor:
     """As `fresh`, dense, with the shape, dtype and device of `tensor`."""
     if tensor.nbytes >= KEPT and tensor.is_cpu:
-        return _large(tuple(tensor.shape), tensor.dtype)
+        return buffers.empty(tensor.shape, tensor.dtype)
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
-
-
-def _large(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    if _C.buffer_limit() and not torch._C._len_torch_dispatch_stack():
-        capsule = _C.buffer(shape, DTYPES[dtype])
-        if capsule is not None:
-            return _filled(from_dlpack(capsule))
-    tensor = torch.empty(shape, dtype=dtype)
-    if tensor.nbytes >= _HUGE:
-        _C.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
-    return tensor
-
-
-def _filled(tensor: Tensor) -> Tensor:
-    """As torch.empty has it: NaN under deterministic algorithms, where that is asked for."""
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    if deterministic and torch.utils.deterministic.fill_uninitialized_memory:  # type: ignore[attr-defined]
-        tensor.fill_(math.nan)
-    return tensor

@@ -1,0 +1,89 @@
+"""The private names of torch that the library uses.
+
+Each may go with any release: what stands in for it then is right, if slower. Everything else asks
+torch by its public names only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def _private(path: str, otherwise: Callable[..., Any]) -> Callable[..., Any]:
+    """The function at `path` below `torch._C`, or `otherwise`."""
+    found: Any = torch._C
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return cast(Callable[..., Any], otherwise if found is None else found)
+
+
+# How many modes of __torch_dispatch__ are active; one more than are: an operator called by way of
+# the dispatcher is right under any.
+dispatch_modes: Callable[[], int] = _private("_len_torch_dispatch_stack", lambda: 1)
+
+# Whether a transform of torch.func is active; plain PyTorch is right under any.
+transforms_active: Callable[[], bool] = _private("_are_functorch_transforms_active", lambda: True)
+
+# Whether torch.jit.trace is recording: a value, or None.
+tracing: Callable[[], Any] = _private(
+    "_get_tracing_state",
+    lambda: torch.jit.is_tracing() or None,  # type: ignore[attr-defined]
+)
+
+# Whether the backward pass that is running keeps its graph; where it does, nothing that was stored
+# is written over.
+keeps_graph: Callable[[], bool] = _private(
+    "_autograd._get_current_graph_task_keep_graph", lambda: True
+)
+
+# The hooks that see what autograd saves here and now, if any: what they have been shown is
+# not written over.
+saved_tensor_hooks: Callable[[bool], Any] = _private(
+    "_autograd._top_saved_tensors_default_hooks", lambda ignore_is_tracing: True
+)
+
+# How many hold a storage: (address) -> number. Without it none is known to be free.
+storage_use_count: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
+
+# The address of a GPU's current stream: torch.cuda's way goes through an object, 1 us more.
+raw_stream: Callable[[int], int] = _private(
+    "_cuda_getCurrentRawStream", lambda device: torch.cuda.current_stream(device).cuda_stream
+)
+
+
+def forward_mode() -> bool:
+    """True inside a level of forward-mode automatic differentiation."""
+    # Unknown is as good as yes: plain PyTorch is right under forward mode.
+    return getattr(forward_ad, "_current_level", 0) >= 0
+
+
+def is_zero_tensor(tensor: Tensor) -> bool:
+    """True for a tensor of zeros that has no memory; asked of tensors without an address, which
+    empty ones are too."""
+    asked = getattr(tensor, "_is_zerotensor", None)
+    return tensor.numel() > 0 if asked is None else bool(asked())
+
+
+def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """`function.apply` without what it and its node do in Python first, some 4 us: unwrapping the
+    tensors that a transform of torch.func has left behind, for which the caller has to look, and
+    finding `backward`."""
+    node = getattr(function, "_backward_cls", None)
+    if node is None:
+        plain: Callable[..., Any] = function.apply
+        return plain
+    node.apply = function.backward
+    return cast(Callable[..., Any], super(torch.autograd.Function, function).apply)  # type: ignore[misc]
+
+
+def known(value: object) -> bool:
+    """True where a compiler knows a number: it is the same at every call of the graph."""
+    if isinstance(value, Tensor):
+        return False
+    asked = getattr(torch.fx.experimental.symbolic_shapes, "has_static_value", None)
+    return asked is not None and bool(asked(value))
