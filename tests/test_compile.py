@@ -164,11 +164,12 @@ def test_opcheck_sample_kl(backend, num_samples, reduce):
     state = torch.tensor([3, 0], device=backend.device)
     tensors = (mu, logvar, prior, None, None, torch.rand_like(mu), state, None)
     settings = ("logvar", 0.0, [-3.0, 3.0], num_samples, 1.0, 0, reduce, 0.5)
+    floats = torch.tensor([0.0, -3.0, 3.0, 1.0, 0.5], dtype=torch.float64)
     if backend.name == "reference":
         pytest.skip("the reference is not called through the operator")
     opcheck(
         torch.ops.vaefast.sample_kl.default,
-        (*tensors, *settings, backend.name),
+        (*tensors, *settings, floats, backend.name),
         test_utils=OPCHECKS,
     )
     z_shape = (2, *shape) if num_samples > 0 else shape
@@ -180,7 +181,7 @@ def test_opcheck_sample_kl(backend, num_samples, reduce):
     need = [True, True, bool(reduce), False]
     opcheck(
         torch.ops.vaefast.sample_kl_backward.default,
-        (*grads, *tensors, *settings, need, backend.name),
+        (*grads, *tensors, *settings, need, None, backend.name),
         test_utils=OPCHECKS,
     )
 
@@ -199,8 +200,8 @@ def test_opcheck_nll(kernels, reduce, form, lead):
     need = [reduce != "elem"] * len(params)
     opcheck(
         torch.ops.vaefast.nll.default,
-        (params, target, None, None, None, *options[:1], list(numbers), *options[2:], need,
-         kernels.name),
+        (params, target, None, None, None, [], *options[:1], list(numbers), *options[2:], need,
+         None, kernels.name),
         test_utils=OPCHECKS,
     )  # fmt: skip
 
@@ -216,7 +217,7 @@ def test_opcheck_draw_noise_and_scale(kernels):
         torch.randn(3, 5, device=kernels.device),
         torch.ones(3, 1, device=kernels.device),
     )
-    arguments = (grad, upstream, 0.5, kernels.name)
+    arguments = (grad, upstream, kernels.name)
     opcheck(torch.ops.vaefast.scale_.default, arguments, test_utils=OPCHECKS)
 
 

@@ -270,10 +270,10 @@ def test_opcheck_and_compile(kernels):
     given = case(kernels, 3, (4, 5), "shared", torch.float32)
     mu, scale, *prior = (t.detach() for t in given.tensors.values())
     state = torch.tensor([1, 0], device=mu.device)
-    settings = ("logvar", 0.0, [], 3, 1.0, 0)
+    settings = ("logvar", 0.0, [], 3, 1.0, 0, "sample", 1.0)
     arguments = (mu, scale, *prior, state, None, *settings)
-    torch.library.opcheck(torch.ops.vaefast.estimated_kl, (*arguments, kernels.name))
-    backward = (*given.upstream, *arguments, True, [True, True, False, True], kernels.name)
+    torch.library.opcheck(torch.ops.vaefast.estimated_kl, (*arguments, None, kernels.name))
+    backward = (*given.upstream, *arguments, True, [True, True, False, True], None, kernels.name)
     torch.library.opcheck(torch.ops.vaefast.estimated_kl_backward, backward)
 
     def bound(mu, scale):

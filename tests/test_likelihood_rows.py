@@ -239,7 +239,7 @@ def test_gradcheck_and_opcheck(kernels: Target) -> None:
                 lambda p, t=target, m=likelihood, r=reduction: vf.nll(p, t, m, reduction=r), leaf
             )
         assert torch.autograd.gradgradcheck(lambda p, t=target, m=likelihood: vf.nll(p, t, m), leaf)
-    settings = ((), 1, "sum", 1.0, 1.0, True, kernels.name)
+    settings = ((), 1, "sum", 1.0, 1.0, True, None, kernels.name)
     torch.library.opcheck(
         torch.ops.vaefast.row_nll.default,
         (logits.detach(), [x], None, None, "categorical", *settings),

@@ -164,7 +164,19 @@ def test_opcheck_and_compile(implementation: str) -> None:
     z, mu, scale = inputs((3, 4, 5), "", torch.float32).values()
     torch.library.opcheck(
         torch.ops.vaefast.log_ratio,
-        (z.detach(), mu.detach(), scale.detach(), None, None, "logvar", 0.0, [], True, "native"),
+        (
+            z.detach(),
+            mu.detach(),
+            scale.detach(),
+            None,
+            None,
+            "logvar",
+            0.0,
+            [],
+            True,
+            None,
+            "native",
+        ),
     )
     x = torch.rand(4, 6)
 

@@ -245,7 +245,7 @@ def test_operator_and_compile() -> None:
         if name == "reference":
             continue
         for need in ([True, True], [True, False], [False, False]):
-            arguments = (*inputs, False, [1.0, 2.0, 3.0], True, need, name)
+            arguments = (*inputs, False, [1.0, 2.0, 3.0], True, need, None, name)
             torch.library.opcheck(torch.ops.vaefast.mmd.default, arguments)
     leaves = [t.requires_grad_() for t in inputs]
     compiled = torch.compile(vf.mmd, fullgraph=True, backend="aot_eager")

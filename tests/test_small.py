@@ -195,8 +195,8 @@ OPERATORS = {
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_checkpointing_goes_either_way(short, name):
-    """The forward pass goes the long way, which leaves a recipe to the recomputation."""
+def test_checkpointing_goes_the_long_way(short, name):
+    """Forward and again: its hooks see what autograd saves, which may not be written over."""
 
     def gradients(run):
         _recipes.kept.clear()
@@ -208,7 +208,7 @@ def test_checkpointing_goes_either_way(short, name):
     want = gradients(OPERATORS[name])
     short.clear()
     got = gradients(lambda *pair: checkpoint(OPERATORS[name], *pair, use_reentrant=False))
-    assert not short[0] and short[-1]
+    assert not any(short)
     for a, b in zip(got, want, strict=True):
         assert (a is None and b is None) or torch.equal(a, b)
 

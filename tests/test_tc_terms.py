@@ -232,7 +232,7 @@ def test_operator_and_compile() -> None:
     for name in vf.available_backends():
         if name == "reference":
             continue
-        settings = (*weights(9, 100, "mss"), name)
+        settings = (*weights(9, 100, "mss"), None, name)
         torch.library.opcheck(torch.ops.vaefast.tc_terms.default, (*inputs, *settings))
         terms, joint, marginals = torch.ops.vaefast.tc_terms(*inputs, *settings)
         args = (torch.ones_like(terms), *inputs, joint, marginals, *settings)

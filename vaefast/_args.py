@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from . import _torch
 
 PARAMS = ("logvar", "log_std", "std", "var", "softplus")
 REDUCTIONS = ("none", "sample", "batchmean", "sum", "mean")
@@ -70,7 +72,7 @@ def clamp_bounds(clamp: Clamp) -> tuple[float, ...]:
         bounds = [float(b) for b in clamp[soft:] if isinstance(b, (int, float))]
         if len(bounds) == 2 == len(clamp) - soft:
             low, high = bounds
-            if low < high and not (soft and (math.isinf(low) or math.isinf(high))):
+            if low < high and not (soft and (low == -math.inf or high == math.inf)):
                 return (low, high, 1.0) if soft else (low, high)
     raise ValueError(
         "clamp must be None, (lo, hi) with lo < hi, 'soft' or ('soft', lo, hi) with finite "
@@ -118,6 +120,34 @@ def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
         if t is not None and t.dtype == torch.float64:
             return torch.float64
     return torch.float32
+
+
+def stored_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What the gradient of a parameter of `dtype` is stored in until the upstream one is known:
+    float16 would lose what a loss scaler brings back, and overflow where the mean over the batch
+    is finite."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def count(shape: Sequence[int]) -> int:
+    """The number of elements; `torch.Size.numel` makes constants of an exporter's sizes."""
+    product = 1
+    for size in shape:
+        product *= size
+    return product
+
+
+def operand(value: float) -> Any:
+    """A number; where a compiler does not know it, a tensor of it: what is computed from that is no
+    constant of the graph, which serves any value."""
+    if not torch.compiler.is_compiling() or _torch.known(value):
+        return value
+    return value * torch.ones((), dtype=torch.float64, device="cpu")
+
+
+def log(value: Any) -> Any:
+    """The logarithm of an `operand`."""
+    return torch.log(value) if isinstance(value, Tensor) else math.log(value)
 
 
 def matrix(tensor: Tensor, rows: int, cols: int, dtype: torch.dtype) -> Tensor:

@@ -36,13 +36,17 @@ class SmallSampleKl {
     cpu::sample_kl(a);
   }
 
-  // kl_step: from one sample's upstream gradient of the KL to the next one's.
-  void backward(uint64_t mu, uint64_t scale, uint64_t grad_z, uint64_t grad_kl, int64_t kl_step,
-                uint64_t kept, uint64_t grad_mu, uint64_t grad_scale, int threads) const {
+  // z_step: from one element of grad_z to the next, 1 or 0. kl_step: from one sample's upstream
+  // gradient of the KL to the next one's.
+  void backward(uint64_t mu, uint64_t scale, uint64_t grad_z, int64_t z_step, uint64_t grad_kl,
+                int64_t kl_step, uint64_t kept, uint64_t grad_mu, uint64_t grad_scale,
+                int threads) const {
     SampleKlArgs a = args_;
     a.mu.data = memory(mu);
     a.scale.data = memory(scale);
     a.grad_z.data = memory(grad_z);
+    a.grad_z.row_stride *= z_step;
+    a.grad_z.col_stride = z_step;
     a.grad_kl.data = memory(grad_kl);
     a.grad_kl.row_stride = kl_step;
     a.kept = memory(kept);

@@ -82,9 +82,7 @@ def _nll(form, count=1, scalar=-1, shape=IMAGE, dtype=F32, target=None, reduce="
             params.append(_empty())
         options = Nll(form, (1.0, 1.0), scalar, 1, 255.0, 0, reduce, 0.25, 0.25)
         x = _empty(*shape, dtype=target or dtype)
-        nll.nll(
-            tuple(params), x, None, None, _STATE if draw else None, options, [True] * len(params)
-        )
+        nll.nll(params, x, None, None, _STATE if draw else None, (), options, [True] * len(params))
 
     return run
 

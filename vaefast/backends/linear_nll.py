@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._args import stored_dtype
 from . import load
 from ._options import LinearNll, Nll, RowNll
 from .reference import linear_nll as reference
@@ -129,6 +130,7 @@ class _Sums:
 def _add_product(total: Tensor, a: Tensor, b: Tensor, begun: bool) -> None:
     """total = a b, or += where something is in it; in slices where the types differ."""
     if total.dtype == a.dtype:
+        b = b.to(a.dtype)
         total.addmm_(a, b, beta=1 if begun else 0)
         return
     step = max(1, _SLICE // max(1, b.shape[1] * b.element_size()))
@@ -155,13 +157,16 @@ class _Chunk:
         self.weights, self.biases, self.links = weights, biases, options.links
         width = next(len(t) for t in (*weights, *biases) if t is not None)
 
-        def room() -> Tensor:
-            return _room((options.rows, width), options.dtype, device, native)
+        def room(dtype: torch.dtype) -> Tensor:
+            return _room((options.rows, width), dtype, device, native)
 
-        self.params = [None if w is None else room() for w in weights]
-        # A link's derivative is taken from the parameter itself, which must outlive the kernel.
+        self.params = [None if w is None else room(options.dtype) for w in weights]
+        # A link's derivative is taken from the parameter itself, which must outlive the kernel,
+        # and float16 holds no gradient.
+        stored = stored_dtype(options.dtype)
+        apart = stored != options.dtype
         self.grads = [
-            room() if grads and (place is None or link != "identity") else place
+            room(stored) if grads and (place is None or link != "identity" or apart) else place
             for place, link in zip(self.params, self.links, strict=True)
         ]
 
@@ -246,10 +251,14 @@ def _evaluate(
         wants.insert(options.scalar, into_scalar is not None)
         stores.insert(options.scalar, None)
     each = _row_options(options, options.grad_factor)
-    also = {"sparse": part.target[:-1], "into": stores} if in_place else {}
-    x = part.target[-1] if in_place else reference.dense(part.target, width, options.dtype)
+    sparse: Sequence[Tensor] = ()
+    if in_place:
+        *sparse, x = part.target
+    else:
+        x = reference.dense(part.target, width, options.dtype)
+    also = {"into": stores} if in_place else {}
     loss, *grads = load(backend, "nll").nll(
-        tuple(full), x, part.mask, part.weight, None, each, wants, **also
+        full, x, part.mask, part.weight, None, sparse, each, wants, **also
     )
     made = iter(grads)
     every = [next(made) if n else None for n in wants]

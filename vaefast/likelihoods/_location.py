@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from .._args import log, operand
 from ._base import (
     Form,
     Likelihood,
@@ -55,8 +56,9 @@ class Gaussian(Likelihood):
             return Form("gaussian_scalar", (*params, std), (constant,), scalar=1)
         if isinstance(self.std, str):
             return Form("gaussian_optimal", params, (constant,))
-        fixed = math.log(self.std) if self.const else 0.0
-        return Form("gaussian_fixed", params, (0.5 / self.std**2, constant + fixed))
+        std = operand(self.std)
+        fixed = log(std) if self.const else 0.0
+        return Form("gaussian_fixed", params, (0.5 / std**2, constant + fixed))
 
     def mean(self, params: Params) -> Tensor:
         return as_tuple(params)[0]
@@ -99,8 +101,9 @@ class Laplace(Likelihood):
         if isinstance(self.scale, Tensor):
             scale = scalar_like(self.scale, params[0], "scale")
             return Form("laplace_scalar", (*params, scale), (constant,), scalar=1)
-        fixed = math.log(self.scale) if self.const else 0.0
-        return Form("laplace_fixed", params, (1 / self.scale, constant + fixed))
+        scale = operand(self.scale)
+        fixed = log(scale) if self.const else 0.0
+        return Form("laplace_fixed", params, (1 / scale, constant + fixed))
 
     def mean(self, params: Params) -> Tensor:
         return as_tuple(params)[0]
@@ -139,8 +142,9 @@ class LogCosh(Likelihood):
         constant = math.log(math.pi) if self.const else 0.0
         if len(params) == 2:
             return Form("log_cosh", params, (constant,))
-        fixed = math.log(self.scale) if self.const else 0.0
-        return Form("log_cosh_fixed", params, (1 / self.scale, constant + fixed))
+        scale = operand(self.scale)
+        fixed = log(scale) if self.const else 0.0
+        return Form("log_cosh_fixed", params, (1 / scale, constant + fixed))
 
     def mean(self, params: Params) -> Tensor:
         return as_tuple(params)[0]
@@ -179,12 +183,14 @@ class StudentT(Likelihood):
 
     def form(self, params: tuple[Tensor, ...]) -> Form:
         self._expect(params, 1, 2)
-        constant = student_t_constant(self.df) if self.const else 0.0
-        root, half = self.df**-0.5, 0.5 * (self.df + 1)
+        df = operand(self.df)
+        constant = student_t_constant(df) if self.const else 0.0
+        root, half = df**-0.5, 0.5 * (df + 1)
         if len(params) == 2:
             return Form("student_t", params, (root, half, constant))
-        fixed = math.log(self.scale) if self.const else 0.0
-        return Form("student_t_fixed", params, (root / self.scale, half, constant + fixed))
+        scale = operand(self.scale)
+        fixed = log(scale) if self.const else 0.0
+        return Form("student_t_fixed", params, (root / scale, half, constant + fixed))
 
     def mean(self, params: Params) -> Tensor:
         """loc; NaN for df <= 1, which has no mean."""
@@ -199,11 +205,16 @@ class StudentT(Likelihood):
         return params[0] + scale * radius * torch.cos(2 * math.pi * v)
 
 
-def student_t_constant(df: float) -> float:
-    """log(df pi)/2 + log Gamma(df/2) - log Gamma((df + 1)/2), where the gammas cancel too."""
+def student_t_constant(df: Any) -> Any:
+    """log(df pi)/2 + log Gamma(df/2) - log Gamma((df + 1)/2), where the gammas cancel too; of an
+    `operand`."""
     half = 0.5 * df
-    if half < 30:
-        return 0.5 * math.log(df * math.pi) + math.lgamma(half) - math.lgamma(half + 0.5)
     # log Gamma(h + 1/2) - log Gamma(h) = log(h)/2 - 1/(8h) + 1/(192h^3) - 1/(640h^5) + ...
     w = 1 / half
-    return _HALF_LOG_2PI + w / 8 - w**3 / 192 + w**5 / 640 - 17 * w**7 / 14336
+    series = _HALF_LOG_2PI + w / 8 - w**3 / 192 + w**5 / 640 - 17 * w**7 / 14336
+    if isinstance(df, Tensor):
+        gammas = torch.lgamma(half) - torch.lgamma(half + 0.5)
+        return torch.where(half < 30, 0.5 * torch.log(df * math.pi) + gammas, series)
+    if half < 30:
+        return 0.5 * math.log(df * math.pi) + math.lgamma(half) - math.lgamma(half + 0.5)
+    return series

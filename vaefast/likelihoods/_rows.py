@@ -103,8 +103,8 @@ class RowLikelihood(Likelihood):
             )
         _args.same_device("params", params, target=target)
         shape = params.shape
-        outer, inner = shape[:at].numel(), shape[at + 1 :].numel()
-        target_rows = shape[lead - 1 : at].numel()
+        outer, inner = _args.count(shape[:at]), _args.count(shape[at + 1 :])
+        target_rows = _args.count(shape[lead - 1 : at])
         parts: tuple[Tensor, ...]
         if target.layout == torch.sparse_csr:
             parts = (target.crow_indices(), target.col_indices(), target.values())
@@ -117,7 +117,7 @@ class RowLikelihood(Likelihood):
             parts,
             torch.Size((*shape[:at], *shape[at + 1 :])),
             lead,
-            shape[lead:at].numel(),
+            _args.count(shape[lead:at]),
         )
 
     def _noise(
@@ -125,7 +125,7 @@ class RowLikelihood(Likelihood):
     ) -> tuple[Tensor, Noise]:
         """The parameters [R, C, S] in the compute dtype, and noise [R, S]."""
         at = self._dim(params, 1)
-        outer, inner = params.shape[:at].numel(), params.shape[at + 1 :].numel()
+        outer, inner = _args.count(params.shape[:at]), _args.count(params.shape[at + 1 :])
         dtype = _args.compute_dtype(params)
         state = random.make_state(params, params.shape[0], seed, generator)
         if state.dim() > 1 and params.shape[0]:

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
 from .. import backends
-
-_lib = torch.library.Library("vaefast", "FRAGMENT")
-_lib.define("scale_(Tensor(a!) grad, Tensor upstream, float factor, str backend) -> ()")
-
-
-def _scale(grad: Tensor, upstream: Tensor, factor: float, backend: str) -> None:
-    backends.load(backend, "scale").scale_(grad, upstream, factor)
-
-
-_lib.impl("scale_", _scale, "CompositeExplicitAutograd")
-torch.library.register_fake(
-    "vaefast::scale_", lambda grad, upstream, factor, backend: None, lib=_lib
+from .._torch import (
+    dispatch_modes,
+    forward_mode,
+    is_zero_tensor,
+    keeps_graph,
+    saved_tensor_hooks,
+    tracing,
+    transforms_active,
 )
+from ._register import lib
 
-# Private, so it may go; without it every backward is out of place, which is always right.
-keeps_graph: Callable[[], bool] = getattr(
-    torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True
-)
+lib.define("scale_(Tensor(a!) grad, Tensor upstream, str backend) -> ()")
+
+
+def _scale(grad: Tensor, upstream: Tensor, backend: str) -> None:
+    backends.load(backend, "scale").scale_(grad, upstream)
+
+
+lib.impl("scale_", _scale, "CompositeExplicitAutograd")
+torch.library.register_fake("vaefast::scale_", lambda grad, upstream, backend: None, lib=lib)
 
 
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -40,13 +42,13 @@ def direct(*tensors: Tensor | None) -> bool:
     its own, or for a tensor whose memory holds other numbers than it shows (a negated view), or
     is not there (a zero tensor, a batch that vmap shows one by one).
     """
-    if is_dynamo_compiling() or torch._C._len_torch_dispatch_stack():
+    if is_dynamo_compiling() or dispatch_modes():
         return False
     try:
         # A plain loop: a generator in all() takes twice the time.
         for t in tensors:
             if t is not None and (
-                type(t) not in PLAIN or t.is_neg() or (not t.data_ptr() and t._is_zerotensor())
+                type(t) not in PLAIN or t.is_neg() or (not t.data_ptr() and is_zero_tensor(t))
             ):
                 return False
     except RuntimeError:
@@ -59,7 +61,7 @@ def by_reference(*upstream: Tensor | None) -> bool:
     or the upstream gradients are many at once (`is_grads_batched`, a vectorised Jacobian)."""
     if torch.is_grad_enabled():
         return True
-    if is_dynamo_compiling() or torch._C._len_torch_dispatch_stack():
+    if is_dynamo_compiling():
         return False
     return any(type(t) in PLAIN and not _has_memory(t) for t in upstream if t is not None)
 
@@ -74,32 +76,68 @@ def _has_memory(tensor: Tensor) -> bool:
 
 
 def needs_reference(*constants: Tensor | None) -> bool:
-    """True where only plain PyTorch is right: under torch.func, in forward mode, or where one
-    of the `constants`, which the kernels take no gradient to, asks for one."""
+    """True where only plain PyTorch is right: under torch.func, in forward mode, under
+    torch.jit.trace, or where one of the `constants`, which the kernels take no gradient to, asks
+    for one."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in constants):
         return True
     if torch.compiler.is_compiling():
         return False
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return transforms_active() or forward_mode() or tracing() is not None
 
 
-def scaled(grad: Tensor, upstream: Tensor, factor: float, backend: str) -> Tensor:
-    """`grad * upstream * factor`, in `grad`'s own memory where nobody can see the difference.
+def keep(ctx: Any, tensors: Sequence[Tensor | None], made: Sequence[Tensor | None]) -> None:
+    """Saves `tensors` for the backward pass, and what the forward pass has `made` for it.
 
-    In place only where this backward is the last one of its graph: under `retain_graph` a second
-    backward would scale twice, and a compiled graph may reuse the buffer.
+    The latter may be written over, as nobody else can hold it: `ctx` alone does, but where a hook
+    sees all that is saved, or a compiler does.
     """
-    if torch.compiler.is_compiling() or keeps_graph():
-        wide = upstream.to(torch.promote_types(grad.dtype, torch.float32)) * factor
-        return (grad * wide).to(grad.dtype)
-    if direct(grad, upstream):
-        # A number in this machine's memory: reading it waits for nothing.
-        if upstream.dim() == 0 and upstream.is_cpu and upstream.item() * factor == 1.0:
-            return grad
-        _scale(grad, upstream, factor, backend)
-    else:
-        torch.ops.vaefast.scale_(grad, upstream, factor, backend)
-    return grad
+    hooked = is_dynamo_compiling() or saved_tensor_hooks(True) is not None
+    ctx.save_for_backward(*tensors, *(made if hooked else ()))
+    ctx.made = None if hooked else made
+
+
+def kept(ctx: Any, count: int) -> tuple[Sequence[Any], Sequence[Any], bool]:
+    """The `count` tensors of `keep`, what was made, and whether that may be written over."""
+    saved, made = ctx.saved_tensors, ctx.made
+    if made is None:
+        return saved[:count], saved[count:], False
+    if keeps_graph():
+        return saved, made, False
+    # Freed with the saved tensors, and not held when autograd takes the gradients over.
+    ctx.made = ()
+    return saved, made, True
+
+
+def distinct(*args: Any) -> tuple[Any, ...]:
+    """Arguments for an autograd function: a compiler takes no tensor twice."""
+    if not is_dynamo_compiling():
+        return args
+    seen: list[Tensor] = []
+    found: list[Any] = []
+    for value in args:
+        if isinstance(value, Tensor):
+            for other in seen:
+                if value is other:
+                    value = value.view_as(value)
+                    break
+            seen.append(value)
+        found.append(value)
+    return tuple(found)
+
+
+def scaled(
+    grad: Tensor, upstream: Tensor, backend: str, overwrite: bool, dtype: torch.dtype | None = None
+) -> Tensor:
+    """`grad * upstream` in `dtype` (grad's own), in `grad`'s memory where it may be."""
+    if not overwrite:
+        grad = grad * upstream.to(torch.promote_types(grad.dtype, torch.float32))
+    elif not direct(grad, upstream):
+        torch.ops.vaefast.scale_(grad, upstream, backend)
+    # A number in this machine's memory: reading it waits for nothing.
+    elif upstream.dim() > 0 or not upstream.is_cpu or upstream.item() != 1.0:
+        _scale(grad, upstream, backend)
+    return grad.to(dtype or grad.dtype)
 
 
 def reference_grads(

@@ -14,16 +14,10 @@ from .. import _args, backends
 from .._args import compute_dtype, grad_needed
 from ..backends._options import Transform
 from ..backends.reference import log_ratio as reference
-from ._autograd import by_reference, direct, needs_reference, reference_grads
+from ._autograd import by_reference, direct, distinct, needs_reference, reference_grads
+from ._register import Operator, settled
 
-_lib = torch.library.Library("vaefast", "FRAGMENT")
 _TENSORS = "Tensor z, Tensor mu, Tensor scale, Tensor? prior_mu, Tensor? prior_scale"
-_SETTINGS = "str param, float min_std, float[] clamp, bool prior"
-_lib.define(f"log_ratio({_TENSORS}, {_SETTINGS}, str backend) -> Tensor")
-_lib.define(
-    f"log_ratio_backward(Tensor upstream, {_TENSORS}, {_SETTINGS}, bool[] need, str backend) "
-    "-> Tensor[]"
-)
 
 
 def check_samples(z: Tensor, mu: Tensor) -> None:
@@ -55,23 +49,24 @@ def run(
     backend = backends.select(z.device.type)
     if backend == "reference" or needs_reference() or not z.numel():
         return reference.log_ratio(*tensors, transform, prior)
+    transform, numbers = settled(transform)
     if grad_needed(*tensors):
-        value: Tensor = _LogRatio.apply(*tensors, transform, prior, backend)
+        value: Tensor = _LogRatio.apply(*distinct(*tensors, numbers, transform, prior, backend))
         return value
-    return _call(tensors, transform, prior, backend)
+    return _call(tensors, numbers, transform, prior, backend)
 
 
 class _LogRatio(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        *tensors, transform, prior, backend = args
-        ctx.save_for_backward(*tensors)
+        *tensors, numbers, transform, prior, backend = args
+        ctx.save_for_backward(*tensors, numbers)
         ctx.transform, ctx.prior, ctx.backend = transform, prior, backend
-        return _call(tuple(tensors), transform, prior, backend)
+        return _call(tuple(tensors), numbers, transform, prior, backend)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        tensors, need = ctx.saved_tensors, list(ctx.needs_input_grad[:5])
+        (*tensors, numbers), need = ctx.saved_tensors, list(ctx.needs_input_grad[:5])
         transform, prior, backend = ctx.transform, ctx.prior, ctx.backend
         if by_reference(upstream):
             grads = reference_grads(
@@ -82,42 +77,29 @@ class _LogRatio(torch.autograd.Function):
                 need,
                 (upstream,),
             )
-            return (*grads, None, None, None)
+            return (*grads, None, None, None, None)
+        call = (upstream, *tensors, transform, prior, need)
         if direct(upstream, *tensors):
-            module = backends.load(backend, "log_ratio")
-            made = module.log_ratio_backward(upstream, *tensors, transform, prior, need)
+            made = _backward.direct(backend, *call)
         else:
-            made = torch.ops.vaefast.log_ratio_backward(
-                upstream, *tensors, *transform, prior, need, backend
-            )
+            made = _backward.routed(backend, numbers, *call)
         found = iter(made)
-        return (*[next(found) if n else None for n in need], None, None, None)
+        return (*[next(found) if n else None for n in need], None, None, None, None)
 
 
 def _call(
-    tensors: tuple[Tensor | None, ...], transform: Transform, prior: bool, backend: str
+    tensors: tuple[Tensor | None, ...],
+    numbers: Tensor | None,
+    transform: Transform,
+    prior: bool,
+    backend: str,
 ) -> Tensor:
     result: Tensor
     if direct(*tensors):
-        result = backends.load(backend, "log_ratio").log_ratio(*tensors, transform, prior)
+        result = _forward.direct(backend, *tensors, transform, prior)
     else:
-        result = torch.ops.vaefast.log_ratio(*tensors, *transform, prior, backend)
+        result = _forward.routed(backend, numbers, *tensors, transform, prior)
     return result
-
-
-def _forward(*args: Any) -> Tensor:
-    *tensors, param, min_std, clamp, prior, backend = args
-    transform = Transform(param, min_std, tuple(clamp))
-    result: Tensor = backends.load(backend, "log_ratio").log_ratio(*tensors, transform, prior)
-    return result
-
-
-def _backward(*args: Any) -> list[Tensor]:
-    *tensors, param, min_std, clamp, prior, need, backend = args
-    transform = Transform(param, min_std, tuple(clamp))
-    module = backends.load(backend, "log_ratio")
-    grads: list[Tensor] = module.log_ratio_backward(*tensors, transform, prior, need)
-    return grads
 
 
 def _forward_fake(*args: Any) -> Tensor:
@@ -126,7 +108,7 @@ def _forward_fake(*args: Any) -> Tensor:
 
 
 def _backward_fake(*args: Any) -> list[Tensor]:
-    tensors, need = args[1:6], args[-2]
+    tensors, need = args[1:6], args[-1]
     return [
         torch.empty_like(t, memory_format=torch.contiguous_format)
         for t, n in zip(tensors, need, strict=True)
@@ -134,7 +116,13 @@ def _backward_fake(*args: Any) -> list[Tensor]:
     ]
 
 
-_lib.impl("log_ratio", _forward, "CompositeExplicitAutograd")
-_lib.impl("log_ratio_backward", _backward, "CompositeExplicitAutograd")
-torch.library.register_fake("vaefast::log_ratio", _forward_fake, lib=_lib)
-torch.library.register_fake("vaefast::log_ratio_backward", _backward_fake, lib=_lib)
+_forward = Operator("log_ratio", _TENSORS, Transform, "Tensor", _forward_fake, also="bool prior")
+_backward = Operator(
+    "log_ratio_backward",
+    f"Tensor upstream, {_TENSORS}",
+    Transform,
+    "Tensor[]",
+    _backward_fake,
+    also="bool prior, bool[] need",
+    module="log_ratio",
+)

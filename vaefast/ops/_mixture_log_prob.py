@@ -10,14 +10,10 @@ from torch import Tensor
 from .. import backends
 from .._args import grad_needed
 from ..backends.reference import mixture_log_prob as reference
-from ._autograd import by_reference, direct, needs_reference, reference_grads
+from ._autograd import by_reference, direct, distinct, needs_reference, reference_grads
+from ._register import Operator
 
-_lib = torch.library.Library("vaefast", "FRAGMENT")
 _TENSORS = "Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights"
-_lib.define(f"mixture_log_prob({_TENSORS}, str backend) -> (Tensor, Tensor)")
-_lib.define(
-    f"mixture_log_prob_backward(Tensor upstream, {_TENSORS}, Tensor joint, str backend) -> Tensor[]"
-)
 
 
 def run(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> Tensor:
@@ -27,7 +23,7 @@ def run(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> Te
     if backend == "reference" or needs_reference() or not z.numel() or not mu.numel():
         return reference.mixture_log_prob(*tensors)
     if grad_needed(*tensors):
-        values: Tensor = _Mixture.apply(*tensors, backend)
+        values: Tensor = _Mixture.apply(*distinct(*tensors, backend))
         return values
     return _call(z, mu, logvar, log_weights, backend)[0]
 
@@ -50,13 +46,10 @@ class _Mixture(torch.autograd.Function):
                 lambda *t: (reference.mixture_log_prob(*t),), tensors, need, (upstream,)
             )
             return (*grads, None)
-        if direct(upstream, *tensors):
-            module = backends.load(ctx.backend, "mixture_log_prob")
-            made = module.mixture_log_prob_backward(upstream, *tensors, joint)
+        if direct(upstream, *tensors, joint):
+            made = _backward.direct(ctx.backend, upstream, *tensors, joint)
         else:
-            made = torch.ops.vaefast.mixture_log_prob_backward(
-                upstream, *tensors, joint, ctx.backend
-            )
+            made = _backward.routed(ctx.backend, None, upstream, *tensors, joint)
         if len(made) < 4:
             made = [*made, None]
         return (*[grad if n else None for grad, n in zip(made, need, strict=True)], None)
@@ -67,24 +60,10 @@ def _call(
 ) -> tuple[Tensor, Tensor]:
     result: tuple[Tensor, Tensor]
     if direct(z, mu, logvar, log_weights):
-        result = _forward(z, mu, logvar, log_weights, backend)
+        result = _forward.direct(backend, z, mu, logvar, log_weights)
     else:
-        result = torch.ops.vaefast.mixture_log_prob(z, mu, logvar, log_weights, backend)
+        result = _forward.routed(backend, None, z, mu, logvar, log_weights)
     return result
-
-
-def _forward(*args: Any) -> tuple[Tensor, Tensor]:
-    *tensors, backend = args
-    module = backends.load(backend, "mixture_log_prob")
-    result: tuple[Tensor, Tensor] = module.mixture_log_prob(*tensors)
-    return result
-
-
-def _backward(*args: Any) -> list[Tensor]:
-    *tensors, backend = args
-    module = backends.load(backend, "mixture_log_prob")
-    grads: list[Tensor] = module.mixture_log_prob_backward(*tensors)
-    return grads
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, Tensor]:
@@ -100,7 +79,12 @@ def _backward_fake(*args: Any) -> list[Tensor]:
     ]
 
 
-_lib.impl("mixture_log_prob", _forward, "CompositeExplicitAutograd")
-_lib.impl("mixture_log_prob_backward", _backward, "CompositeExplicitAutograd")
-torch.library.register_fake("vaefast::mixture_log_prob", _forward_fake, lib=_lib)
-torch.library.register_fake("vaefast::mixture_log_prob_backward", _backward_fake, lib=_lib)
+_forward = Operator("mixture_log_prob", _TENSORS, None, "(Tensor, Tensor)", _forward_fake)
+_backward = Operator(
+    "mixture_log_prob_backward",
+    f"Tensor upstream, {_TENSORS}, Tensor joint",
+    None,
+    "Tensor[]",
+    _backward_fake,
+    module="mixture_log_prob",
+)

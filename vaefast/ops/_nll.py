@@ -14,18 +14,20 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from .._args import compute_dtype, grad_needed
+from .._args import compute_dtype, grad_needed, stored_dtype
 from ..backends._options import Nll
 from ..backends.reference import nll as reference
-from ._autograd import by_reference, direct, needs_reference, reference_grads, scaled
-
-_lib = torch.library.Library("vaefast", "FRAGMENT")
-_lib.define(
-    "nll(Tensor[] params, Tensor target, Tensor? mask, Tensor? weight, Tensor? state, "
-    "str form, float[] numbers, int scalar, int lead, float uint8_scale, int offset, "
-    "str reduce, float factor, float grad_factor, bool[] need, str backend, "
-    "Tensor? row_starts=None, Tensor? columns=None) -> Tensor[]"
+from ._autograd import (
+    by_reference,
+    direct,
+    distinct,
+    keep,
+    kept,
+    needs_reference,
+    reference_grads,
+    scaled,
 )
+from ._register import Operator, settled
 
 
 def run(
@@ -48,11 +50,25 @@ def run(
             target = target.values().contiguous()
     if plain:
         return reference.nll(params, target, mask, weight, state, options)
+    options, numbers = settled(options)
     if grad_needed(*params):
-        loss: Tensor = _NLL.apply(target, mask, weight, state, options, backend, sparse, *params)
+        loss: Tensor = _NLL.apply(
+            *distinct(
+                target,
+                mask,
+                weight,
+                state,
+                numbers,
+                options,
+                backend,
+                len(sparse),
+                *sparse,
+                *params,
+            )
+        )
         return loss
     need = [False] * len(params)
-    return _call(params, target, mask, weight, state, options, need, backend, sparse)[0]
+    return _call(params, target, mask, weight, state, sparse, numbers, options, need, backend)[0]
 
 
 class _NLL(torch.autograd.Function):
@@ -63,46 +79,56 @@ class _NLL(torch.autograd.Function):
         mask: Tensor | None,
         weight: Tensor | None,
         state: Tensor | None,
+        numbers: Tensor | None,
         options: Nll,
         backend: str,
-        sparse: tuple[Tensor, ...],
-        *params: Tensor,
+        parts: int,
+        *tensors: Tensor,
     ) -> Tensor:
-        need = list(ctx.needs_input_grad[7:])
-        # Folding 1/N, and then a loss scaler's 65536, loses a quarter of a float16 gradient.
-        for param in params:
-            if param.dtype == torch.float16:
-                options = options._replace(grad_factor=1.0)
+        sparse, params = tensors[:parts], tensors[parts:]
+        need = list(ctx.needs_input_grad[8 + parts :])
         made = need if options.reduce != "elem" else [False] * len(need)
-        loss, *grads = _call(params, target, mask, weight, state, options, made, backend, sparse)
-        ctx.save_for_backward(*params, target, mask, weight, state, *grads)
-        ctx.sparse = sparse
-        ctx.options, ctx.backend, ctx.need = options, backend, need
+        loss, *grads = _call(
+            params, target, mask, weight, state, sparse, numbers, options, made, backend
+        )
+        keep(ctx, (target, mask, weight, state, numbers, *tensors), grads)
+        ctx.options, ctx.backend, ctx.need, ctx.parts = options, backend, need, parts
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        need, options, backend = ctx.need, ctx.options, ctx.backend
-        count = len(need)
-        saved = ctx.saved_tensors
-        params, (target, mask, weight, state) = saved[:count], saved[count : count + 4]
+        need, options, backend, parts = ctx.need, ctx.options, ctx.backend, ctx.parts
+        saved, made, overwrite = kept(ctx, 5 + parts + len(need))
+        target, mask, weight, state, numbers = saved[:5]
+        sparse, params = saved[5 : 5 + parts], saved[5 + parts :]
         grads: Sequence[Tensor | None]
         if by_reference(upstream):
-            x = densified(target, ctx.sparse, params[0].shape[options.lead :])
+            x = densified(target, sparse, params[0].shape[options.lead :])
             grads = twice_differentiable(params, x, mask, weight, state, options, need, upstream)
         elif options.reduce == "elem":
-            grads = _recomputed(
-                params, target, mask, weight, state, options, upstream, need, backend, ctx.sparse
+            weight = upstream if weight is None else upstream * weight
+            options = options._replace(reduce="sum")
+            _, *grads = _call(
+                params, target, mask, weight, state, sparse, numbers, options, need, backend
             )
-        else:
-            made = iter(saved[count + 4 :])
+            found = iter(grads)
             grads = [
-                times_upstream(next(made), index, params[index], upstream, options, backend)
-                if need[index]
-                else None
-                for index in range(count)
+                _in_dtype(next(found), index, params[index], options) if wanted else None
+                for index, wanted in enumerate(need)
             ]
-        return (None,) * 7 + tuple(grads)
+        else:
+            found = iter(made)
+            grads = [
+                times_upstream(next(found), i, params[i], upstream, options, backend, overwrite)
+                if need[i]
+                else None
+                for i in range(len(need))
+            ]
+        return (None,) * (8 + parts) + tuple(grads)
+
+
+def _in_dtype(grad: Tensor, index: int, param: Tensor, options: Nll) -> Tensor:
+    return (grad.sum() if index == options.scalar else grad).to(param.dtype)
 
 
 def twice_differentiable(
@@ -125,41 +151,20 @@ def twice_differentiable(
 
 
 def times_upstream(
-    grad: Tensor, index: int, param: Tensor, upstream: Tensor, options: Nll, backend: str
+    grad: Tensor,
+    index: int,
+    param: Tensor,
+    upstream: Tensor,
+    options: Nll,
+    backend: str,
+    overwrite: bool,
 ) -> Tensor:
     """A stored gradient, times what the forward pass could not know."""
-    left = options.factor / options.grad_factor if options.factor else 0.0
     if index == options.scalar:
-        return (grad * upstream).sum().mul(left).to(param.dtype)
+        return (grad * upstream).sum().to(param.dtype)
     if options.reduce == "sample":
         upstream = upstream.view(*upstream.shape, *([1] * (grad.dim() - upstream.dim())))
-    return scaled(grad, upstream, left, backend)
-
-
-def _recomputed(
-    params: tuple[Tensor, ...],
-    target: Tensor,
-    mask: Tensor | None,
-    weight: Tensor | None,
-    state: Tensor | None,
-    options: Nll,
-    upstream: Tensor,
-    need: list[bool],
-    backend: str,
-    sparse: Sequence[Tensor],
-) -> list[Tensor | None]:
-    """The gradients for a per-element upstream gradient, which weighs the sum they are of."""
-    weight = upstream if weight is None else upstream * weight
-    options = options._replace(reduce="sum", factor=1.0, grad_factor=1.0)
-    _, *grads = _call(params, target, mask, weight, state, options, need, backend, sparse)
-    found = iter(grads)
-    result: list[Tensor | None] = []
-    for index, wanted in enumerate(need):
-        grad = next(found) if wanted else None
-        if grad is not None and index == options.scalar:
-            grad = grad.sum().to(params[index].dtype)
-        result.append(grad)
-    return result
+    return scaled(grad, upstream, backend, overwrite, param.dtype)
 
 
 def _call(
@@ -168,20 +173,19 @@ def _call(
     mask: Tensor | None,
     weight: Tensor | None,
     state: Tensor | None,
+    sparse: Sequence[Tensor],
+    numbers: Tensor | None,
     options: Nll,
     need: Sequence[bool],
     backend: str,
-    sparse: Sequence[Tensor],
 ) -> list[Tensor]:
+    """The loss and the needed gradients."""
+    call = (list(params), target, mask, weight, state, list(sparse), options, list(need))
     result: list[Tensor]
     if direct(*params, target, mask, weight, state):
-        module = backends.load(backend, "nll")
-        also = (sparse,) if sparse else ()
-        result = module.nll(tuple(params), target, mask, weight, state, options, need, *also)
+        result = _operator.direct(backend, *call)
     else:
-        result = torch.ops.vaefast.nll(
-            list(params), target, mask, weight, state, *options, list(need), backend, *sparse
-        )
+        result = _operator.routed(backend, numbers, *call)
     return result
 
 
@@ -195,27 +199,23 @@ def densified(values: Tensor, sparse: Sequence[Tensor], row: Sequence[int]) -> T
     return whole.to_dense()
 
 
-def _forward(*args: Any) -> list[Tensor]:
-    # The dispatcher leaves out an argument that has its default value.
-    params, target, mask, weight, state, *settings = args[: 5 + len(Nll._fields)]
-    need, backend, *also = args[5 + len(Nll._fields) :]
-    settings[1] = tuple(settings[1])
-    module = backends.load(backend, "nll")
-    result: list[Tensor] = module.nll(
-        tuple(params), target, mask, weight, state, Nll(*settings), need, *([also] if also else [])
-    )
-    return result
-
-
-def _forward_fake(*args: Any) -> list[Tensor]:
-    params, target, _, _, _, *settings = args[: 5 + len(Nll._fields)]
-    need, options = args[5 + len(Nll._fields)], Nll(*settings)
+def _fake(
+    params: Sequence[Tensor],
+    target: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    state: Tensor | None,
+    sparse: Sequence[Tensor],
+    options: Nll,
+    need: Sequence[bool],
+) -> list[Tensor]:
+    first = params[0]
     return [
-        target.new_empty(loss_shape(params[0].shape, options), dtype=compute_dtype(*params)),
+        target.new_empty(loss_shape(first.shape, options), dtype=compute_dtype(*params)),
         *(
-            torch.empty_like(p, memory_format=torch.contiguous_format)
+            p.new_empty(p.shape, dtype=stored_dtype(p.dtype))
             if index != options.scalar
-            else p.new_empty(params[0].shape[: options.lead], dtype=compute_dtype(*params))
+            else p.new_empty(first.shape[: options.lead], dtype=compute_dtype(*params))
             for index, (p, wanted) in enumerate(zip(params, need, strict=True))
             if wanted
         ),
@@ -229,5 +229,11 @@ def loss_shape(shape: Sequence[int], options: Nll) -> tuple[int, ...]:
     return tuple(shape[: options.lead]) if options.reduce == "sample" else ()
 
 
-_lib.impl("nll", _forward, "CompositeExplicitAutograd")
-torch.library.register_fake("vaefast::nll", _forward_fake, lib=_lib)
+_operator = Operator(
+    "nll",
+    "Tensor[] params, Tensor target, Tensor? mask, Tensor? weight, Tensor? state, Tensor[] sparse",
+    Nll,
+    "Tensor[]",
+    _fake,
+    also="bool[] need",
+)

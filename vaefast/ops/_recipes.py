@@ -2,8 +2,8 @@
 more than the kernel: a call like one that passed all checks is made from a recipe.
 
 What a recipe's key does not say (tracing, transforms, subclasses, views whose memory holds other
-numbers) sends the call the long way, which is always right. Half of such a call is Python's
-interpreter, at some 20 ns a bytecode, so it is written for few of them.
+numbers, hooks on what autograd saves) sends the call the long way, which is always right. Half of
+such a call is Python's interpreter, at some 20 ns a bytecode, so it is written for few of them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.compiler import is_dynamo_compiling
 
 from .. import backends
+from .._torch import (
+    dispatch_modes,
+    forward_mode,
+    saved_tensor_hooks,
+    tracing,
+    transforms_active,
+)
 from ..backends._options import Nll, Posterior
 from ._autograd import PLAIN
 
@@ -24,8 +29,6 @@ from ._autograd import PLAIN
 LIMIT = 1024
 
 recording = torch.is_grad_enabled
-_modes = torch._C._len_torch_dispatch_stack
-_transforms = torch._C._are_functorch_transforms_active
 
 
 class Recipe:
@@ -44,7 +47,13 @@ kept: dict[Hashable, Recipe] = {}
 
 def key_of(tensors: tuple[Tensor, ...], settings: tuple[object, ...]) -> Hashable | None:
     """What a recipe is kept under; None where more may stand behind a tensor than it shows."""
-    if is_dynamo_compiling() or _modes() or _transforms() or forward_ad._current_level >= 0:
+    if (
+        dispatch_modes()
+        or transforms_active()
+        or forward_mode()
+        or tracing() is not None
+        or saved_tensor_hooks(True) is not None
+    ):
         return None
     key: list[Hashable] = [backends.forced, settings]
     try:
@@ -59,23 +68,17 @@ def key_of(tensors: tuple[Tensor, ...], settings: tuple[object, ...]) -> Hashabl
     return tuple(key)
 
 
-def keep(key: Hashable, recipe: Recipe) -> None:
+def keep(key: Hashable, make: Callable[[], Recipe]) -> None:
+    """Keeps the recipe that `make` makes, unless the core cannot read an operand where it is."""
+    from ..backends.native.small import Copied
+
     if len(kept) >= LIMIT:
         kept.clear()
     try:
-        kept[key] = recipe
-    except TypeError:
+        kept[key] = make()
+    except (Copied, TypeError):
         return
 
 
 def serves_natively(tensor: Tensor) -> bool:
     return tensor.is_cpu and backends.select("cpu") == "native"
-
-
-def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """`function.apply` without what it and its node do in Python first, some 4 us: unwrapping the
-    tensors that a transform of torch.func has left behind, which `key_of` sends the long way, and
-    finding `backward`."""
-    function._backward_cls.apply = function.backward  # type: ignore[attr-defined]
-    apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
-    return apply

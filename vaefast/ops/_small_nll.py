@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
+from .._torch import apply_of, keeps_graph
 from ..backends._options import Nll
 from ..likelihoods import Likelihood, Params
 from . import _nll, _recipes
-from ._autograd import by_reference, direct, keeps_graph
-from ._recipes import Recipe, apply_of, keep, key_of, recording, serves_natively
+from ._autograd import by_reference, direct
+from ._recipes import Recipe, keep, key_of, recording, serves_natively
 
 
 def nll(params: Params, target: Tensor, model: Likelihood, reduction: str) -> Tensor | None:
@@ -85,17 +86,15 @@ def keep_nll(
     full = tensors if scalar < 0 else tensors[:scalar]
     same = all(p.dtype == tensors[0].dtype for p in tensors)
     if same and target.is_contiguous() and small.fits(*full):
-        keep(key, Recipe(small.SmallNll(tensors, target, options), options, _apply_nll))
+        keep(key, lambda: Recipe(small.SmallNll(tensors, target, options), options, _apply_nll))
 
 
 class _SmallNLL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, recipe: Recipe, target: Tensor, *params: Tensor) -> Tensor:
         loss: Tensor
-        loss, grads = recipe.small.forward(params, target, ctx.needs_input_grad[2:])
-        # In the order of the long way, as everywhere here: under checkpointing the forward pass may
-        # go one way and its recomputation the other.
-        ctx.save_for_backward(*params, target, *grads)
+        loss, ctx.made = recipe.small.forward(params, target, ctx.needs_input_grad[2:])
+        ctx.save_for_backward(*params, target)
         ctx.recipe = recipe
         return loss
 
@@ -106,13 +105,15 @@ class _SmallNLL(torch.autograd.Function):
 
 def _nll_gradients(ctx: Any, upstream: Tensor, first: int) -> Sequence[Tensor | None]:
     """Those of the parameters, the first of which is the function's argument `first`."""
-    saved, options = ctx.saved_tensors, ctx.recipe.options
-    count = len(saved) // 2
-    grads = saved[count + 1 :]
+    *params, target = ctx.saved_tensors
+    options, grads, keeps = ctx.recipe.options, ctx.made, keeps_graph()
+    if not keeps:
+        # Freed with the saved tensors, and not held when autograd takes the gradients over.
+        ctx.made = None
     # The end of most programs' graphs: little is left to do.
     if (
         not recording()
-        and not keeps_graph()
+        and not keeps
         and direct(upstream)
         and upstream.dim() == 0
         and upstream.item() == 1.0
@@ -122,14 +123,13 @@ def _nll_gradients(ctx: Any, upstream: Tensor, first: int) -> Sequence[Tensor | 
         if scalar >= 0 and grads[scalar] is not None:
             made = (*grads[:scalar], grads[scalar].sum())
         return made
-    params, target = saved[:count], saved[count]
     if by_reference(upstream):
         need = ctx.needs_input_grad[first:]
         return _nll.twice_differentiable(params, target, None, None, None, options, need, upstream)
     return [
         None
         if grad is None
-        else _nll.times_upstream(grad, index, params[index], upstream, options, "native")
+        else _nll.times_upstream(grad, index, params[index], upstream, options, "native", not keeps)
         for index, grad in enumerate(grads)
     ]
 
@@ -174,7 +174,7 @@ def keep_elbo(params: Params, target: Tensor, model: Likelihood, kl: Tensor) -> 
     _, settings = _described(params, model, "elbo")
     key = key_of((*tensors, target, kl), settings)
     if key is not None and kl.dtype == found.small.loss.dtype:
-        keep(key, Recipe(found.small, found.options, _apply_elbo))
+        keep(key, lambda: Recipe(found.small, found.options, _apply_elbo))
 
 
 class _SmallELBO(torch.autograd.Function):
@@ -182,11 +182,11 @@ class _SmallELBO(torch.autograd.Function):
     def forward(
         ctx: Any, recipe: Recipe, beta: float, target: Tensor, kl: Tensor, *params: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        nll, grads = recipe.small.forward(params, target, ctx.needs_input_grad[4:])
+        nll, ctx.made = recipe.small.forward(params, target, ctx.needs_input_grad[4:])
         found = _elbo_of(nll, kl, beta)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*found[1:])
-        ctx.save_for_backward(*params, target, *grads)
+        ctx.save_for_backward(*params, target)
         ctx.recipe, ctx.beta, ctx.shape = recipe, beta, kl.shape
         return found
 

@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from .. import random
+from .._torch import apply_of, keeps_graph
 from ..backends._options import Posterior
 from . import _recipes, _sample_kl
-from ._autograd import direct, keeps_graph
-from ._recipes import Recipe, apply_of, keep, key_of, recording, serves_natively
+from ._autograd import direct
+from ._recipes import Recipe, keep, key_of, recording, serves_natively
 
 
 def sample(
@@ -23,6 +25,8 @@ def sample(
 ) -> Any:
     """What the operator of these settings gives, a sample of a posterior, alone or with its KL to
     N(0, I), or None where there is no recipe."""
+    if is_dynamo_compiling():
+        return None
     try:
         recipe = _recipes.kept.get(key_of((mu, scale), settings))
     except TypeError:
@@ -58,6 +62,8 @@ def keep_posterior(
 ) -> None:
     """Makes the recipe of a call, with a sample, of it or of the KL alone, that went the long way,
     if one can be made."""
+    if is_dynamo_compiling():
+        return
     key = key_of((mu, scale), settings)
     if key is None or options.reduce not in ("", "sample", "sum") or not serves_natively(mu):
         return
@@ -65,13 +71,14 @@ def keep_posterior(
 
     if mu.dtype != scale.dtype or not small.fits(mu, scale):
         return
+    kind: type[small.SmallKl | small.SmallSampleKl | small.SmallSample]
     if options.num_samples < 0:
-        recipe = Recipe(small.SmallKl(mu, scale, options), options, _apply_kl)
+        kind, apply = small.SmallKl, _apply_kl
     elif options.reduce:
-        recipe = Recipe(small.SmallSampleKl(mu, scale, options), options, _apply_sample_kl)
+        kind, apply = small.SmallSampleKl, _apply_sample_kl
     else:
-        recipe = Recipe(small.SmallSample(mu, scale, options), options, _apply_sample)
-    keep(key, recipe)
+        kind, apply = small.SmallSample, _apply_sample
+    keep(key, lambda: Recipe(kind(mu, scale, options), options, apply))
 
 
 class _SmallSampleKL(torch.autograd.Function):
@@ -80,31 +87,39 @@ class _SmallSampleKL(torch.autograd.Function):
         ctx: Any, mu: Tensor, scale: Tensor, state: Tensor, drawn: bool, recipe: Recipe
     ) -> tuple[Tensor, Tensor]:
         small = recipe.small
-        kept = small.fresh(scale)
+        # Not saved by autograd, where a hook could come to hold it: the backward pass writes here.
+        kept = ctx.kept = small.fresh(scale)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(mu, scale, state, kept)
+        ctx.save_for_backward(mu, scale, state)
         ctx.recipe = recipe
         result: tuple[Tensor, Tensor] = small.forward(mu, scale, state, drawn, kept)
         return result
 
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Any:
-        mu, scale, state, kept = ctx.saved_tensors
-        recipe = ctx.recipe
+        mu, scale, state = ctx.saved_tensors
+        recipe, kept, keeps = ctx.recipe, ctx.kept, keeps_graph()
+        if not keeps:
+            ctx.kept = None
+        strides = recipe.small.strides
         if (
             grad_z is not None
             and grad_kl is not None
             and not recording()
-            and not keeps_graph()
-            and grad_z.is_contiguous()
+            and not keeps
+            and mu.stride() == strides[0]
+            and scale.stride() == strides[1]
             and direct(grad_z, grad_kl)
         ):
-            return recipe.small.backward(grad_z, grad_kl, mu, scale, kept), kept, None, None, None
+            # The upstream gradient of a sum is one number, expanded.
+            step = 1 if grad_z.is_contiguous() else None if any(grad_z.stride()) else 0
+            if step is not None:
+                found = recipe.small.backward(grad_z, grad_kl, mu, scale, kept, step)
+                return found, kept, None, None, None
         tensors = (mu, scale, None, None, None, None, state, None)
-        need = list(ctx.needs_input_grad[:2])
-        found = _sample_kl.gradients(
-            tensors, kept, recipe.options, [*need, False, False], grad_z, grad_kl, True, "native"
-        )
+        need = [*ctx.needs_input_grad[:2], False, False]
+        how = (True, "native", None, not keeps)
+        found = _sample_kl.gradients(tensors, kept, recipe.options, need, grad_z, grad_kl, *how)
         return (*found[:2], None, None, None)
 
 
@@ -114,28 +129,32 @@ class _SmallSample(torch.autograd.Function):
         ctx: Any, mu: Tensor, scale: Tensor, state: Tensor, drawn: bool, recipe: Recipe
     ) -> Tensor:
         small = recipe.small
-        kept = small.fresh(scale)
-        ctx.save_for_backward(mu, scale, state, kept)
+        kept = ctx.kept = small.fresh(scale)
+        ctx.save_for_backward(mu, scale, state)
         ctx.recipe = recipe
         z: Tensor = small.forward(mu, scale, state, drawn, kept)
         return z
 
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor) -> Any:
-        mu, scale, state, kept = ctx.saved_tensors
-        if not recording() and not keeps_graph() and grad_z.is_contiguous() and direct(grad_z):
+        mu, scale, state = ctx.saved_tensors
+        kept, keeps = ctx.kept, keeps_graph()
+        if not keeps:
+            ctx.kept = None
+        if not recording() and not keeps and direct(grad_z):
             # dz/dmu is 1.
-            return grad_z, kept.mul_(grad_z), None, None, None
+            return grad_z.contiguous(), kept.mul_(grad_z), None, None, None
         tensors = (mu, scale, None, None, None, None, state, None)
         need = [*ctx.needs_input_grad[:2], False, False]
-        found = _sample_kl.gradients(
-            tensors, kept, ctx.recipe.options, need, grad_z, None, True, "native"
-        )
+        how = (True, "native", None, not keeps)
+        found = _sample_kl.gradients(tensors, kept, ctx.recipe.options, need, grad_z, None, *how)
         return (*found[:2], None, None, None)
 
 
 def gaussian_kl(mu: Tensor, scale: Tensor, settings: tuple[object, ...]) -> Tensor | None:
     """The KL of a posterior to N(0, I), or None where there is no recipe."""
+    if is_dynamo_compiling():
+        return None
     try:
         recipe = _recipes.kept.get(key_of((mu, scale), settings))
     except TypeError:
@@ -163,12 +182,11 @@ class _SmallKL(torch.autograd.Function):
         mu, scale = ctx.saved_tensors
         recipe = ctx.recipe
         need = ctx.needs_input_grad
-        if not recording() and direct(grad_kl):
+        if not recording() and recipe.small.unmoved(mu, scale) and direct(grad_kl):
             return (*recipe.small.backward(grad_kl, mu, scale, need), None)
         tensors = (mu, scale, None, None, None, None, None, None)
-        found = _sample_kl.gradients(
-            tensors, None, recipe.options, [*need[:2], False, False], None, grad_kl, True, "native"
-        )
+        need, how = [*need[:2], False, False], (True, "native", None, False)
+        found = _sample_kl.gradients(tensors, None, recipe.options, need, None, grad_kl, *how)
         return (*found[:2], None)
 
 

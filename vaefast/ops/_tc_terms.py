@@ -15,17 +15,8 @@ from .. import backends
 from .._args import grad_needed
 from ..backends._options import Weighing
 from ..backends.reference import tc_terms as reference
-from ._autograd import by_reference, direct, needs_reference, reference_grads
-
-_lib = torch.library.Library("vaefast", "FRAGMENT")
-_SETTINGS = "float log_weight, int first, float own, float stratum, str backend"
-_lib.define(
-    f"tc_terms(Tensor z, Tensor mu, Tensor logvar, {_SETTINGS}) -> (Tensor, Tensor, Tensor)"
-)
-_lib.define(
-    "tc_terms_backward(Tensor upstream, Tensor z, Tensor mu, Tensor logvar, Tensor joint, "
-    f"Tensor marginals, {_SETTINGS}) -> (Tensor, Tensor, Tensor)"
-)
+from ._autograd import by_reference, direct, distinct, needs_reference, reference_grads
+from ._register import Operator, settled
 
 
 def run(z: Tensor, mu: Tensor, logvar: Tensor, weighing: Weighing) -> Tensor:
@@ -33,25 +24,32 @@ def run(z: Tensor, mu: Tensor, logvar: Tensor, weighing: Weighing) -> Tensor:
     backend = backends.select(z.device.type)
     if backend == "reference" or needs_reference() or not z.numel():
         return reference.tc_terms(z, mu, logvar, weighing)
+    weighing, numbers = settled(weighing)
     if grad_needed(z, mu, logvar):
-        terms: Tensor = _TCTerms.apply(z, mu, logvar, weighing, backend)
+        terms: Tensor = _TCTerms.apply(*distinct(z, mu, logvar, numbers, weighing, backend))
         return terms
-    return _call(z, mu, logvar, weighing, backend)[0]
+    return _call(z, mu, logvar, numbers, weighing, backend)[0]
 
 
 class _TCTerms(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, mu: Tensor, logvar: Tensor, weighing: Weighing, backend: str
+        ctx: Any,
+        z: Tensor,
+        mu: Tensor,
+        logvar: Tensor,
+        numbers: Tensor | None,
+        weighing: Weighing,
+        backend: str,
     ) -> Tensor:
-        terms, joint, marginals = _call(z, mu, logvar, weighing, backend)
-        ctx.save_for_backward(z, mu, logvar, joint, marginals)
+        terms, joint, marginals = _call(z, mu, logvar, numbers, weighing, backend)
+        ctx.save_for_backward(z, mu, logvar, joint, marginals, numbers)
         ctx.weighing, ctx.backend = weighing, backend
         return terms
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        saved, weighing = ctx.saved_tensors, ctx.weighing
+        (*saved, numbers), weighing = ctx.saved_tensors, ctx.weighing
         need = ctx.needs_input_grad[:3]
         if by_reference(upstream):
             grads = reference_grads(
@@ -60,37 +58,28 @@ class _TCTerms(torch.autograd.Function):
                 need,
                 (upstream,),
             )
-            return (*grads, None, None)
+            return (*grads, None, None, None)
         if direct(upstream, *saved):
-            made = _backward(upstream, *saved, *weighing, ctx.backend)
+            made = _backward.direct(ctx.backend, upstream, *saved, weighing)
         else:
-            made = torch.ops.vaefast.tc_terms_backward(upstream, *saved, *weighing, ctx.backend)
-        return (*[g if n else None for g, n in zip(made, need, strict=True)], None, None)
+            made = _backward.routed(ctx.backend, numbers, upstream, *saved, weighing)
+        return (*[g if n else None for g, n in zip(made, need, strict=True)], None, None, None)
 
 
 def _call(
-    z: Tensor, mu: Tensor, logvar: Tensor, weighing: Weighing, backend: str
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    numbers: Tensor | None,
+    weighing: Weighing,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     result: tuple[Tensor, Tensor, Tensor]
     if direct(z, mu, logvar):
-        result = _forward(z, mu, logvar, *weighing, backend)
+        result = _forward.direct(backend, z, mu, logvar, weighing)
     else:
-        result = torch.ops.vaefast.tc_terms(z, mu, logvar, *weighing, backend)
+        result = _forward.routed(backend, numbers, z, mu, logvar, weighing)
     return result
-
-
-def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    module = backends.load(args[-1], "tc_terms")
-    result: tuple[Tensor, Tensor, Tensor] = module.tc_terms(*args[:3], Weighing(*args[3:7]))
-    return result
-
-
-def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    module = backends.load(args[-1], "tc_terms")
-    grads: tuple[Tensor, Tensor, Tensor] = module.tc_terms_backward(
-        *args[:6], Weighing(*args[6:10])
-    )
-    return grads
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,7 +96,13 @@ def _backward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return z.new_empty(z.shape), mu.new_empty(mu.shape), logvar.new_empty(logvar.shape)
 
 
-_lib.impl("tc_terms", _forward, "CompositeExplicitAutograd")
-_lib.impl("tc_terms_backward", _backward, "CompositeExplicitAutograd")
-torch.library.register_fake("vaefast::tc_terms", _forward_fake, lib=_lib)
-torch.library.register_fake("vaefast::tc_terms_backward", _backward_fake, lib=_lib)
+_TENSORS = "Tensor z, Tensor mu, Tensor logvar"
+_forward = Operator("tc_terms", _TENSORS, Weighing, "(Tensor, Tensor, Tensor)", _forward_fake)
+_backward = Operator(
+    "tc_terms_backward",
+    f"Tensor upstream, {_TENSORS}, Tensor joint, Tensor marginals",
+    Weighing,
+    "(Tensor, Tensor, Tensor)",
+    _backward_fake,
+    module="tc_terms",
+)

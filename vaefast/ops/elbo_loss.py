@@ -166,7 +166,7 @@ def elbo_loss(
     if apart:
         loss, data, raw = loss.mean(), data.mean(), raw.mean()
     if reduction == "sum":
-        loss = loss * float(first.shape[:lead].numel())
+        loss = loss * float(_args.count(first.shape[:lead]))
     elif reduction == "mean":
         loss = _per_element(loss, model.elements(target), mask)
     return ELBO(loss, data, raw)
@@ -246,6 +246,6 @@ def _free_bits(
 def _per_element(loss: Tensor, shape: torch.Size, mask: Tensor | None) -> Tensor:
     """Turns a mean over samples into one over data elements."""
     if mask is None:
-        return loss * inverse(shape[1:].numel())
+        return loss * inverse(_args.count(shape[1:]))
     aligned = _args.broadcastable("mask", mask, shape, per_sample=True)
     return loss * shape[0] / aligned.expand(shape).sum()

@@ -125,7 +125,7 @@ def check_prior(
 
 def kernel_reduction(reduction: str, shape: torch.Size) -> tuple[str, float]:
     """The kernel's reduction and the factor on its result, for values `[B, *latent]`."""
-    batch, count = shape[0], shape.numel()
+    batch, elements = shape[0], _args.count(shape)
     match reduction:
         case "none":
             return "elem", 1.0
@@ -138,7 +138,7 @@ def kernel_reduction(reduction: str, shape: torch.Size) -> tuple[str, float]:
         case "batchmean":
             return "sum", inverse(batch)
         case _:
-            return "sum", inverse(count)
+            return "sum", inverse(elements)
 
 
 def inverse(count: int) -> float:
@@ -167,7 +167,7 @@ def _with_free_bits(
     kl: Tensor, free_bits: float, per: str, reduction: str, shape: torch.Size
 ) -> Tensor:
     kl = kl.clamp(min=free_bits)
-    batch, width = shape[0], shape[1:].numel()
+    batch, width = shape[0], _args.count(shape[1:])
     if per == "sample":
         if reduction == "sample":
             return kl

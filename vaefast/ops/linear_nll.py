@@ -151,7 +151,9 @@ def linear_nll(
         _factor(reduction, shape, lead, mask),
     )
     if reduction == "mean" and mask is not None:
-        return loss / (mask.expand(elements).sum() * (shape.numel() // max(1, elements.numel())))
+        return loss / (
+            mask.expand(elements).sum() * (_args.count(shape) // max(1, _args.count(elements)))
+        )
     if reduction == "none":
         if not isinstance(model, RowLikelihood):
             raise ValueError(
@@ -170,9 +172,9 @@ def _factor(reduction: str, shape: torch.Size, lead: int, mask: Tensor | None) -
         case "sum":
             return 1.0
         case "batchmean":
-            return inverse(shape[:lead].numel())
+            return inverse(_args.count(shape[:lead]))
         case _:
-            return 1.0 if mask is not None else inverse(shape.numel())
+            return 1.0 if mask is not None else inverse(_args.count(shape))
 
 
 def _by_row(tensor: Tensor | None, elements: torch.Size, width: int) -> Tensor | None:

@@ -67,10 +67,10 @@ def mixture_log_prob(
     _args.same_device("mu", mu, z=z, log_weights=log_weights)
     transform = transform_of(param, min_std, clamp)
     dtype = compute_dtype(z, mu, scale, log_weights)
-    dims = latent.numel()
+    dims = _args.count(latent)
     logvar = log_variance(scale.to(dtype), transform)
     values = _mixture_log_prob.run(
-        _args.matrix(z, z.shape[:lead].numel(), dims, dtype),
+        _args.matrix(z, _args.count(z.shape[:lead]), dims, dtype),
         _args.matrix(mu, mu.shape[0], dims, dtype),
         _args.matrix(logvar, mu.shape[0], dims, dtype),
         None if log_weights is None else log_weights.to(dtype),

@@ -75,7 +75,7 @@ def mmd(
                 f"{name} must have at least {least} points where unbiased={unbiased}, got "
                 f"{points.shape[0]}"
             )
-    dims = x.shape[1:].numel()
+    dims = _args.count(x.shape[1:])
     options = Mmd(kernel == "rbf", denominators(kernel, scales, dims), unbiased)
     dtype = compute_dtype(x, y)
     return _mmd.run(

@@ -98,7 +98,7 @@ def nll(
     if plain and state is None and form.name not in backends.USER_FORMS:
         _small_nll.keep_nll(params, target, model, reduction, options, len(tensors))
     if reduction == "mean" and mask is not None:
-        loss = loss * sample_shape.numel() / mask.expand(sample_shape).sum()
+        loss = loss * _args.count(sample_shape) / mask.expand(sample_shape).sum()
     return loss
 
 
@@ -123,7 +123,7 @@ def row_nll(
         check_support(target, model, model.inside(params, target))
     how, factor = _kernel_reduction(reduction, positions, lead)
     inner = rows.params.shape[2]
-    flat = (per_sample.numel() // inner if inner else 0, inner)
+    flat = (_args.count(per_sample) // inner if inner else 0, inner)
     mask = None if mask is None else mask.expand(per_sample).reshape(flat)
     weight = None if weight is None else weight.expand(per_sample).reshape(flat)
     options = RowNll(rows.form, rows.numbers, rows.segments, how, factor, factor)
@@ -133,7 +133,7 @@ def row_nll(
     if reduction == "sample":
         return loss.view(positions[:lead])
     if reduction == "mean" and mask is not None:
-        loss = loss * per_sample.numel() / mask.sum()
+        loss = loss * _args.count(per_sample) / mask.sum()
     return loss
 
 
@@ -224,9 +224,9 @@ def _kernel_reduction(reduction: str, shape: torch.Size, lead: int) -> tuple[str
         case "sum":
             return "sum", 1.0
         case "batchmean":
-            return "sum", inverse(shape[:lead].numel())
+            return "sum", inverse(_args.count(shape[:lead]))
         case _:
-            return "sum", inverse(shape.numel())
+            return "sum", inverse(_args.count(shape))
 
 
 def _optimal(
@@ -276,7 +276,7 @@ def _counts(
 ) -> Tensor:
     """The weight of each element of the data `[B, ...]`, or their sum in each sample."""
     if mask is None and weight is None and not per_element:
-        return like.new_full((data[0],), float(data[1:].numel()))
+        return like.new_full((data[0],), float(_args.count(data[1:])))
     counts = like.new_ones(()) if weight is None else weight.to(like.dtype)
     if mask is not None:
         counts = torch.where(mask, counts, 0.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from torch import Tensor
@@ -91,7 +90,7 @@ def tc_terms(
     _args.same_device("mu", mu, z=z)
     transform = transform_of(param, min_std, clamp)
     dtype = compute_dtype(z, mu, scale)
-    batch, dims = mu.shape[0], mu.shape[1:].numel()
+    batch, dims = mu.shape[0], _args.count(mu.shape[1:])
     wide_mu = _args.matrix(mu, batch, dims, dtype)
     logvar = _args.matrix(log_variance(scale.to(dtype), transform), batch, dims, dtype)
     first = 0
@@ -112,7 +111,7 @@ def weights(batch: int, dataset_size: int, method: str, first: int = 0) -> Weigh
     if not batch:
         return Weighing(0.0, first, 1.0, 1.0)
     if method == "mws":
-        return Weighing(-math.log(dataset_size * batch), first, 1.0, 1.0)
+        return Weighing(-_args.log(_args.operand(dataset_size * batch)), first, 1.0, 1.0)
     if not 2 <= batch <= dataset_size:
         raise ValueError(
             "method 'mss' takes a batch of at least 2 and at most dataset_size "
@@ -120,5 +119,8 @@ def weights(batch: int, dataset_size: int, method: str, first: int = 0) -> Weigh
         )
     others = batch - 1
     return Weighing(
-        -math.log(others), first, others / dataset_size, (dataset_size - others) / dataset_size
+        -_args.log(_args.operand(others)),
+        first,
+        others / dataset_size,
+        (dataset_size - others) / dataset_size,
     )

@@ -8,23 +8,23 @@ import torch
 from torch import Tensor
 
 from ... import _C
-from ..._args import compute_dtype
+from ..._args import compute_dtype, stored_dtype
 from .._options import Nll
-from ._pack import DTYPES, REDUCE, fresh, fresh_like, pack, result, stream
+from ._pack import DTYPES, REDUCE, fresh, pack, result, stream
 from ._place import place
 
 _FORMS = _C.forms()
 
 
 def nll(
-    params: tuple[Tensor, ...],
+    params: Sequence[Tensor],
     target: Tensor,
     mask: Tensor | None,
     weight: Tensor | None,
     state: Tensor | None,
+    sparse: Sequence[Tensor],
     options: Nll,
     need: Sequence[bool],
-    sparse: Sequence[Tensor] = (),
     into: Sequence[Tensor | None] = (),
 ) -> list[Tensor]:
     """The loss and the needed gradients, which may be put `into` the parameters' own memory.
@@ -49,7 +49,7 @@ def nll(
         if index == options.scalar
         else into[index]
         if into
-        else fresh_like(p)
+        else fresh(p.shape, stored_dtype(p.dtype), p.device)
         for index, (p, wanted) in enumerate(zip(params, need, strict=True))
     ]
     count = len(params)
@@ -81,6 +81,6 @@ def nll(
         torch.get_num_threads()
         if first.is_cpu
         else place(first, grid, reduce, scalar >= 0 and need[scalar], target_rows),
-        *(t.data_ptr() for t in sparse or ()),
+        *(t.data_ptr() for t in sparse),
     )
     return [loss, *[g for g in grads if g is not None]]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import _C
-from ..._args import compute_dtype
+from ..._args import compute_dtype, stored_dtype
 from .._options import RowNll
 from ._pack import DTYPES, REDUCE, fresh, result
 from ._place import place_with
@@ -35,7 +35,8 @@ def row_nll(
     loss = torch.empty(shapes[options.reduce], dtype=dtype, device=params.device)
     grad = None
     if need:
-        grad = into if into is not None else fresh(params.shape, params.dtype, params.device)
+        stored = stored_dtype(params.dtype)
+        grad = into if into is not None else fresh(params.shape, stored, params.device)
     sparse = len(target) == 3
     values = target[-1].contiguous()
     starts, columns = (

@@ -10,7 +10,7 @@ from ._pack import DTYPES, Packed, pack, result
 from ._place import place
 
 
-def scale_(grad: Tensor, upstream: Tensor, factor: float) -> None:
+def scale_(grad: Tensor, upstream: Tensor, factor: float = 1.0) -> None:
     """grad *= upstream * factor in place; nothing is touched where that is 1."""
     if upstream.dim() == 0:
         # The usual loss: no layout to work out.

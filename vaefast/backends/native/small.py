@@ -1,7 +1,9 @@
-"""Calls of the compiled core whose operands are dense, plain and small, made ready once.
+"""Calls of the compiled core whose operands are plain and small, made ready once.
 
 At 128 x 20 the kernels take 10 us and what leads to them took 90: a call like one before it finds
-all but its addresses prepared.
+all but its addresses prepared. So it reads its operands where they are, by the strides that they
+had: what the core would have to copy first has no prepared call (`Copied`), and a backward pass
+asks `unmoved` of what autograd kept, as a saved-tensor hook may bring a view back dense.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from ... import _C
 from .._options import Nll, Posterior
-from ._pack import KEPT, REDUCE, fresh_like, pack
+from ._pack import KEPT, REDUCE, Packed, fresh_like, pack
 from .nll import _FORMS
 from .sample_kl import _kl_shape, _settings
 
@@ -21,13 +23,42 @@ from .sample_kl import _kl_shape, _settings
 _LARGE = 1 << 22
 
 
-class SmallSample:
+class Copied(Exception):
+    """The core cannot read an operand where it is."""
+
+
+class _Prepared:
+    """What the prepared calls share: the operands' strides."""
+
+    __slots__ = ("strides",)
+    strides: tuple[tuple[int, ...], ...]
+
+    def pack(
+        self, shape: torch.Size, operands: tuple[Tensor, ...]
+    ) -> tuple[tuple[int, int, int], list[Packed | None]]:
+        """The grid and the operands over it. Raises Copied where one is not read in place."""
+        grid, packed, _alive = pack(shape, 1, operands)
+        for tensor, place in zip(operands, packed, strict=True):
+            if place is not None and place[0] != tensor.data_ptr():
+                raise Copied
+        self.strides = tuple([t.stride() for t in operands])
+        return grid, packed
+
+    def unmoved(self, *operands: Tensor) -> bool:
+        """True where the first operands have the strides that the call was made ready for."""
+        for tensor, strides in zip(operands, self.strides, strict=False):
+            if tensor.stride() != strides:
+                return False
+        return True
+
+
+class SmallSample(_Prepared):
     """One sample of a posterior `[B, *latent]`, in float32 or float64."""
 
     __slots__ = ("call", "fresh")
 
     def __init__(self, mu: Tensor, scale: Tensor, options: Posterior) -> None:
-        self.call = _posterior_call(mu, scale, options)
+        self.call = _posterior_call(self, mu, scale, options)
         self.fresh = _fresh(mu, scale)
 
     def forward(
@@ -48,13 +79,13 @@ class SmallSample:
         return z
 
 
-class SmallSampleKl:
+class SmallSampleKl(_Prepared):
     """One sample of a posterior and its KL to N(0, I)."""
 
     __slots__ = ("call", "fresh", "kl")
 
     def __init__(self, mu: Tensor, scale: Tensor, options: Posterior) -> None:
-        self.call = _posterior_call(mu, scale, options)
+        self.call = _posterior_call(self, mu, scale, options)
         self.fresh = _fresh(mu, scale)
         self.kl = mu.new_empty(_kl_shape(mu.shape, options.reduce))
 
@@ -77,15 +108,23 @@ class SmallSampleKl:
         return z, kl
 
     def backward(
-        self, grad_z: Tensor, grad_kl: Tensor, mu: Tensor, scale: Tensor, kept: Tensor
+        self,
+        grad_z: Tensor,
+        grad_kl: Tensor,
+        mu: Tensor,
+        scale: Tensor,
+        kept: Tensor,
+        step: int,
     ) -> Tensor:
-        """The gradient in mu; the one in scale takes the place of `kept`."""
+        """The gradient in mu; the one in scale takes the place of `kept`. `step`: from one element
+        of grad_z to the next, 1 or 0."""
         grad = self.fresh(mu)
         at = kept.data_ptr()
         self.call.backward(
             mu.data_ptr(),
             scale.data_ptr(),
             grad_z.data_ptr(),
+            step,
             grad_kl.data_ptr(),
             _step(grad_kl),
             at,
@@ -96,13 +135,13 @@ class SmallSampleKl:
         return grad
 
 
-class SmallKl:
+class SmallKl(_Prepared):
     """The KL of a posterior `[B, *latent]` to N(0, I), in float32 or float64."""
 
     __slots__ = ("call", "fresh", "kl")
 
     def __init__(self, mu: Tensor, scale: Tensor, options: Posterior) -> None:
-        self.call = _posterior_call(mu, scale, options)
+        self.call = _posterior_call(self, mu, scale, options)
         self.fresh = _fresh(mu, scale)
         self.kl = mu.new_empty(_kl_shape(mu.shape, options.reduce))
 
@@ -124,6 +163,7 @@ class SmallKl:
             mu.data_ptr(),
             scale.data_ptr(),
             0,
+            0,
             grad_kl.data_ptr(),
             _step(grad_kl),
             0,
@@ -134,8 +174,10 @@ class SmallKl:
         return grad_mu, grad_scale
 
 
-def _posterior_call(mu: Tensor, scale: Tensor, options: Posterior) -> _C.SmallSampleKl:
-    grid, operands, _ = pack(mu.shape, 1, (mu, scale))
+def _posterior_call(
+    prepared: _Prepared, mu: Tensor, scale: Tensor, options: Posterior
+) -> _C.SmallSampleKl:
+    grid, operands = prepared.pack(mu.shape, (mu, scale))
     settings = _settings(options, mu.dtype)
     return _C.SmallSampleKl(grid, (*operands, *_NO_OPERANDS), options.offset, settings)
 
@@ -146,14 +188,14 @@ def _step(grad_kl: Tensor) -> int:
     return grad_kl.stride(0) if grad_kl.dim() else 0
 
 
-class SmallNll:
+class SmallNll(_Prepared):
     """A likelihood of dense parameters of the target's shape, the last one perhaps a learned
     scalar, reduced, in their dtype."""
 
     __slots__ = ("call", "fresh", "loss", "scalar", "scalar_grad")
 
     def __init__(self, params: tuple[Tensor, ...], target: Tensor, options: Nll) -> None:
-        grid, packed, _ = pack(target.shape, 1, (*params, target))
+        grid, packed = self.pack(target.shape, (*params, target))
         x = packed.pop()
         assert x is not None
         if target.dtype == torch.uint8:
@@ -205,11 +247,8 @@ _NO_OPERANDS = (None,) * 5
 
 
 def fits(*tensors: Tensor) -> bool:
-    """True where the tensors are small, dense, of one shape, and in float32 or float64.
-
-    A row stride is allowed for, as the two halves of an encoder's output have one.
-    """
+    """True where the tensors are small, of one shape, and in float32 or float64."""
     first = tensors[0]
     if first.dtype not in (torch.float32, torch.float64) or not 0 < first.nbytes < _LARGE:
         return False
-    return all(t.shape == first.shape and t[0].is_contiguous() for t in tensors)
+    return all(t.shape == first.shape for t in tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._args import compute_dtype
+from ..._args import compute_dtype, stored_dtype
 from .._options import BINARIZE, Nll
 from ._grid import launch, load, share, tile_at
 from ._philox import tile_noise
@@ -20,15 +21,16 @@ _PARAMS, _NUMBERS = 3, 6
 
 
 def nll(
-    params: tuple[Tensor, ...],
+    params: Sequence[Tensor],
     target: Tensor,
     mask: Tensor | None,
     weight: Tensor | None,
     state: Tensor | None,
+    sparse: Sequence[Tensor],
     options: Nll,
-    need: list[bool],
+    need: Sequence[bool],
 ) -> list[Tensor]:
-    """The loss and the needed gradients."""
+    """The loss and the needed gradients; no target is `sparse` here."""
     dtype, device = compute_dtype(*params), target.device
     shape, lead = params[0].shape, options.lead
     per_sample = shape[:lead]
@@ -39,7 +41,7 @@ def nll(
         if not wanted
         else torch.empty(per_sample, dtype=dtype, device=device)
         if index == options.scalar
-        else torch.empty(p.shape, dtype=p.dtype, device=device)
+        else torch.empty(p.shape, dtype=stored_dtype(p.dtype), device=device)
         for index, (p, wanted) in enumerate(zip(params, need, strict=True))
     ]
     found = [g for g in grads if g is not None]

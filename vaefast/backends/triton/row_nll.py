@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..._args import compute_dtype
+from ..._args import compute_dtype, stored_dtype
 from .._options import RowNll
 from ._counts_rows import coefficients, sparse_grad, sparse_terms
 from ._grid import launch
@@ -52,7 +52,8 @@ def row_nll(
     if need:
         grad = into
         if grad is None:
-            grad = torch.empty(params.shape, dtype=params.dtype, device=params.device)
+            stored = stored_dtype(params.dtype)
+            grad = torch.empty(params.shape, dtype=stored, device=params.device)
     made = [loss] if grad is None else [loss, grad]
     if not rows * inner:
         return [t.zero_() for t in made]

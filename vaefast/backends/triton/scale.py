@@ -10,7 +10,7 @@ from torch import Tensor
 from ._grid import launch, load, share, tile_at
 
 
-def scale_(grad: Tensor, upstream: Tensor, factor: float) -> None:
+def scale_(grad: Tensor, upstream: Tensor, factor: float = 1.0) -> None:
     """grad *= upstream * factor in place; nothing is touched where that is 1."""
     if not grad.numel():
         return
