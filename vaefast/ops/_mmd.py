@@ -26,7 +26,7 @@ _lib.define(
 
 def run(x: Tensor, y: Tensor, options: Mmd) -> Tensor:
     """The squared discrepancy of x `[N, D]` and y `[M, D]`, both of one dtype."""
-    backend = backends.select(x.device.type)
+    backend = backends.select(x.device)
     if backend == "reference" or needs_reference() or not x.numel():
         return reference.mmd(x, y, options)
     if grad_needed(x, y):
