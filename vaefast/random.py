@@ -122,7 +122,7 @@ def make_state(
             f"seed must be an int, a state Tensor or a sequence of ints, got {type(seed).__name__}"
         )
     if isinstance(seed, int):
-        return _filled(_signed(seed), like.device)
+        return _filled(_signed(seed), like)
     if len(seed) != batch or not all(isinstance(s, int) for s in seed):
         raise ValueError(f"seed as a sequence must hold one int per sample, {batch}, got {seed!r}")
     rows = torch.tensor([[_signed(s), 0] for s in seed], dtype=torch.int64, device="cpu")
@@ -181,12 +181,12 @@ def _signed(seed: int) -> int:
     return seed - (1 << 64) if seed >= 1 << 63 else seed
 
 
-def _filled(seed: int, device: torch.device) -> Tensor:
-    """`[seed, 0]`. Filled on the device: a copy from the host would wait for a GPU, and is an
+def _filled(seed: int, like: Tensor) -> Tensor:
+    """`[seed, 0]`, filled on `like`'s device: a copy from the host would wait for a GPU, and is an
     error inside a captured graph."""
-    if device.type == "cpu":
-        return torch.tensor([seed, 0], dtype=torch.int64, device=device)
-    state = torch.full((2,), seed, dtype=torch.int64, device=device)
+    if like.is_cpu:
+        return torch.tensor([seed, 0], dtype=torch.int64, device=like.device)
+    state = torch.full((2,), seed, dtype=torch.int64, device=like.device)
     state.select(0, 1).zero_()
     return state
 
