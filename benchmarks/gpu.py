@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,7 +36,9 @@ class Captured:
                 for call in dict.fromkeys(calls):
                     for _ in range(3):
                         call.run()
-                _refuse_synchronisation(calls[0])
+                # A capture that breaks off at a wait can leave the default generator unusable.
+                with no_waiting():
+                    calls[0].run()
             torch.cuda.current_stream().wait_stream(side)
             self.results: list[Any] = []
             with torch.cuda.graph(self.graph):
@@ -52,15 +57,47 @@ class Captured:
         end.synchronize()
         return start.elapsed_time(end) * 1e-3 / self.calls
 
+    def wall_seconds(self, replays: int = 20) -> float:
+        """Wall time per call of some replays, until the device is done."""
+        seconds = []
+        for _ in range(replays):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            self.graph.replay()
+            torch.cuda.synchronize()
+            seconds.append((time.perf_counter() - start) / self.calls)
+        return statistics.median(seconds)
 
-def _refuse_synchronisation(call: Call) -> None:
-    """Raises RuntimeError where `call` waits for the device: a capture that breaks off there can
-    leave the default generator unusable."""
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Raises RuntimeError where something waits for the device."""
+    torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        call.run()
+        yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def event_times(calls: Mapping[str, Call], budget: float) -> dict[str, Summary]:
+    """The device's time of single calls, in turns, for about `budget` seconds; each has run."""
+    names = list(calls)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    order, begun = random.Random(0), time.perf_counter()
+    while len(seconds[names[0]]) < 3 or (
+        time.perf_counter() - begun < budget and len(seconds[names[0]]) < 40
+    ):
+        order.shuffle(names)
+        for name in names:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            with vf.backend(calls[name].backend):
+                start.record()
+                calls[name].run()
+                end.record()
+            end.synchronize()
+            seconds[name].append(start.elapsed_time(end) * 1e-3)
+    return {name: summarize(values) for name, values in seconds.items()}
 
 
 def device_times(
