@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,10 +68,10 @@ class Stage:
         found: dict[str, Any] = {"name": name, "failed": None}
         begun = time.perf_counter()
         try:
-            if name == self.args.fail:
-                raise RuntimeError("it was asked to fail")
             yield found
             self.wait()
+            if name == self.args.fail:
+                raise RuntimeError("it was asked to fail")
         except Exception as error:
             found["failed"] = f"{type(error).__name__}: {error}"[:1000]
         found["seconds"] = round(time.perf_counter() - begun, 3)
@@ -95,6 +97,9 @@ def machine(stage: Stage) -> None:
     with stage.case("the native backend serves"):
         serving = vf.available_backends(stage.device.type)
         assert serving[0] == "native", vf.info()["backends"][stage.device.type]
+        core = importlib.import_module("vaefast._C")
+        # An editable install elsewhere must not stand in for what was built.
+        assert Path(str(core.__file__)).parent == Path(vf.__file__).parent, core.__file__
 
 
 def smoke(stage: Stage) -> None:
@@ -124,7 +129,7 @@ def streams(stage: Stage) -> None:
     for case in stage.mine(stream_cases(stage)):
         for what in (FORWARD, BOTH):
             # The compiler is measured where the gradient counts: each pass compiles anew.
-            baselines = (EAGER,) if what == FORWARD else (EAGER, COMPILED)
+            baselines = (EAGER,) if what == FORWARD or stage.dry else (EAGER, COMPILED)
             with stage.case(f"{case.name} {what}") as found:
                 fill(stage, case, what, (*baselines, *ours(case, stage)), found)
 
@@ -253,7 +258,7 @@ def launches(stage: Stage) -> None:
             inputs = timed.make(stage.device)
             calls = {
                 n: timed.call(n, what, inputs, stage.compiler)
-                for n in (EAGER, COMPILED, *ours(timed, stage))
+                for n in (EAGER, *(() if stage.dry else (COMPILED,)), *ours(timed, stage))
             }
             failed = warm_up(calls, stage.wait)
             running = {n: c for n, c in calls.items() if n not in failed}
@@ -276,14 +281,18 @@ def launches(stage: Stage) -> None:
 
 def pairs(stage: Stage) -> None:
     """The device's time of each call, between events."""
-    for batch in BATCHES:
+    for batch in BATCHES[:1] if stage.dry else BATCHES:
         for case in pair_cases(batch):
             with stage.case(f"{case.name} {BOTH}") as found:
                 torch._dynamo.reset()
                 timed = case.small() if stage.dry else case
                 timed = dataclasses.replace(timed, alone=case.alone)
                 inputs = timed.make(stage.device)
-                names = [n for n in timed.implementations(stage.device) if n != "distributions"]
+                names = [
+                    n
+                    for n in timed.implementations(stage.device)
+                    if n != "distributions" and not (n == COMPILED and stage.dry)
+                ]
                 calls = {n: timed.call(n, BOTH, inputs, stage.compiler) for n in names}
                 failed = warm_up(calls, stage.wait)
                 running = {n: c for n, c in calls.items() if n not in failed}

@@ -42,4 +42,4 @@ def pytest_collectreport(report: Any) -> None:
 
 
 def _tell(test: dict[str, str]) -> None:
-    os.write(_OUT, f"@test {json.dumps(test)}\n".encode())
+    os.write(_OUT, f"\n@test {json.dumps(test)}\n".encode())
