@@ -1,7 +1,8 @@
 // Points against points in tiles: what the kernels over pairs share.
 //
 // A block has a tile of points, its own, as the rows of a tile of pairs, and goes through its share
-// of the tiles of points that they meet, its columns. A second launch adds the shares up.
+// of the tiles of points that they meet, its columns. A second launch adds the shares up. How many
+// there are follows the chip: a sum's bits are the same on GPUs of one size.
 #pragma once
 
 #include "core/pairs.h"
