@@ -33,14 +33,14 @@ LIMITS = {
     "smoke": 90,
     "sanitizer": 45,
     "streams": 80,
-    "launches": 30,
-    "pairs": 40,
+    "launches": 45,
+    "pairs": 60,
     "tests": 300,
 }
 # A stage that would have less than this is not begun.
 LEAST = 5
 SHOWN = 200
-PROCESSES = max(1, min(8, os.cpu_count() or 1))
+PROCESSES = max(1, min(16, os.cpu_count() or 1))
 
 Case = dict[str, Any]
 
@@ -157,7 +157,8 @@ class Run:
     def __init__(self, args: argparse.Namespace) -> None:
         self.dry, self.fail, self.module = args.dry_run, args.fail, args.module
         self.end = time.monotonic() + 60 * args.minutes
-        self.results = Results(args.out, {k: str(v) for k, v in vars(args).items()})
+        settings = {k: getattr(args, k) for k in ("stages", "minutes", "dry_run", "fail")}
+        self.results = Results(args.out, settings)
         kind = "cpu" if self.dry else "cuda"
         tag = f"{kind}-{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
         self.folder = ROOT / "build" / f"gpu-{tag}"
@@ -346,23 +347,24 @@ class Run:
 
     def streams(self, limit: float) -> tuple[str, str]:
         """One to two gigabytes through each of eight operators, beside copy_."""
+        return self.measured("streams", limit)
+
+    def measured(self, name: str, limit: float) -> tuple[str, str]:
+        """What is compiled at run time is compiled side by side first, and found in a cache."""
         end = time.monotonic() + limit
         if not self.dry:
-            # What is compiled at run time is compiled side by side, and found in a cache.
-            shards = [
-                self.python("warm", "streams", "--shard", f"{i}/{PROCESSES}")
-                for i in range(PROCESSES)
-            ]
+            count = min(8, PROCESSES)
+            shards = [self.python("warm", name, "--shard", f"{i}/{count}") for i in range(count)]
             processes(shards, 0.5 * limit, self.results.write, self.environment, self.folder)
-        return self.children([self.python("streams")], max(LEAST, end - time.monotonic()))
+        return self.children([self.python(name)], max(LEAST, end - time.monotonic()))
 
     def launches(self, limit: float) -> tuple[str, str]:
         """Small sizes by the wall clock, call by call and as CUDA graphs."""
-        return self.children([self.python("launches")], limit)
+        return self.measured("launches", limit)
 
     def pairs(self, limit: float) -> tuple[str, str]:
         """The operators over all pairs of a batch."""
-        return self.children([self.python("pairs")], limit)
+        return self.measured("pairs", limit)
 
     def tests(self, limit: float) -> tuple[str, str]:
         """The GPU's tests, as many as there is time for: what fails, fails the stage."""

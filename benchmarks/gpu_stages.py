@@ -88,7 +88,7 @@ def machine(stage: Stage) -> None:
     if not stage.dry:
         has = torch.cuda.get_device_properties(stage.device)
         about |= {
-            "capability": f"{has.major}.{has.minor}",
+            "compute_capability": f"{has.major}.{has.minor}",
             "multiprocessors": has.multi_processor_count,
             "l2_bytes": has.L2_cache_size,
             "memory_bytes": has.total_memory,
@@ -222,7 +222,7 @@ def sized(stage: Stage, case: OpCase, inner: Shape) -> OpCase:
 
     if stage.dry:
         return dataclasses.replace(case, shape=(3, *(min(n, 5) for n in inner)))
-    wanted = min(BYTES, torch.cuda.mem_get_info()[0] // 24)
+    wanted = min(BYTES, torch.cuda.mem_get_info()[1] // 24)
     each = case.moved(BOTH, made((few, *inner), stage.device)) / few
     return dataclasses.replace(case, inputs=repeated, shape=(int(wanted / each), *inner))
 
@@ -244,13 +244,7 @@ def in_bfloat16(
 
 def launches(stage: Stage) -> None:
     """Microseconds by the wall clock, call by call, and of a replay of 10 calls."""
-    cases: list[Case] = [
-        bench_sample_kl.cases()[0],
-        bench_gaussian_kl.cases()[0],
-        next(c for c in bench_nll.cases() if c.name == "nll bernoulli 128x784"),
-        *bench_elbo_loss.cases(),
-    ]
-    for case in cases:
+    for case in launch_cases():
         with stage.case(case.name) as found:
             torch._dynamo.reset()
             timed = case.small() if stage.dry else case
@@ -277,6 +271,15 @@ def launches(stage: Stage) -> None:
                         failed[name] = f"not captured: {error}"[:200]
                         figures[name]["error"] = failed[name]
             refuse(failed)
+
+
+def launch_cases() -> list[Case]:
+    return [
+        bench_sample_kl.cases()[0],
+        bench_gaussian_kl.cases()[0],
+        next(c for c in bench_nll.cases() if c.name == "nll bernoulli 128x784"),
+        *bench_elbo_loss.cases(),
+    ]
 
 
 def pairs(stage: Stage) -> None:
@@ -322,10 +325,17 @@ def pair_cases(batch: int) -> list[OpCase]:
 
 def warm(stage: Stage) -> None:
     """Compiles what a stage will want, for the caches on disk."""
-    for case in stage.mine(stream_cases(stage)):
+    wanted: dict[str, Callable[[], Sequence[Case]]] = {
+        "streams": lambda: stream_cases(stage),
+        "launches": launch_cases,
+        "pairs": lambda: [case for batch in BATCHES for case in pair_cases(batch)],
+    }
+    for case in stage.mine(wanted[stage.args.of]()):
+        torch._dynamo.reset()
         inputs = case.make(stage.device)
-        for what in (FORWARD, BOTH):
-            names = (*((COMPILED,) if what == BOTH else ()), *ours(case, stage))
+        for what in (FORWARD, BOTH) if stage.args.of == "streams" else case.passes[-1:]:
+            every = case.implementations(stage.device)
+            names = [n for n in every if n.startswith(FUSED) or (n == COMPILED and what != FORWARD)]
             calls = {n: case.call(n, what, inputs, stage.compiler) for n in names}
             print(case.name, what, warm_up(calls, stage.wait) or "is compiled", flush=True)
 
