@@ -293,6 +293,7 @@ class Run:
             f"-Dpybind11_DIR={Path(spec.origin).parent / 'share' / 'cmake' / 'pybind11'}",
             f"-DVAEFAST_VERSION={version[1] if version else ''}",
             f"-DVAEFAST_CUDA={0 if self.dry else 1}",
+            "-DVAEFAST_ISAS=default",
         ]
         if tools["ninja"]:
             configure += ["-GNinja", f"-DCMAKE_MAKE_PROGRAM={tools['ninja']}"]
