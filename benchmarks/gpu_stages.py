@@ -224,7 +224,7 @@ def sized(stage: Stage, case: OpCase, inner: Shape) -> OpCase:
         return dataclasses.replace(case, shape=(3, *(min(n, 5) for n in inner)))
     wanted = min(BYTES, torch.cuda.mem_get_info()[1] // 24)
     each = case.moved(BOTH, made((few, *inner), stage.device)) / few
-    return dataclasses.replace(case, inputs=repeated, shape=(int(wanted / each), *inner))
+    return dataclasses.replace(case, inputs=repeated, shape=(max(1, int(wanted / each)), *inner))
 
 
 def in_bfloat16(

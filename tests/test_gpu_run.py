@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import importlib.util
 import inspect
 import json
@@ -9,6 +11,8 @@ import os
 import re
 import subprocess
 import sys
+import time
+import types
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -114,6 +118,93 @@ def test_a_program_that_is_not_there_is_a_failure(tmp_path):
     run = load("gpu_run")
     (ended,) = run.processes([["no-such-program"]], 3.0, print, dict(os.environ), tmp_path)
     assert ended.status == 127
+
+
+class StandIn:
+    """What the measuring asks of torch.cuda: graphs that hold nothing, events that read a clock."""
+
+    class CUDAGraph:
+        def replay(self) -> None:
+            time.sleep(1e-5)
+
+    class Stream:
+        def wait_stream(self, other: object) -> None: ...
+
+    class Event:
+        def __init__(self, enable_timing: bool = False) -> None: ...
+
+        def record(self) -> None:
+            self.at = time.perf_counter()
+
+        def synchronize(self) -> None: ...
+
+        def elapsed_time(self, end: Any) -> float:
+            return float(1e3 * (end.at - self.at))
+
+    @staticmethod
+    def get_device_properties(device: object) -> Any:
+        return types.SimpleNamespace(
+            major=9,
+            minor=0,
+            multi_processor_count=132,
+            L2_cache_size=1 << 10,
+            total_memory=1 << 30,
+        )
+
+
+@pytest.fixture
+def stage(monkeypatch):
+    """A stage of a GPU's run, whose GPU is the CPU."""
+    for name in ("CUDAGraph", "Stream", "Event", "get_device_properties"):
+        monkeypatch.setattr(torch.cuda, name, getattr(StandIn, name))
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", StandIn.Stream)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 << 30, 1 << 30))
+    for name in ("synchronize", "empty_cache", "set_sync_debug_mode"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    stages = load("gpu_stages")
+    monkeypatch.setattr(stages, "BYTES", 8_000_000)
+    monkeypatch.setattr(stages, "BATCHES", (24, 40))
+    args = argparse.Namespace(
+        dry_run=False, shard="0/1", fail="", backend="native", label="call", of="streams"
+    )
+    made = stages.Stage(args)
+    made.device, made.compiler = torch.device("cpu"), "aot_eager"
+    return made
+
+
+@on_cpu
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["machine", "smoke", "call", "streams", "launches", "pairs"])
+def test_the_stages_of_a_gpu_with_a_stand_in(stage, name, capfd):
+    """That what a GPU's run does runs: of a GPU's own behaviour it shows nothing."""
+    stages = load("gpu_stages")
+    stages.STAGES[name](stage)
+    lines = capfd.readouterr().out.splitlines()
+    cases = [json.loads(x.partition(" ")[2]) for x in lines if x.startswith("@case ")]
+    assert cases and not any(case["failed"] for case in cases), cases
+    if name in ("streams", "launches", "pairs"):
+        for case in cases:
+            assert "vaefast-native" in case["implementations"], case
+    if name == "streams":
+        assert len(cases) == 16
+        for case in cases:
+            assert "copy_" in case["implementations"] and case["cold"], case
+            if case["name"].endswith("backward"):
+                assert case["moved"] == pytest.approx(8_000_000, rel=0.1)
+    if name == "launches":
+        assert all("graph_us" in f for f in cases[0]["implementations"].values())
+
+
+@on_cpu
+@pytest.mark.slow
+@pytest.mark.parametrize("of", ["streams", "launches", "pairs"])
+def test_what_is_compiled_beforehand(stage, of, capfd):
+    stage.args.of = of
+    load("gpu_stages").STAGES["warm"](stage)
+    lines = capfd.readouterr().out.splitlines()
+    assert len(lines) >= 5 and all(line.endswith("is compiled") for line in lines)
 
 
 def test_a_report_leaves_a_runs_results_aside(tmp_path):
