@@ -105,8 +105,8 @@ class Current {
 
 constexpr int kDevices = 64;
 
-// Multiprocessors of the largest GPU that is visible, or of an H200 where there is none. It takes
-// no context on any of them.
+// Multiprocessors of the largest GPU that is visible, or 132 where there is none. It takes no
+// context on any of them.
 inline int64_t most_multiprocessors() {
   static const int64_t most = [] {
     int devices = 0, largest = 0;
