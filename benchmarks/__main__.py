@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -61,17 +63,26 @@ def run(args: argparse.Namespace) -> None:
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if busy > 0.5 and not (args.quick or args.implementations):
         print(f"other processes are running (load {busy:.1f}): expect wrong figures")
-    entries = []
+    entries, failed = [], []
     for number, case in enumerate(cases, 1):
-        entry = record.run_case(
-            case,
-            device,
-            quick=args.quick,
-            rounds=rounds,
-            budget=args.budget,
-            with_memory=not args.quick if args.memory is None else args.memory,
-            only=tuple(args.implementations),
-        )
+        try:
+            entry = record.run_case(
+                case,
+                device,
+                quick=args.quick,
+                rounds=rounds,
+                budget=args.budget,
+                with_memory=not args.quick if args.memory is None else args.memory,
+                only=tuple(args.implementations),
+            )
+        except Exception:
+            # The other cases are measured all the same.
+            traceback.print_exc()
+            failed.append(case.name)
+            continue
+        if entry["failed"]:
+            failed.append(case.name)
+            print(case.name, *entry["failed"], sep="\n  ", file=sys.stderr)
         # Saved after each case: an interrupted run keeps what it has.
         if out:
             record.save(out, device, [entry], args.quick)
@@ -91,6 +102,8 @@ def run(args: argparse.Namespace) -> None:
             record.save(out, device, entries, args.quick)
     if out:
         print(f"written to {out}")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 def facts_(args: argparse.Namespace) -> None:

@@ -94,7 +94,8 @@ def warm_up(calls: Mapping[str, Call], wait: Callable[[], None] = lambda: None) 
     """Runs every call a few times, which compiles what is to be compiled.
 
     Returns:
-        The message of each baseline that cannot run here, by name; ours must run.
+        The message of each that cannot run here, by name. Where one of ours is among them, the case
+        has failed, and the others are measured all the same.
     """
     failed = {}
     for name, call in calls.items():
@@ -102,8 +103,6 @@ def warm_up(calls: Mapping[str, Call], wait: Callable[[], None] = lambda: None) 
             for _ in range(WARM_UPS):
                 _time(call, 1, wait)
         except Exception as error:
-            if call.backend != "reference":
-                raise
             failed[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     return failed
 

@@ -98,8 +98,15 @@ def run_case(
     torch._dynamo.reset()
     torch.manual_seed(0)
     inputs = timed.make(device)
+    wrong: list[str] = []
     if not only:
-        timed.check(inputs, device)
+        try:
+            timed.check(inputs, device)
+        except Exception as error:
+            if device.type != "cuda":
+                raise
+            # A GPU is seldom had: what else there is of the case is still measured.
+            wrong.append(f"{type(error).__name__}: {error}"[:400])
     targets = dict(case.targets) if device.type == "cpu" else {}
     passes: dict[str, Entry] = {}
     for what in case.passes:
@@ -110,6 +117,7 @@ def run_case(
             calls[FLOOR] = copy_floor(moved, device)
         wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
         failed = warm_up(calls, wait)
+        wrong += [f"{n}, {what}: {text}" for n, text in failed.items() if n.startswith(FUSED)]
         running = {n: c for n, c in calls.items() if n not in failed}
         sample = 0.0 if quick else SAMPLE
         times = interleaved(running, rounds=rounds, budget=budget, sample=sample, wait=wait)
@@ -120,6 +128,9 @@ def run_case(
         extra: dict[str, Entry] = {n: {"error": text} for n, text in failed.items()}
         if device.type == "cuda" and timed.capturable:
             times, cold = _on_device(timed, what, device, rounds, compiler, running, times, extra)
+            for name, more in extra.items():
+                if name.startswith(FUSED) and name not in failed and "error" in more:
+                    wrong.append(f"{name}, {what}: {more['error']}")
             entry |= {"clock": "device", "cold": cold}
             if what == BOTH and cold:
                 targets = dict(CUDA_TARGETS)
@@ -139,6 +150,8 @@ def run_case(
         "elements": timed.elements(inputs),
         "targets": targets,
         "passes": passes,
+        # What of ours went wrong; the run that has such a case ends with an error.
+        "failed": wrong,
         # More than this process's own threads would mean that something else was running.
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         **_source(),
@@ -243,7 +256,10 @@ def save(path: Path, device: torch.device, entries: list[Entry], quick: bool) ->
         kept = [entry for entry in before["cases"] if entry["name"] not in new]
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"machine": about, "cases": kept + entries}, indent=1) + "\n"
-    path.write_text(text)
+    # Renamed into place: an interrupted run leaves a whole file.
+    beside = path.with_suffix(".tmp")
+    beside.write_text(text)
+    beside.replace(path)
 
 
 def _source() -> dict[str, Any]:

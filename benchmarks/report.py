@@ -57,9 +57,14 @@ def write(results: Path, root: Path = ROOT) -> None:
 
 
 def load(results: Path) -> dict[str, dict[str, Any]]:
-    """The result files by name, CPUs first, without those of quick runs."""
+    """The result files by name, CPUs first, without those of quick runs and of other formats, such
+    as a GPU run's."""
     found = {p.stem: json.loads(p.read_text()) for p in sorted(results.glob("*.json"))}
-    kept = {name: data for name, data in found.items() if not data["machine"]["quick"]}
+    kept = {
+        name: data
+        for name, data in found.items()
+        if "stages" not in data and not data["machine"]["quick"]
+    }
     if not kept:
         raise ValueError(f"no results in {results}; measure with python -m benchmarks run")
     return dict(sorted(kept.items(), key=lambda item: item[1]["machine"]["kind"]))

@@ -3,11 +3,15 @@
 The numbers themselves are tested with every other backend's, in the operators' own files.
 """
 
+import contextlib
+
 import pytest
 import torch
+from test_benchmarks import load
 
 import vaefast as vf
 
+OPERATORS = load("operators").operators()
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -49,7 +53,7 @@ def test_a_captured_graph_gives_the_same_and_draws_anew(backend):
     mu, logvar = posterior(33, 1271)
     x = torch.rand(33, 1271, device="cuda")
     state = torch.tensor([3, 0], device="cuda")
-    for seed in (state, None):
+    for seed in (state, 3, None):
         on_a_side_stream(lambda seed=seed: [step(mu, logvar, x, seed) for _ in range(3)])
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -71,27 +75,82 @@ def test_a_captured_graph_gives_the_same_and_draws_anew(backend):
                 assert torch.equal(got, want)
 
 
-def test_nothing_waits_for_the_device(backend):
-    mu, logvar = posterior(9, 1271)
-    x = torch.rand(9, 1271, device="cuda")
-    step(mu, logvar, x)
+@contextlib.contextmanager
+def no_waiting():
+    """What waits for the device raises."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        step(mu, logvar, x)
+        yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_the_current_stream_is_the_one_that_runs(backend):
+def test_what_waits_raises():
+    """Else the tests below would show nothing."""
+    x = torch.ones(3, device="cuda")
+    for waits in (lambda: x[0].item(), lambda: x[x > 0], lambda: torch.tensor([1], device="cuda")):
+        with no_waiting(), pytest.raises(RuntimeError, match="synchroniz"):
+            waits()
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+def test_no_operator_waits(backend, operator):
+    inputs = operator.inputs("cuda", operator.dtype)
+    operator.call(inputs)
+    with no_waiting():
+        operator.call(inputs)
+
+
+@pytest.mark.parametrize("seed", [None, 3], ids=str)
+def test_a_training_step_waits_for_nothing(backend, seed):
+    mu, logvar = posterior(9, 1271)
+    x = torch.rand(9, 1271, device="cuda")
+    step(mu, logvar, x, seed)
+    with no_waiting():
+        step(mu, logvar, x, seed)
+
+
+def test_seeds_of_every_kind_are_sent_without_waiting(backend):
+    mu, logvar = posterior(9, 1271)
+    for given in (
+        {"seed": 3},
+        {"seed": list(range(9))},
+        {"generator": torch.Generator().manual_seed(1)},
+        {"generator": torch.Generator("cuda").manual_seed(1)},
+    ):
+        vf.rsample(mu, logvar, **given)
+        with no_waiting():
+            vf.rsample(mu, logvar, **given)
+
+
+def test_an_int_seed_is_the_same_state_everywhere():
+    for seed in (0, 5, -1, 2**63, 2**64 - 1):
+        on_gpu = vf.random.make_state(torch.zeros(1, device="cuda"), 1, seed)
+        assert torch.equal(on_gpu.cpu(), vf.random.make_state(torch.zeros(1), 1, seed))
+
+
+@pytest.mark.parametrize("seed", ["int", "state"])
+def test_the_current_stream_is_the_one_that_runs(backend, seed):
+    """Every kernel of the call, where nothing in it waits for the device."""
     mu, logvar = posterior(64, 20_000)
-    want = vf.rsample(mu, logvar, seed=1)
+    given = 1 if seed == "int" else torch.tensor([1, 0], device="cuda")
+    want = vf.rsample(mu, logvar, seed=given)
+    torch.cuda.synchronize()
 
     def late():
-        # Long enough that a kernel on another stream would read what is not there yet.
-        torch.cuda._sleep(20_000_000)
+        # Long enough that a kernel on another stream would read what is not there yet: a wait of
+        # the call's own would hide that, and raises.
+        torch.cuda._sleep(200_000_000)
         copies = [t.detach() * 1.0 for t in (mu, logvar)]
-        return vf.rsample(*copies, seed=1)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            result = vf.rsample(*copies, seed=given)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        # The call returned while the device was still waiting.
+        assert not torch.cuda.current_stream().query()
+        return result
 
     assert torch.equal(on_a_side_stream(late), want)
 

@@ -23,7 +23,7 @@ def info() -> dict[str, Any]:
         >>> "backends" in info()
         True
     """
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    devices = ["cpu", *_gpus()]
     return {
         "vaefast": _version("vaefast"),
         "torch": torch.__version__,
@@ -42,6 +42,15 @@ def info() -> dict[str, Any]:
         "serves": {device: backends.available_backends(device)[0] for device in devices},
         "settings": {k: v for k, v in sorted(os.environ.items()) if k.startswith("VAEFAST_")},
     }
+
+
+def _gpus() -> list[str]:
+    """ "cuda", and each GPU by itself where they are not of one kind."""
+    if not torch.cuda.is_available():
+        return []
+    count = torch.cuda.device_count()
+    kinds = {torch.cuda.get_device_capability(index) for index in range(count)}
+    return ["cuda", *(f"cuda:{index}" for index in range(count) if len(kinds) > 1)]
 
 
 def _version(package: str) -> str | None:

@@ -100,7 +100,8 @@ def make_state(
     Args:
         like: a tensor on the device the noise is wanted on.
         batch: B, the length a sequence of seeds or generators must have.
-        seed: an int, a state tensor (int64 `[2]` or `[B, 2]`), or a sequence of B ints.
+        seed: an int, a state tensor (int64 `[2]` or `[B, 2]`), or (outside of CUDA graphs) a
+            sequence of B ints.
         generator: a `torch.Generator` (a CPU one serves a CUDA tensor too, outside of CUDA
             graphs), or a sequence of B of them.
 
@@ -121,11 +122,11 @@ def make_state(
             f"seed must be an int, a state Tensor or a sequence of ints, got {type(seed).__name__}"
         )
     if isinstance(seed, int):
-        return torch.tensor([_signed(seed), 0], dtype=torch.int64, device=like.device)
+        return _filled(_signed(seed), like)
     if len(seed) != batch or not all(isinstance(s, int) for s in seed):
         raise ValueError(f"seed as a sequence must hold one int per sample, {batch}, got {seed!r}")
-    rows = [[_signed(s), 0] for s in seed]
-    return torch.tensor(rows, dtype=torch.int64, device=like.device).view(batch, 2)
+    rows = torch.tensor([[_signed(s), 0] for s in seed], dtype=torch.int64, device="cpu")
+    return _sent(rows.view(batch, 2), like.device)
 
 
 def normal(
@@ -169,7 +170,7 @@ def uniform(
 def _dispatch(
     shape: Sequence[int], state: Tensor, dtype: torch.dtype, kind: str, purpose: int, offset: int
 ) -> Tensor:
-    name = backends.select(state.device.type)
+    name = backends.select(state.device)
     result: Tensor = torch.ops.vaefast.noise(state, list(shape), dtype, kind, purpose, offset, name)
     return result
 
@@ -178,6 +179,21 @@ def _signed(seed: int) -> int:
     """`seed` modulo 2^64 as int64 holds it."""
     seed &= (1 << 64) - 1
     return seed - (1 << 64) if seed >= 1 << 63 else seed
+
+
+def _filled(seed: int, like: Tensor) -> Tensor:
+    """`[seed, 0]`, filled on `like`'s device: a copy from the host would wait for a GPU, and is an
+    error inside a captured graph."""
+    if like.is_cpu:
+        return torch.tensor([seed, 0], dtype=torch.int64, device=like.device)
+    state = torch.full((2,), seed, dtype=torch.int64, device=like.device)
+    state.select(0, 1).zero_()
+    return state
+
+
+def _sent(state: Tensor, device: torch.device) -> Tensor:
+    """A state made on the host, without waiting for `device`; a graph cannot capture it."""
+    return state.to(device, non_blocking=state.is_cpu)
 
 
 def _checked_state(like: Tensor, batch: int, state: Tensor) -> Tensor:
@@ -193,7 +209,7 @@ def _checked_state(like: Tensor, batch: int, state: Tensor) -> Tensor:
 
 def _from_generator(like: Tensor, batch: int, generator: Generator) -> Tensor:
     if isinstance(generator, torch.Generator):
-        return _draw(like, generator).to(like.device)
+        return _sent(_draw(like, generator), like.device)
     if not isinstance(generator, Sequence) or not all(
         isinstance(g, torch.Generator) for g in generator
     ):
@@ -207,4 +223,4 @@ def _from_generator(like: Tensor, batch: int, generator: Generator) -> Tensor:
         )
     if batch == 0:
         return torch.zeros(0, 2, dtype=torch.int64, device=like.device)
-    return torch.stack([_draw(like, g).to(like.device) for g in generator])
+    return torch.stack([_sent(_draw(like, g), like.device) for g in generator])

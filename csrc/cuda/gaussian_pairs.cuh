@@ -69,7 +69,7 @@ struct GaussianPairs {
     cut.tiles = tiles.point_tiles();
     cut.inner = tiles.component_tiles();
     if (kMarginals) cut.chunks = tiles.chunks;
-    cut.share(tiles_each(cut.total()));
+    cut.share(tiles_each({&cut}, wave_of<GaussianPairs>()));
     blocks = cut.blocks();
     if (!whole()) joints = room.take<double>(cut.splits * args.points);
     if (kMarginals) marginals = room.take<double>(cut.splits * args.points * args.dims);

@@ -55,7 +55,7 @@ struct GaussianPairsBackward {
     points.inner = components.tiles = tiles.component_tiles();
     components.inner = points.tiles = tiles.point_tiles();
     points.chunks = components.chunks = tiles.chunks;
-    const int64_t each = tiles_each(points.total() + components.total());
+    const int64_t each = tiles_each({&points, &components}, wave_of<GaussianPairsBackward>());
     points.share(each);
     components.share(each);
     blocks = points.blocks() + components.blocks();

@@ -103,13 +103,35 @@ class Current {
   bool restore_ = false;
 };
 
-inline int64_t multiprocessors(int device) {
-  constexpr int kDevices = 64;
-  static std::atomic<int> cache[kDevices];
+constexpr int kDevices = 64;
+
+// Multiprocessors of the largest GPU that is visible, or 132 where there is none. It takes no
+// context on any of them.
+inline int64_t most_multiprocessors() {
+  static const int64_t most = [] {
+    int devices = 0, largest = 0;
+    if (cudaGetDeviceCount(&devices) != cudaSuccess) devices = 0;
+    for (int i = 0; i < devices; ++i) {
+      int count = 0;
+      if (cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, i) == cudaSuccess)
+        largest = count > largest ? count : largest;
+    }
+    (void)cudaGetLastError();
+    return largest > 0 ? largest : 132;
+  }();
+  return most;
+}
+
+// Blocks of kThreads of a kernel that the current device, `device`, holds at once.
+inline int64_t resident_blocks(const void* kernel, int device, std::atomic<int>* cache) {
   int count = device < kDevices ? cache[device].load(std::memory_order_relaxed) : 0;
   if (count > 0) return count;
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+  int each = 0, multiprocessors = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kThreads, 0),
+        "cannot tell how many blocks of the kernel a multiprocessor holds");
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
         "cannot read the number of multiprocessors");
+  count = (each > 0 ? each : 1) * multiprocessors;
   if (device < kDevices) cache[device].store(count, std::memory_order_relaxed);
   return count;
 }
@@ -118,17 +140,20 @@ template <class Op>
 void launch(Op op, const cuda::Place& place) {
   if (op.work.units == 0) return;
   const Current current(place.device);
-  // As many blocks as can be resident at once, and each walks over its share.
-  const int64_t most = multiprocessors(place.device) * (2048 / kThreads);
+  const void* kernel = reinterpret_cast<const void*>(&run_kernel<Op>);
+  // As many blocks as can be resident at once, and each walks over its share: one wave.
+  static std::atomic<int> cache[kDevices];
+  const int64_t most = resident_blocks(kernel, place.device, cache);
   const int64_t blocks = op.work.blocks();
   void* arguments[] = {&op};
-  check(cudaLaunchKernel(reinterpret_cast<const void*>(&run_kernel<Op>),
-                         dim3(static_cast<unsigned>(blocks < most ? blocks : most)), dim3(kThreads),
-                         arguments, 0, static_cast<cudaStream_t>(place.stream)),
+  check(cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks < most ? blocks : most)),
+                         dim3(kThreads), arguments, 0, static_cast<cudaStream_t>(place.stream)),
         "the kernel did not start");
 }
 
 #else
+
+inline int64_t most_multiprocessors() { return 128; }
 
 template <class Sum>
 static Sum sum_lanes(const Sum* first, int lanes) {

@@ -305,7 +305,7 @@ int64_t run(const MmdArgs& args, const cuda::Place* place) {
     if (grads[i] != nullptr) side.cut.chunks = op.dim_chunks;
   }
   Room room = place != nullptr ? Room(*place) : Room();
-  const int64_t each = tiles_each(op.sides[0].cut.total() + op.sides[1].cut.total());
+  const int64_t each = tiles_each({&op.sides[0].cut, &op.sides[1].cut}, wave_of<Op>());
   MmdTotals<T> totals;
   for (int i = 0; i < 2; ++i) {
     Side<T>& side = op.sides[i];

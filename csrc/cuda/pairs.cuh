@@ -1,7 +1,8 @@
 // Points against points in tiles: what the kernels over pairs share.
 //
 // A block has a tile of points, its own, as the rows of a tile of pairs, and goes through its share
-// of the tiles of points that they meet, its columns. A second launch adds the shares up.
+// of the tiles of points that they meet, its columns. A second launch adds the shares up. How many
+// there are follows the chip: a sum's bits are the same on GPUs of one size.
 #pragma once
 
 #include "core/pairs.h"
@@ -103,14 +104,13 @@ struct TileCut {
     int64_t tile, split, chunk, begin, end;
   };
 
-  // Tiles of pairs.
-  int64_t total() const { return tiles * inner * chunks; }
-
-  // Shares of no more than `most` tiles.
+  // Shares of no more than `most` tiles, and alike.
   void share(int64_t most) {
-    each = most;
-    splits = inner > 0 ? divide_up(inner, each) : 1;
+    splits = splits_by(most);
+    each = inner > 0 ? divide_up(inner, splits) : 1;
   }
+
+  int64_t splits_by(int64_t most) const { return inner > 0 ? divide_up(inner, most) : 1; }
 
   VAEFAST_MEMBER int64_t units() const { return tiles * splits; }
   VAEFAST_MEMBER int64_t blocks() const { return units() * chunks; }
@@ -122,8 +122,44 @@ struct TileCut {
   }
 };
 
-// Tiles of pairs for each of some 256 blocks.
-inline int64_t tiles_each(int64_t total) { return total > 256 ? divide_up(total, 256) : 1; }
+// Blocks that the chip holds at once: what a kernel's launch bounds ask for on each
+// multiprocessor.
+template <class Op>
+int64_t wave_of() {
+  return most_multiprocessors() * Op::kBlocksPerSm;
+}
+
+// The most tiles for a block that goes through cuts of pairs, so that all blocks are done soonest:
+// of one to four waves, the number that leaves least of the last one idle. More waves have more
+// copies to add up, and must gain a twentieth.
+template <int kCount>
+int64_t tiles_each(const TileCut* const (&cuts)[kCount], int64_t wave) {
+  const auto blocks = [&](int64_t each) {
+    int64_t sum = 0;
+    for (const TileCut* cut : cuts) sum += cut->tiles * cut->chunks * cut->splits_by(each);
+    return sum;
+  };
+  int64_t longest = 1;
+  for (const TileCut* cut : cuts) longest = cut->inner > longest ? cut->inner : longest;
+  int64_t best = longest;
+  double soonest = -1;
+  for (int64_t waves = 1; waves <= 4; ++waves) {
+    int64_t low = 1, high = longest;
+    while (low < high) {
+      const int64_t middle = low + (high - low) / 2;
+      if (blocks(middle) <= waves * wave) {
+        high = middle;
+      } else {
+        low = middle + 1;
+      }
+    }
+    const double time = static_cast<double>(low) * divide_up(blocks(low), wave);
+    if (soonest >= 0 && time > 0.95 * soonest) continue;
+    soonest = time;
+    best = low;
+  }
+  return best;
+}
 
 // A result of which every share of the pairs has a copy of its own: copies [splits, size].
 template <class T>

@@ -1,7 +1,8 @@
 """Which backend serves a call, and why.
 
-`auto` takes, on CPU: native, else reference; on CUDA: native, else triton, else reference; on
-any other device: reference. A backend asked for by name that does not load is an error.
+`auto` takes, on CPU: native, else reference; on CUDA: native where its build has code for the GPU,
+else triton, else reference; on any other device: reference. A backend asked for by name that does
+not load is an error. A device is named by its type, or as "cuda:1": GPUs can differ.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import re
+from collections.abc import Sequence
 from types import ModuleType, TracebackType
 
 import torch
@@ -70,30 +73,41 @@ class backend:
         forced = self._previous
 
 
-def select(device_type: str) -> str:
-    """The backend for a call on `device_type`: the one asked for, else the first that serves.
+def select(device: str | torch.device) -> str:
+    """The backend for a call on `device`: the one asked for, else the first that serves.
 
     Raises:
         BackendError: the one asked for cannot.
     """
+    device_type = _name(device)
     if torch.compiler.is_compiling():
         name: str = _constant(forced, device_type)
         return name
     return _serving(forced, device_type)
 
 
-def select_form(device_type: str, form: str) -> str:
+def select_form(device: str | torch.device, form: str) -> str:
     """As `select`, for a call of a likelihood's form, which may be a user's.
 
     Raises:
         BackendError: the backend asked for has no kernel of it.
     """
     if form not in USER_FORMS:
-        return select(device_type)
+        return select(device)
+    device_type = _name(device)
     if torch.compiler.is_compiling():
         name: str = _user_constant(forced, device_type, form)
         return name
     return _serving_user(forced, device_type, form)
+
+
+def _name(device: str | torch.device) -> str:
+    """What the functions below call a device: what is found out is remembered by it."""
+    if isinstance(device, str):
+        return device
+    if device.type != "cuda" or device.index is None:
+        return device.type
+    return f"cuda:{device.index}"
 
 
 def _serving_user(forced: str | None, device_type: str, form: str) -> str:
@@ -152,7 +166,7 @@ def available_backends(device: str = "cpu") -> tuple[str, ...]:
         >>> "reference" in available_backends()
         True
     """
-    order = {"cpu": ("native", "triton"), "cuda": ("native", "triton")}.get(device, ())
+    order = ("native", "triton") if device.partition(":")[0] in ("cpu", "cuda") else ()
     return (*(name for name in order if not unavailable(name, device)), "reference")
 
 
@@ -172,8 +186,8 @@ def load(name: str, op: str) -> ModuleType:
 def _automatic(device_type: str) -> str:
     if device_type == "cpu":
         return "reference" if _native_cause("cpu") else "native"
-    if device_type == "cuda":
-        if not _native_cause("cuda"):
+    if device_type.partition(":")[0] == "cuda":
+        if not _native_cause(device_type):
             return "native"
         return "reference" if _triton_cause("cuda") else "triton"
     return "reference"
@@ -204,11 +218,48 @@ def _native_cause(device_type: str | None) -> str | None:
         core = importlib.import_module("vaefast._C")
     except ImportError as error:
         return f"the compiled core vaefast._C did not load ({error}); `vaefast info` says more"
-    if device_type == "cuda" and not core.build_info()["cuda_archs"]:
-        return "vaefast._C was built without CUDA; reinstall with VAEFAST_CUDA=1"
-    if device_type not in (None, "cpu", "cuda"):
+    kind, _, index = (device_type or "").partition(":")
+    if kind == "cuda":
+        archs = core.build_info()["cuda_archs"]
+        if not archs:
+            return "vaefast._C was built without CUDA; reinstall with VAEFAST_CUDA=1"
+        return _gpu_cause(archs, [int(index)] if index else range(torch.cuda.device_count()))
+    if kind not in ("", "cpu"):
         return f"there are no native kernels for {device_type}"
     return None
+
+
+def _gpu_cause(archs: Sequence[str], devices: Sequence[int]) -> str | None:
+    """Why a build for `archs` cannot serve every one of these GPUs, or None."""
+    for index in devices if torch.cuda.is_available() else ():
+        capability = torch.cuda.get_device_capability(index)
+        if not runs_on(archs, capability):
+            here = "".join(map(str, capability))
+            return (
+                f"vaefast._C has kernels for compute capability {', '.join(archs)}, and cuda:"
+                f"{index} ({torch.cuda.get_device_name(index)}) has {here}; reinstall with "
+                f"VAEFAST_CUDA=1 VAEFAST_CUDA_ARCHS={here}"
+            )
+    return None
+
+
+def runs_on(archs: Sequence[str], capability: tuple[int, int]) -> bool:
+    """Whether a build for `archs`, such as ["80", "90"], has code for a GPU of `capability`.
+
+    Machine code serves its own major version from its own minor version on. The last of `archs`
+    has PTX beside it, which every newer GPU compiles. Code for "90a" serves 9.0 alone, PTX too.
+    """
+    major, minor = capability
+    for position, arch in enumerate(archs, 1):
+        found = re.fullmatch(r"(\d+)(\d)([af]?)", arch)
+        if found is None:
+            continue
+        has, suffix = (int(found[1]), int(found[2])), found[3]
+        if has == capability or (suffix != "a" and has[0] == major and has[1] <= minor):
+            return True
+        if position == len(archs) and not suffix and has <= capability:
+            return True
+    return False
 
 
 @functools.cache
@@ -219,6 +270,6 @@ def _triton_cause(device_type: str | None) -> str | None:
         return f"triton did not import ({error}); pip install 'vaefast[triton]'"
     if device_type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "on CPU, Triton kernels run only in its interpreter: set TRITON_INTERPRET=1"
-    if device_type not in (None, "cpu", "cuda"):
+    if (device_type or "cpu").partition(":")[0] not in ("cpu", "cuda"):
         return f"there are no Triton kernels for {device_type}"
     return None

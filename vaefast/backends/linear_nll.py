@@ -56,9 +56,7 @@ def linear_nll(
             rows = slice(first + start, first + stop)
             piece = h[rows].to(options.dtype)
             params = chunk.fill(piece)
-            # The row kernels find a CSR matrix's columns and values by the row starts.
-            whole = native or (options.by_row and backend != "reference")
-            part = _part(target, mask, weight, start, stop, whole)
+            part = _part(target, mask, weight, start, stop)
             losses[rows], grads, of_scalar = _evaluate(
                 params, scalar, part, options, sums.heads, sums.scalar, chunk.grads, backend
             )
@@ -207,19 +205,15 @@ def _part(
     weight: Tensor | None,
     start: int,
     stop: int,
-    whole: bool,
 ) -> _Part:
-    """Rows `start` to `stop`; a CSR matrix's columns and values may stay whole."""
+    """Rows `start` to `stop`; a CSR matrix's columns and values stay whole, as where a row's lie is
+    read on the device alone: on a GPU nothing waits."""
     mask = None if mask is None else mask[start:stop]
     weight = None if weight is None else weight[start:stop]
     if len(target) == 1:
         return _Part((target[0][start:stop],), mask, weight)
     starts, columns, values = target
-    rows = starts[start : stop + 1]
-    if whole:
-        return _Part((rows, columns, values), mask, weight)
-    first, last = int(rows[0]), int(rows[-1])
-    return _Part((rows - first, columns[first:last], values[first:last]), mask, weight)
+    return _Part((starts[start : stop + 1], columns, values), mask, weight)
 
 
 def _evaluate(

@@ -58,11 +58,14 @@ def missing(facts: dict[str, Any], record: dict[str, Any]) -> list[str]:
     lines = []
     reason = record.get("reason")
     cause = f" ({reason})" if reason else ""
+    on_cuda = facts["backends"].get("cuda", {}).get("native", "available")
     if "missing" in facts["native"]:
         lines.append(f"The native core is missing{cause}: right results, at the reference's speed.")
         lines.append(f"  To get it, {_COMPILER}")
         lines += [f"  | {line}" for line in record.get("log") or []]
-    elif facts["backends"].get("cuda", {}).get("native", "available") != "available":
+    elif facts["native"].get("cuda_archs") and on_cuda != "available":
+        lines.append(f"The native core does not serve every GPU here: {on_cuda}.")
+    elif on_cuda != "available":
         lines.append(f"The native core has no CUDA kernels{cause}; Triton serves where it is.")
         lines.append(
             "  To get them, install nvcc (the CUDA toolkit), then: VAEFAST_CUDA=1 pip install "

@@ -38,7 +38,7 @@ def run(
     stop_posterior: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(z, log q(z|x) - log p(z)) by the backend that serves."""
-    backend = backends.select(mu.device.type)
+    backend = backends.select(mu.device)
     tensors = (mu, scale, prior_mu, prior_scale, state, noise)
     if backend == "reference" or needs_reference(noise) or not mu.numel():
         return reference.estimated_kl(*tensors, options, stop_posterior)

@@ -43,7 +43,7 @@ def run(
     factor: float | None,
 ) -> Tensor:
     """The loss of each row, or `factor` times their sum."""
-    backend = backends.select_form(h.device.type, options.form)
+    backend = backends.select_form(h.device, options.form)
     compiling = torch.compiler.is_compiling()
     if needs_reference(weight, *target) or (compiling and backend == "reference"):
         rows = reference.linear_nll(h, weights, biases, scalar, target, mask, weight, options)

@@ -46,7 +46,7 @@ def run(
         options = {"prior_mu": prior_mu, "prior_scale": prior_scale}
         return run(z.unsqueeze(0), mu, scale, transform, prior=prior, **options).squeeze(0)
     tensors = (z, mu, scale, prior_mu, prior_scale)
-    backend = backends.select(z.device.type)
+    backend = backends.select(z.device)
     if backend == "reference" or needs_reference() or not z.numel():
         return reference.log_ratio(*tensors, transform, prior)
     transform, numbers = settled(transform)

@@ -19,7 +19,7 @@ _TENSORS = "Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights"
 def run(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> Tensor:
     """The log density `[B]` of z `[B, D]` under mu, logvar `[K, D]`, all of one dtype."""
     tensors = (z, mu, logvar, log_weights)
-    backend = backends.select(z.device.type)
+    backend = backends.select(z.device)
     if backend == "reference" or needs_reference() or not z.numel() or not mu.numel():
         return reference.mixture_log_prob(*tensors)
     if grad_needed(*tensors):

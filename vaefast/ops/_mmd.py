@@ -29,7 +29,7 @@ from ._register import Operator, settled
 
 def run(x: Tensor, y: Tensor, options: Mmd) -> Tensor:
     """The squared discrepancy of x `[N, D]` and y `[M, D]`, both of one dtype."""
-    backend = backends.select(x.device.type)
+    backend = backends.select(x.device)
     if backend == "reference" or needs_reference() or not x.numel():
         return reference.mmd(x, y, options)
     options, numbers = settled(options)

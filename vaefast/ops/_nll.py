@@ -39,7 +39,7 @@ def run(
     options: Nll,
 ) -> Tensor:
     """-log p(target | params), reduced as `options` says, by the backend that serves."""
-    backend = backends.select_form(target.device.type, options.form)
+    backend = backends.select_form(target.device, options.form)
     plain = backend == "reference" or needs_reference(target, weight)
     sparse: tuple[Tensor, ...] = ()
     if target.layout == torch.sparse_csr:

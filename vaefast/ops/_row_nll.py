@@ -37,7 +37,7 @@ def run(
     options: RowNll,
 ) -> Tensor:
     """-log p(target | params [R, C, S]), reduced as `options` says."""
-    backend = backends.select(params.device.type)
+    backend = backends.select(params.device)
     if backend == "reference" or needs_reference(weight, *target):
         return reference.row_nll(params, target, mask, weight, options)
     options, numbers = settled(options)

@@ -37,7 +37,7 @@ def run(
     noise: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """(z, kl) by the backend that serves, each None where `options` does not ask for it."""
-    backend = backends.select(mu.device.type)
+    backend = backends.select(mu.device)
     tensors = (mu, scale, prior_mu, prior_scale, mask, weight, state, noise)
     if backend == "reference" or needs_reference(weight, noise):
         return reference.sample_kl(*tensors, options)

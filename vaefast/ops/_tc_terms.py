@@ -21,7 +21,7 @@ from ._register import Operator, settled
 
 def run(z: Tensor, mu: Tensor, logvar: Tensor, weighing: Weighing) -> Tensor:
     """mi, tc and dim_kl `[3, B]` of z `[B, D]` under mu, logvar `[M, D]`, all of one dtype."""
-    backend = backends.select(z.device.type)
+    backend = backends.select(z.device)
     if backend == "reference" or needs_reference() or not z.numel():
         return reference.tc_terms(z, mu, logvar, weighing)
     weighing, numbers = settled(weighing)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..._args import compute_dtype
 from .._options import LinearNll, Nll, RowNll
 from .nll import nll
-from .row_nll import row_nll
+from .row_nll import entry_rows, row_nll
 
 
 def linear_nll(
@@ -70,13 +70,17 @@ def likelihood(
 
 
 def dense(target: Sequence[Tensor], width: int, dtype: torch.dtype) -> Tensor:
-    """The target [T, V] itself, or (row starts, columns, values) of a CSR matrix as a dense one."""
+    """The target [T, V] itself, or (row starts, columns, values) of a CSR matrix as a dense one.
+
+    The row starts may be those of some rows alone, beside all columns and values.
+    """
     if len(target) == 1:
         return target[0]
     starts, columns, values = target
-    found = starts.diff()
-    rows = torch.repeat_interleave(torch.arange(len(found), device=found.device), found)
+    count = len(starts) - 1
+    rows, inside = entry_rows(starts, len(columns))
     kind = dtype if values.is_floating_point() else values.dtype
-    whole = torch.zeros(len(found), width, dtype=kind, device=values.device)
-    whole[rows, columns] = values.to(kind)
-    return whole
+    # Entries of other rows go to one more row.
+    whole = torch.zeros(count + 1, width, dtype=kind, device=values.device)
+    whole[torch.where(inside, rows, count), columns] = values.to(kind)
+    return whole[:count]

@@ -66,21 +66,32 @@ def multinomial(params: Tensor, target: Sequence[Tensor], numbers: tuple[float, 
         total, factorials = x.sum(1), _log_factorial(x).sum(1)
     else:
         starts, columns, values = target
-        rows = torch.repeat_interleave(
-            torch.arange(len(starts) - 1, device=columns.device), starts.diff()
-        )
+        each, inside = entry_rows(starts, len(columns))
+        x = torch.where(inside, values.to(logits.dtype), 0.0)
         copies = logits.shape[0] // (len(starts) - 1)
-        offset = torch.arange(copies, device=rows.device) * (len(starts) - 1)
-        rows = (rows + offset[:, None]).flatten()
-        columns, x = columns.repeat(copies), values.to(logits.dtype).repeat(copies)
+        offset = torch.arange(copies, device=each.device) * (len(starts) - 1)
+        rows = (torch.where(inside, each, 0) + offset[:, None]).flatten()
+        columns, x, inside = (t.repeat(copies) for t in (columns, x, inside))
         zero = torch.zeros_like(normaliser)
-        dot = zero.index_add(0, rows, x * logits[rows, columns])
+        picked = torch.where(inside, logits[rows, columns], 0.0)
+        dot = zero.index_add(0, rows, x * picked)
         total = zero.index_add(0, rows, x)
         factorials = zero.index_add(0, rows, _log_factorial(x).to(zero.dtype))
     result = total * normaliser - dot
     if numbers[0]:
         result = result - (_log_factorial(total) - factorials)
     return result.to(params.dtype).unsqueeze(1)
+
+
+def entry_rows(starts: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The row of each of a CSR matrix's `count` entries, and whether it is one of those that
+    `starts` has, which may be some of the matrix's rows.
+
+    How many entries a row has is read nowhere but on the device: on a GPU nothing waits.
+    """
+    places = torch.arange(count, dtype=starts.dtype, device=starts.device)
+    rows = torch.searchsorted(starts, places, right=True) - 1
+    return rows, (rows >= 0) & (rows < len(starts) - 1)
 
 
 def logistic_mixture(

@@ -29,9 +29,8 @@ def log_weight_matrix(like: Tensor, components: int, weighing: Weighing) -> Tens
     matrix = like.new_full((like.shape[0], components), weighing.log_weight)
     if weighing.own == 1 and weighing.stratum == 1:
         return matrix
-    rows = torch.arange(like.shape[0], device=like.device)
-    own = rows + weighing.first
+    own = torch.arange(like.shape[0], device=like.device) + weighing.first
     # The order matters only where a component is its own successor.
-    matrix[rows, (own + 1) % components] = weighing.log_weight + math.log(weighing.stratum)
-    matrix[rows, own] = weighing.log_weight + math.log(weighing.own)
-    return matrix
+    successor = ((own + 1) % components).unsqueeze(1)
+    matrix = matrix.scatter(1, successor, weighing.log_weight + math.log(weighing.stratum))
+    return matrix.scatter(1, own.unsqueeze(1), weighing.log_weight + math.log(weighing.own))
