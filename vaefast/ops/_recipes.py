@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
 from .. import backends
+from ..backends import asked
 from ..backends._options import Nll, Posterior
 from ._autograd import PLAIN
 
@@ -46,7 +47,7 @@ def key_of(tensors: tuple[Tensor, ...], settings: tuple[object, ...]) -> Hashabl
     """What a recipe is kept under; None where more may stand behind a tensor than it shows."""
     if is_dynamo_compiling() or _modes() or _transforms() or forward_ad._current_level >= 0:
         return None
-    key: list[Hashable] = [backends.forced, settings]
+    key: list[Hashable] = [asked(), settings]
     try:
         for t in tensors:
             # A zero tensor has no memory, and to ask for its memory is an error of what a
