@@ -14,7 +14,6 @@ from collections.abc import Callable
 from types import ModuleType, TracebackType
 from typing import ParamSpec, TypeVar
 
-import torch
 from torch.compiler import is_dynamo_compiling
 
 from . import _context

@@ -88,7 +88,11 @@ def _transformed_rejection(rate: Tensor, noise: Noise) -> Tensor:
 
 
 def _finished(pending: Tensor) -> bool:
-    """True where asking costs no wait for a device, and every element has accepted."""
-    if pending.device.type != "cpu" or torch.compiler.is_compiling():
+    """True where asking can be and costs no wait for a device, and every element has accepted."""
+    if (
+        pending.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+    ):
         return False
     return not bool(pending.any())
