@@ -37,9 +37,14 @@ def drawn(like: Tensor) -> Tensor:
     return like.new_empty(2, dtype=torch.int64).random_()
 
 
+def transformed() -> bool:
+    """True under a transform of torch.func that no compiler traces."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def _draw(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     device = like.device if generator is None else generator.device
-    if torch._C._are_functorch_transforms_active():
+    if transformed():
         # In place, a vmap has one number for all. These are the numbers of random_() below.
         fresh = torch.randint(-1, _MOST, (2,), device=device, generator=generator)
         return torch.cat([fresh[:1] + 1, fresh.new_zeros(1)])
@@ -177,7 +182,7 @@ def _dispatch(
     shape: Sequence[int], state: Tensor, dtype: torch.dtype, kind: str, purpose: int, offset: int
 ) -> Tensor:
     result: Tensor
-    if torch._C._are_functorch_transforms_active():
+    if transformed():
         module = backends.load("reference", "noise")
         result = module.noise(state, tuple(shape), dtype, kind, purpose, offset)
         return result
