@@ -8,7 +8,7 @@ interpreter, at some 20 ns a bytecode, so it is written for few of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -60,7 +60,19 @@ def key_of(tensors: tuple[Tensor, ...], settings: tuple[object, ...]) -> Hashabl
     return tuple(key)
 
 
+def _settings(key: Hashable) -> Iterator[object]:
+    """The numbers and words of a key, those in a clamp or a likelihood's tuple too."""
+    if isinstance(key, tuple):
+        for value in key:
+            yield from _settings(value)
+    else:
+        yield key
+
+
 def keep(key: Hashable, recipe: Recipe) -> None:
+    # A tensor is found again by its identity, whatever it holds by then.
+    if any(isinstance(value, Tensor) for value in _settings(key)):
+        return
     if len(kept) >= LIMIT:
         kept.clear()
     try:

@@ -120,11 +120,13 @@ def importance_loss(
     if bound == "miwae":
         value = _miwae(log_w, groups, bound)
     elif bound == "ciwae":
+        beta = _args.number("beta", beta)
         if not 0 <= beta <= 1:
             raise ValueError(f"beta must be in [0, 1], got {beta}")
         value = beta * log_w.mean(0) + (1 - beta) * logmeanexp(log_w)
     elif bound == "renyi":
-        if not math.isfinite(alpha):
+        alpha = _args.number("alpha", alpha)
+        if not _args.is_finite(alpha):
             raise ValueError(f"alpha must be finite, got {alpha}")
         value = log_w.mean(0) if alpha == 1 else logmeanexp((1 - alpha) * log_w) / (1 - alpha)
     else:
@@ -140,6 +142,8 @@ def logmeanexp(values: Tensor, dim: int = 0) -> Tensor:
 def _miwae(log_w: Tensor, groups: int | None, bound: str) -> Tensor:
     """`[B]`: the mean over the M groups of each one's K-sample bound."""
     samples, batch = log_w.shape
+    if groups is not None:
+        groups = _args.integer("groups", groups)
     if groups is None or groups < 1 or samples % groups:
         raise ValueError(
             f"groups must divide the {samples} samples of bound={bound!r}, got {groups}"
