@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import numbers
+import operator
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _torch
 
@@ -35,6 +38,72 @@ def float_tensor(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
     if value.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {value.dtype}")
+
+
+def number(name: str, value: object) -> float:
+    """`value` as a number: an int or float, of Python, numpy or a compiler's tracing, or a
+    0-dimensional tensor that asks for no gradient, which is read once (and waits for its device).
+
+    Raises:
+        TypeError: it is something else, or a tensor whose gradient would be lost.
+    """
+    # Not float(value): that would make a constant of what a compiler leaves open.
+    if type(value) is float:
+        return value
+    if isinstance(value, torch.SymFloat):
+        return value  # type: ignore[return-value]
+    if isinstance(value, torch.SymInt):
+        return torch.sym_float(value)  # type: ignore[no-any-return]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, Tensor):
+        return _read(name, value)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value)
+    raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def _read(name: str, value: Tensor) -> float:
+    if value.dim() or value.dtype.is_complex or value.dtype == torch.bool:
+        raise TypeError(
+            f"{name} must be a number or a 0-dimensional Tensor of one, got {value.dtype} "
+            f"{list(value.shape)}"
+        )
+    dual = forward_ad.unpack_dual(value).tangent is not None
+    if dual or (value.requires_grad and torch.is_grad_enabled()):
+        raise TypeError(
+            f"{name} is a number and gets no gradient, but the Tensor given asks for one; give "
+            f"{name}.detach() or a float"
+        )
+    return float(value.item())
+
+
+def number_or_tensor(name: str, value: float | Tensor) -> float | Tensor:
+    """`value`, where a tensor is differentiated; else as `number`."""
+    return value if isinstance(value, Tensor) else number(name, value)
+
+
+def integer(name: str, value: object, least: int | None = None) -> int:
+    """`value` as an int, of Python, numpy, a 0-dimensional tensor or a compiler's tracing.
+
+    Raises:
+        TypeError: it is something else.
+        ValueError: it is below `least`.
+    """
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        found: int = value  # type: ignore[assignment]
+    elif isinstance(value, (bool, float)) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    else:
+        found = operator.index(value)
+    if least is not None and found < least:
+        raise ValueError(f"{name} must be at least {least}, got {found}")
+    return found
+
+
+def is_finite(value: float) -> bool:
+    """`math.isfinite`, also of a number that a compiler leaves open."""
+    return -math.inf < value < math.inf
 
 
 def same_device(reference: str, tensor: Tensor, **others: Tensor | None) -> None:
@@ -65,14 +134,14 @@ def clamp_bounds(clamp: Clamp) -> tuple[float, ...]:
     """`()` for none, `(lo, hi)` for a hard clamp, `(lo, hi, 1.0)` for the tanh one."""
     if clamp is None:
         return ()
-    if clamp == "soft":
+    if isinstance(clamp, str) and clamp == "soft":
         return (*NVAE_SOFT_BOUNDS, 1.0)
     if isinstance(clamp, (tuple, list)):
-        soft = len(clamp) == 3 and clamp[0] == "soft"
-        bounds = [float(b) for b in clamp[soft:] if isinstance(b, (int, float))]
-        if len(bounds) == 2 == len(clamp) - soft:
-            low, high = bounds
-            if low < high and not (soft and (low == -math.inf or high == math.inf)):
+        soft = len(clamp) == 3 and isinstance(clamp[0], str) and clamp[0] == "soft"
+        bounds = clamp[1:] if soft else clamp
+        if len(bounds) == 2 and not isinstance(bounds[0], str) and not isinstance(bounds[1], str):
+            low, high = number("clamp", bounds[0]), number("clamp", bounds[1])
+            if low < high and not (soft and not (is_finite(low) and is_finite(high))):
                 return (low, high, 1.0) if soft else (low, high)
     raise ValueError(
         "clamp must be None, (lo, hi) with lo < hi, 'soft' or ('soft', lo, hi) with finite "

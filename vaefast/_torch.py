@@ -56,6 +56,22 @@ raw_stream: Callable[[int], int] = _private(
 )
 
 
+# A number for the backward pass that runs here and now; without it passes are told apart by what
+# `at_end_of_backward` has taken away.
+backward_pass: Callable[[], int] = _private("_current_graph_task_id", lambda: 0)
+
+
+def at_end_of_backward(function: Callable[[], None]) -> None:
+    """Calls `function` when the backward pass that runs is over."""
+    engine = getattr(torch.autograd.Variable, "_execution_engine", None)
+    if engine is None:
+        raise RuntimeError(
+            f"torch {torch.__version__} says no more when a backward pass ends, which bound='dreg' "
+            "needs; take another bound"
+        )
+    engine.queue_callback(function)
+
+
 def forward_mode() -> bool:
     """True inside a level of forward-mode automatic differentiation."""
     # Unknown is as good as yes: plain PyTorch is right under forward mode.

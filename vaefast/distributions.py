@@ -51,7 +51,7 @@ class DiagonalGaussian:
         deterministic: bool = False,
     ) -> None:
         _args.float_tensor("parameters", parameters)
-        _args.clamp_bounds(clamp)
+        bounds = _args.clamp_bounds(clamp)
         if not -parameters.dim() <= dim < parameters.dim():
             raise ValueError(
                 f"dim must be a dimension of parameters, {list(parameters.shape)}, got {dim}"
@@ -62,7 +62,7 @@ class DiagonalGaussian:
                 f"{list(parameters.shape)}"
             )
         self.parameters = parameters
-        self.clamp = clamp
+        self.clamp = (bounds[0], bounds[1]) if len(bounds) == 2 else clamp
         self.deterministic = deterministic
         self.mean, self._scale = parameters.tensor_split(2, dim)
 

@@ -49,7 +49,7 @@ def active_units(mu: Tensor, threshold: float = 0.01) -> Tensor:
 
     Source: Burda, Grosse & Salakhutdinov 2016, section 5.2.
     """
-    return _variance(mu) > threshold
+    return _variance(mu) > _args.number("threshold", threshold)
 
 
 @torch.no_grad()
@@ -107,6 +107,8 @@ def mutual_information(
     Source: Hoffman & Johnson 2016, "ELBO surgery"; Dieng et al. 2019, section 4.
     """
     _args.posterior(mu, scale)
+    num_samples = _args.integer("num_samples", num_samples)
+    chunk = _args.integer("chunk", chunk)
     if num_samples < 1 or chunk < 1:
         raise ValueError(f"num_samples and chunk must be at least 1, got {num_samples} and {chunk}")
     count = mu.shape[0]
@@ -132,9 +134,7 @@ def bits_per_dimension(nats: Tensor | float, dims: int) -> Tensor | float:
         >>> round(bits_per_dimension(784 * math.log(2), 784), 4)
         1.0
     """
-    if dims < 1:
-        raise ValueError(f"dims must be at least 1, got {dims}")
-    return nats / (dims * math.log(2))
+    return nats / (_args.integer("dims", dims, least=1) * math.log(2))
 
 
 @dataclass(frozen=True)
@@ -219,6 +219,7 @@ def collapse_report(
         >>> report.active
         tensor([ True, False])
     """
+    threshold = _args.number("threshold", threshold)
     transform = transform_of(param, min_std, clamp)
     wide = scale.to(_args.compute_dtype(scale))
     variance = _variance(mu)

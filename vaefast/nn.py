@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from . import random
-from ._args import REDUCTIONS, Clamp, Param, Reduction, one_of
+from ._args import REDUCTIONS, Clamp, Param, Reduction, integer, number, number_or_tensor, one_of
 from ._modules import LikelihoodModule, settings
 from .likelihoods import Likelihood, Params
 from .nn_bounds import ImportanceLoss
@@ -66,10 +66,11 @@ class Reparameterize(nn.Module):
         sample_in_eval: bool = False,
     ) -> None:
         super().__init__()
-        transform_of(param, min_std, clamp)
-        if num_samples is not None and num_samples < 1:
+        min_std = transform_of(param, min_std, clamp).min_std
+        if num_samples is not None and integer("num_samples", num_samples) < 1:
             raise ValueError(f"num_samples must be None or at least 1, got {num_samples}")
-        self.num_samples, self.temperature = num_samples, temperature
+        self.num_samples = num_samples
+        self.temperature = number("temperature", temperature)
         self.param: Param = param
         self.min_std, self.clamp = min_std, clamp
         self.sample_in_eval = sample_in_eval
@@ -140,10 +141,10 @@ class GaussianKL(nn.Module):
         reduction: Reduction = "batchmean",
     ) -> None:
         super().__init__()
-        transform_of(param, min_std, clamp)
+        min_std = transform_of(param, min_std, clamp).min_std
         one_of("free_bits_per", free_bits_per, ("dim", "sample", "total"))
         one_of("reduction", reduction, (*REDUCTIONS, "dim"))
-        self.free_bits = free_bits
+        self.free_bits = number("free_bits", free_bits)
         self.free_bits_per: FreeBitsPer = free_bits_per
         self.param: Param = param
         self.min_std, self.clamp = min_std, clamp
@@ -293,12 +294,13 @@ class ELBOLoss(nn.Module):
         validate: bool = True,
     ) -> None:
         super().__init__()
-        transform_of(param, min_std, clamp)
+        min_std = transform_of(param, min_std, clamp).min_std
         one_of("free_bits_per", free_bits_per, ("dim", "sample", "total"))
         one_of("reduction", reduction, ("batchmean", "sum", "mean", "sample"))
         self.likelihood = LikelihoodModule(likelihood)
-        self.beta, self.capacity = beta, capacity
-        self.free_bits = free_bits
+        self.beta = number_or_tensor("beta", beta)
+        self.capacity = None if capacity is None else number_or_tensor("capacity", capacity)
+        self.free_bits = number("free_bits", free_bits)
         self.free_bits_per: FreeBitsPer = free_bits_per
         self.reduction: Reduction = reduction
         self.param: Param = param

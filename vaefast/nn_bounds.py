@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ._args import Clamp, Param, one_of
+from ._args import Clamp, Param, number, one_of
 from ._modules import LikelihoodModule, settings
 from .likelihoods import Likelihood, Params
 from .ops.importance_loss import BOUNDS, PIWAE, Bound, BoundReduction, importance_loss
@@ -60,12 +60,13 @@ class ImportanceLoss(nn.Module):
         validate: bool = True,
     ) -> None:
         super().__init__()
-        transform_of(param, min_std, clamp)
+        min_std = transform_of(param, min_std, clamp).min_std
         one_of("bound", bound, BOUNDS)
         one_of("reduction", reduction, ("batchmean", "sample", "sum"))
         self.likelihood = LikelihoodModule(likelihood)
         self.bound = bound
-        self.beta, self.groups, self.alpha = beta, groups, alpha
+        self.beta, self.alpha = number("beta", beta), number("alpha", alpha)
+        self.groups = groups
         self.reduction: BoundReduction = reduction
         self.param: Param = param
         self.min_std, self.clamp = min_std, clamp

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._args import Clamp, Param, one_of
+from ._args import Clamp, Param, number_or_tensor, one_of
 from .ops.mmd import Kernel, denominators, mmd
 from .ops.rsample import transform_of
 from .ops.tc_terms import Method, tc_terms, weights
@@ -70,10 +70,12 @@ class TCLoss(nn.Module):
         group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
-        transform_of(param, min_std, clamp)
+        min_std = transform_of(param, min_std, clamp).min_std
         weights(0, dataset_size, method)
         self.dataset_size = dataset_size
-        self.alpha, self.beta, self.gamma = alpha, beta, gamma
+        self.alpha = number_or_tensor("alpha", alpha)
+        self.beta = number_or_tensor("beta", beta)
+        self.gamma = number_or_tensor("gamma", gamma)
         self.method: Method = method
         self.param: Param = param
         self.min_std, self.clamp = min_std, clamp

@@ -28,14 +28,26 @@ _lib.define(
 )
 
 
+_MOST = torch.iinfo(torch.int64).max
+
+
 def drawn(like: Tensor) -> Tensor:
     """A state whose second number is still to become 0: the fewest operators there can be. For a
     plain tensor, where no mode, tracer or transform is active."""
     return like.new_empty(2, dtype=torch.int64).random_()
 
 
+def transformed() -> bool:
+    """True under a transform of torch.func that no compiler traces."""
+    return not torch.compiler.is_compiling() and _torch.transforms_active()
+
+
 def _draw(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     device = like.device if generator is None else generator.device
+    if transformed():
+        # In place, a vmap has one number for all. These are the numbers of random_() below.
+        fresh = torch.randint(-1, _MOST, (2,), device=device, generator=generator)
+        return torch.cat([fresh[:1] + 1, fresh.new_zeros(1)])
     state = torch.empty(2, dtype=torch.int64, device=device).random_(generator=generator)
     state.select(0, 1).zero_()
     return state
@@ -170,8 +182,13 @@ def uniform(
 def _dispatch(
     shape: Sequence[int], state: Tensor, dtype: torch.dtype, kind: str, purpose: int, offset: int
 ) -> Tensor:
+    result: Tensor
+    if transformed():
+        module = backends.load("reference", "noise")
+        result = module.noise(state, tuple(shape), dtype, kind, purpose, offset)
+        return result
     name = backends.select(state.device)
-    result: Tensor = torch.ops.vaefast.noise(state, list(shape), dtype, kind, purpose, offset, name)
+    result = torch.ops.vaefast.noise(state, list(shape), dtype, kind, purpose, offset, name)
     return result
 
 

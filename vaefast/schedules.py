@@ -10,6 +10,8 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any
 
+from ._args import integer, number
+
 __all__ = ["Capacity", "Cosine", "Cyclical", "FreeBits", "Linear", "Schedule"]
 
 
@@ -75,9 +77,9 @@ class Linear(Schedule):
         self, start: float = 0.0, stop: float = 1.0, *, steps: int, delay: int = 0
     ) -> None:
         super().__init__()
-        _at_least("steps", steps, 1)
-        _at_least("delay", delay, 0)
-        self.start, self.stop, self.steps, self.delay = start, stop, steps, delay
+        self.start, self.stop = number("start", start), number("stop", stop)
+        self.steps = integer("steps", steps, least=1)
+        self.delay = integer("delay", delay, least=0)
 
     def __call__(self, step: int) -> float:
         done = min(max(step - self.delay, 0) / self.steps, 1.0)
@@ -122,12 +124,12 @@ class Cyclical(Schedule):
         ratio: float = 0.5,
     ) -> None:
         super().__init__()
-        _at_least("steps", steps, 1)
-        _at_least("cycles", cycles, 1)
+        self.start, self.stop = number("start", start), number("stop", stop)
+        self.steps = integer("steps", steps, least=1)
+        self.cycles = integer("cycles", cycles, least=1)
+        self.ratio = ratio = number("ratio", ratio)
         if not 0 < ratio <= 1:
             raise ValueError(f"ratio must be in (0, 1], got {ratio}")
-        self.start, self.stop = start, stop
-        self.steps, self.cycles, self.ratio = steps, cycles, ratio
 
     def __call__(self, step: int) -> float:
         if step >= self.steps:
@@ -168,8 +170,3 @@ class FreeBits(Linear):
         if start < 0 or stop < 0:
             raise ValueError(f"free bits must be at least 0, got {start} to {stop}")
         super().__init__(start, stop, steps=steps, delay=delay)
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")

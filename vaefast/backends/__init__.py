@@ -9,12 +9,20 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType, TracebackType
+from typing import ParamSpec, TypeVar
 
 import torch
+from torch.compiler import is_dynamo_compiling
+
+from . import _context
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 BACKENDS = ("auto", "native", "triton", "reference")
 
@@ -22,8 +30,12 @@ BACKENDS = ("auto", "native", "triton", "reference")
 # PyTorch serves them, or Triton where there is a twin.
 USER_FORMS: dict[str, str] = {}
 
-# The backend that a context manager asks for.
-forced: str | None = None
+# What a block that is itself compiled asks for: the compiler follows a module's variable, which is
+# as before at the end of what it traced.
+_traced: tuple[str, ...] = ()
+
+# The backend that this thread and task asks for, in eager execution.
+asked = _context.asked.get
 
 
 class BackendError(RuntimeError):
@@ -31,7 +43,14 @@ class BackendError(RuntimeError):
 
 
 class backend:
-    """Context manager that asks for one backend by name.
+    """Context manager, or decorator, that asks for one backend by name.
+
+    It holds for the thread, or the task of asyncio, that enters it; `VAEFAST_BACKEND` is for the
+    whole process. Blocks nest, and one object may be entered many times. A backward pass is by the
+    backend of its forward pass, wherever it runs; but what `torch.utils.checkpoint` computes again
+    there asks anew, on a GPU in a thread of autograd's: give it `context_fn=lambda:
+    (vf.backend(name), vf.backend(name))`. A function compiled under one backend is compiled anew
+    for another.
 
     Args:
         name: `"auto"`, `"native"`, `"triton"` or `"reference"`.
@@ -39,6 +58,7 @@ class backend:
     Raises:
         ValueError: the name is unknown.
         BackendError: the backend cannot be loaded; the message gives the cause.
+        TypeError: a generator function is decorated; a block inside of it does that.
 
     Example:
         >>> import torch, vaefast as vf
@@ -51,16 +71,17 @@ class backend:
     def __init__(self, name: str) -> None:
         _check_name(name, "backend")
         if name not in ("auto", "reference"):
-            cause = unavailable(name)
+            cause = _cause(name)
             if cause:
                 raise BackendError(f"backend {name!r} was asked for but cannot be used: {cause}")
         self.name = name
-        self._previous: str | None = None
 
     def __enter__(self) -> backend:
-        global forced
-        self._previous = forced
-        forced = self.name
+        if is_dynamo_compiling():
+            global _traced
+            _traced = (*_traced, self.name)
+        else:
+            _context.enter(self, self.name)
         return self
 
     def __exit__(
@@ -69,8 +90,35 @@ class backend:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        global forced
-        forced = self._previous
+        if is_dynamo_compiling():
+            global _traced
+            _traced = _traced[:-1]
+        else:
+            _context.leave(self)
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        for kind in (inspect.isgeneratorfunction, inspect.isasyncgenfunction):
+            if kind(function):
+                raise TypeError(
+                    f"backend cannot decorate a generator function, got {function!r}; open a "
+                    "block in it"
+                )
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def later(*args: P.args, **kwargs: P.kwargs) -> object:
+                with backend(self.name):
+                    return await function(*args, **kwargs)
+
+            return later  # type: ignore[return-value]
+
+        @functools.wraps(function)
+        def inner(*args: P.args, **kwargs: P.kwargs) -> R:
+            # A compiler follows a block only whose object it has seen made.
+            with backend(self.name):
+                return function(*args, **kwargs)
+
+        return inner
 
 
 def select(device: str | torch.device) -> str:
@@ -80,10 +128,15 @@ def select(device: str | torch.device) -> str:
         BackendError: the one asked for cannot.
     """
     device_type = _name(device)
-    if torch.compiler.is_compiling():
-        name: str = _constant(forced, device_type)
+    if is_dynamo_compiling():
+        name: str = _constant(_asked_in_trace(), device_type)
         return name
-    return _serving(forced, device_type)
+    return _serving(asked(), device_type)
+
+
+def _asked_in_trace() -> str | None:
+    """As `asked`, for a compiler."""
+    return _traced[-1] if _traced else _context.now
 
 
 def select_form(device: str | torch.device, form: str) -> str:
@@ -95,10 +148,10 @@ def select_form(device: str | torch.device, form: str) -> str:
     if form not in USER_FORMS:
         return select(device)
     device_type = _name(device)
-    if torch.compiler.is_compiling():
-        name: str = _user_constant(forced, device_type, form)
+    if is_dynamo_compiling():
+        name: str = _user_constant(_asked_in_trace(), device_type, form)
         return name
-    return _serving_user(forced, device_type, form)
+    return _serving_user(asked(), device_type, form)
 
 
 def _name(device: str | torch.device) -> str:
@@ -115,11 +168,11 @@ def _serving_user(forced: str | None, device_type: str, form: str) -> str:
     if chosen == "reference":
         return chosen
     twin = USER_FORMS[form]
-    asked = (forced or _from_environment()) != "auto"
-    if twin and (chosen == "triton" or not (asked or unavailable("triton", device_type))):
+    by_name = (forced or _from_environment()) != "auto"
+    if twin and (chosen == "triton" or not (by_name or unavailable("triton", device_type))):
         _add_twin(form, twin)
         return "triton"
-    if asked:
+    if by_name:
         raise BackendError(
             f"backend {chosen!r} was asked for but has no kernel of likelihood {form!r}; 'auto' "
             "and 'reference' serve it"
@@ -154,8 +207,14 @@ def _constant(forced: str | None, device_type: str) -> str:
     return _serving(forced, device_type)
 
 
+def _cause(name: str) -> str | None:
+    """As `_constant`."""
+    return unavailable(name)
+
+
 # What torch.compiler.assume_constant_result does, but for importing the compiler: 3 s.
 _constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_cause._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _user_constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

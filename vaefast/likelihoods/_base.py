@@ -57,7 +57,12 @@ class Likelihood:
             ValueError: there are too few or too many parameters, or their shapes do not fit.
         """
         self._expect(params, len(self.param_names))
-        return Form(self.name, params, tuple(float(getattr(self, f.name)) for f in fields(self)))
+        settings = [(f.name, getattr(self, f.name)) for f in fields(self)]
+        return Form(
+            self.name,
+            params,
+            tuple([float(v) if isinstance(v, bool) else _args.number(n, v) for n, v in settings]),
+        )
 
     def draws_target(self) -> bool:
         """True where the target is drawn from the intensities that are given."""
@@ -273,33 +278,46 @@ def as_tuple(params: Params) -> tuple[Tensor, ...]:
     return (params,) if isinstance(params, Tensor) else tuple(params)
 
 
-def check_scale(name: str, value: object, *words: str) -> None:
-    """Raises unless `value` is a positive number, a one-element tensor or one of `words`."""
+def check_scale(name: str, value: object, *words: str) -> float | Tensor | str:
+    """`value` as a positive, finite number, a one-element tensor, which is differentiated, or one
+    of `words`.
+
+    Raises:
+        TypeError, ValueError: it is none of them.
+    """
     if isinstance(value, Tensor):
         _args.float_tensor(name, value)
         if value.numel() != 1:
             raise ValueError(f"{name} as a Tensor must be a scalar, got {list(value.shape)}")
-        return
-    if isinstance(value, str) and value in words:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        also = "".join(f" or {word!r}" for word in words)
+        return value
+    if isinstance(value, str):
+        if value in words:
+            return value
+        also = "".join([f" or {word!r}" for word in words])
         raise TypeError(f"{name} must be a number, a scalar Tensor{also}, got {value!r}")
-    if not 0 < value < math.inf:
+    return check_positive(name, value)
+
+
+def check_positive(name: str, value: object) -> float:
+    """`value` as a positive, finite number, or an error."""
+    found = _args.number(name, value)
+    if not 0 < found < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {value}")
+    return found
 
 
-def check_number(name: str, value: object) -> None:
-    """Raises unless `value` is a positive, finite number."""
-    if isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a number, got a Tensor")
-    check_scale(name, value)
+def keep(model: Likelihood, **checked: object) -> None:
+    """Puts checked values into fields of a likelihood, which is frozen."""
+    for name, value in checked.items():
+        if getattr(model, name) is not value:
+            object.__setattr__(model, name, value)
 
 
-def check_levels(bits: int, low: float, high: float) -> None:
-    """Raises unless there are 2 to 2^16 levels between `low` and a greater `high`."""
-    if isinstance(bits, bool) or not isinstance(bits, int):
-        raise TypeError(f"bits must be an int, got {bits!r}")
+def keep_levels(model: Likelihood, bits: int, low: float, high: float) -> None:
+    """Checks these fields of `model`: 2 to 2^16 levels between `low` and a greater `high`."""
+    bits = _args.integer("bits", bits)
+    low, high = _args.number("low", low), _args.number("high", high)
+    keep(model, bits=bits, low=low, high=high)
     if not 1 <= bits <= 16:
         raise ValueError(f"bits must be between 1 and 16, got {bits}")
     if not -math.inf < low < high < math.inf:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import random
 from ._base import Noise
 
 _GAMMA_ATTEMPTS = 12
@@ -88,7 +89,7 @@ def _transformed_rejection(rate: Tensor, noise: Noise) -> Tensor:
 
 
 def _finished(pending: Tensor) -> bool:
-    """True where asking costs no wait for a device, and every element has accepted."""
-    if pending.device.type != "cpu" or torch.compiler.is_compiling():
+    """True where asking can be and costs no wait for a device, and every element has accepted."""
+    if pending.device.type != "cpu" or torch.compiler.is_compiling() or random.transformed():
         return False
     return not bool(pending.any())

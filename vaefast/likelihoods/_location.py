@@ -16,8 +16,9 @@ from ._base import (
     Noise,
     Params,
     as_tuple,
-    check_number,
+    check_positive,
     check_scale,
+    keep,
     register,
     scalar_like,
 )
@@ -44,7 +45,7 @@ class Gaussian(Likelihood):
     param_names: ClassVar[tuple[str, ...]] = ("mean", "logvar")
 
     def __post_init__(self) -> None:
-        check_scale("std", self.std, "optimal")
+        keep(self, std=check_scale("std", self.std, "optimal"))
 
     def form(self, params: tuple[Tensor, ...]) -> Form:
         self._expect(params, 1, 2)
@@ -91,7 +92,7 @@ class Laplace(Likelihood):
     param_names: ClassVar[tuple[str, ...]] = ("loc", "log_scale")
 
     def __post_init__(self) -> None:
-        check_scale("scale", self.scale)
+        keep(self, scale=check_scale("scale", self.scale))
 
     def form(self, params: tuple[Tensor, ...]) -> Form:
         self._expect(params, 1, 2)
@@ -135,7 +136,7 @@ class LogCosh(Likelihood):
     param_names: ClassVar[tuple[str, ...]] = ("loc", "log_scale")
 
     def __post_init__(self) -> None:
-        check_number("scale", self.scale)
+        keep(self, scale=check_positive("scale", self.scale))
 
     def form(self, params: tuple[Tensor, ...]) -> Form:
         self._expect(params, 1, 2)
@@ -178,8 +179,8 @@ class StudentT(Likelihood):
     param_names: ClassVar[tuple[str, ...]] = ("loc", "log_scale")
 
     def __post_init__(self) -> None:
-        check_number("df", self.df)
-        check_number("scale", self.scale)
+        keep(self, df=check_positive("df", self.df))
+        keep(self, scale=check_positive("scale", self.scale))
 
     def form(self, params: tuple[Tensor, ...]) -> Form:
         self._expect(params, 1, 2)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _args, random
-from ._base import Params, check_levels, register_rows
+from ._base import Params, keep, keep_levels, register_rows
 from ._pixels import DiscretizedLogistic
 from ._rows import RowLikelihood, Rows, drawn_class
 
@@ -50,7 +50,13 @@ class DiscretizedLogisticMixture(RowLikelihood):
     uint8_scale: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        check_levels(self.bits, self.low, self.high)
+        keep(
+            self,
+            channels=_args.integer("channels", self.channels),
+            mixtures=_args.integer("mixtures", self.mixtures),
+            min_log_scale=_args.number("min_log_scale", self.min_log_scale),
+        )
+        keep_levels(self, self.bits, self.low, self.high)
         if self.channels not in (1, 3):
             raise ValueError(f"channels must be 1 or 3, got {self.channels}")
         if self.mixtures < 1:

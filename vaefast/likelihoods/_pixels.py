@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _args
-from ._base import Form, Likelihood, Noise, Params, as_tuple, check_levels, register
+from ._base import Form, Likelihood, Noise, Params, as_tuple, keep_levels, register
 
 
 @register("discretized_logistic")
@@ -37,7 +37,7 @@ class DiscretizedLogistic(Likelihood):
     uint8_scale: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        check_levels(self.bits, self.low, self.high)
+        keep_levels(self, self.bits, self.low, self.high)
 
     def form(self, params: tuple[Tensor, ...]) -> Form:
         self._expect(params, 2)

@@ -249,7 +249,7 @@ class Multinomial(RowLikelihood):
         counts = torch.zeros_like(rows)
         for draw in range(total):
             chosen = drawn_class(rows, noise("uniform", draw)).unsqueeze(1)
-            counts.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=counts.dtype))
+            counts = counts.scatter_add(1, chosen, torch.ones_like(chosen, dtype=counts.dtype))
         return counts.view_as(logits).to(logits.dtype)
 
 

@@ -8,7 +8,7 @@ such a call is Python's interpreter, at some 20 ns a bytecode, so it is written 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from .._torch import (
     tracing,
     transforms_active,
 )
+from ..backends import asked
 from ..backends._options import Nll, Posterior
 from ._autograd import PLAIN
 
@@ -55,7 +56,7 @@ def key_of(tensors: tuple[Tensor, ...], settings: tuple[object, ...]) -> Hashabl
         or saved_tensor_hooks(True) is not None
     ):
         return None
-    key: list[Hashable] = [backends.forced, settings]
+    key: list[Hashable] = [asked(), settings]
     try:
         for t in tensors:
             # A zero tensor has no memory, and to ask for its memory is an error of what a
@@ -68,10 +69,22 @@ def key_of(tensors: tuple[Tensor, ...], settings: tuple[object, ...]) -> Hashabl
     return tuple(key)
 
 
+def _settings(key: Hashable) -> Iterator[object]:
+    """The numbers and words of a key, those in a clamp or a likelihood's tuple too."""
+    if isinstance(key, tuple):
+        for value in key:
+            yield from _settings(value)
+    else:
+        yield key
+
+
 def keep(key: Hashable, make: Callable[[], Recipe]) -> None:
     """Keeps the recipe that `make` makes, unless the core cannot read an operand where it is."""
     from ..backends.native.small import Copied
 
+    # A tensor is found again by its identity, whatever it holds by then.
+    if any(isinstance(value, Tensor) for value in _settings(key)):
+        return
     if len(kept) >= LIMIT:
         kept.clear()
     try:

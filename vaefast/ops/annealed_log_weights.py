@@ -128,8 +128,8 @@ def annealed_log_weights(
     """
     _args.posterior(mu, scale)
     for name, value in (("num_samples", num_samples), ("steps", steps), ("leapfrog", leapfrog)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        _args.integer(name, value, least=1)
+    step_size = _args.number("step_size", step_size)
     if not step_size > 0:
         raise ValueError(f"step_size must be positive, got {step_size}")
     dtype = _args.compute_dtype(mu, scale)

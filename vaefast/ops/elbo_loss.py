@@ -117,7 +117,7 @@ def elbo_loss(
         raw = kl
     plain = (
         not apart
-        and free_bits == 0
+        and (free_bits == 0) is True
         and reduction == "batchmean"
         and isinstance(beta, (int, float))
         and mask is None
@@ -129,6 +129,10 @@ def elbo_loss(
         found = _small_nll.elbo(params, target, model, raw, beta)
         if found is not None:
             return ELBO(*found)
+    free_bits = _args.number("free_bits", free_bits)
+    beta = _args.number_or_tensor("beta", beta)
+    if capacity is not None:
+        capacity = _args.number_or_tensor("capacity", capacity)
     data = nll(
         params,
         target,
@@ -180,7 +184,7 @@ def _posterior(
     if kl is not None:
         if mu is not None or scale is not None:
             raise ValueError("elbo_loss takes mu and scale, or kl, not both")
-        if free_bits > 0 and per == "dim":
+        if per == "dim" and free_bits > 0:
             raise ValueError(
                 "free_bits per dimension needs mu and scale: kl is summed over the dimensions; "
                 "give mu and scale, or free_bits_per='sample' or 'total'"

@@ -76,7 +76,7 @@ def gaussian_kl(
         and free_bits == 0
     )
     settings = ("gaussian_kl", param, min_std, clamp, reduction, free_bits_per)
-    if standard:
+    if standard is True:
         found = _small_posterior.gaussian_kl(mu, scale, settings)
         if found is not None:
             return found
@@ -85,6 +85,7 @@ def gaussian_kl(
     _args.one_of("reduction", reduction, (*_args.REDUCTIONS, "dim"))
     _args.one_of("free_bits_per", free_bits_per, ("dim", "sample", "total"))
     transform = transform_of(param, min_std, clamp)
+    free_bits = _args.number("free_bits", free_bits)
     first = reduction
     if free_bits > 0:
         first = _before_free_bits(reduction, free_bits_per)
@@ -102,7 +103,7 @@ def gaussian_kl(
         weight=weight,
     )
     assert kl is not None
-    if standard:
+    if standard is True:
         _small_posterior.keep_posterior(mu, scale, settings, options)
     if free_bits > 0:
         kl = _with_free_bits(kl, free_bits, free_bits_per, reduction, mu.shape)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _args
+from ._weighed import weighing_z
 
 Bound = Literal["iwae", "dreg", "stl", "ciwae", "miwae", "renyi"]
 BOUNDS = ("iwae", "dreg", "stl", "ciwae", "miwae", "piwae", "renyi")
@@ -78,10 +79,12 @@ def importance_loss(
         log_w: `[K, B]`, as `log_weights` gives it; `[M K, B]` for `"miwae"` and `"piwae"`, of
             which samples m K to (m + 1) K are group m.
         bound: one of the above.
-        z: for `"dreg"`, the samples `[K, B, *latent]` that the decoder was given, not a leaf:
-            the gradient that passes through them into the encoder is multiplied by the weights.
-            None: the whole gradient has squared weights, which is right for the encoder's
-            parameters alone; take the decoder's from `"iwae"`.
+        z: for `"dreg"`, the samples `[K, B, *latent]` that the decoder was given: while this loss
+            is backpropagated, the gradient that passes through them into the encoder is
+            multiplied by the weights. That is all of the pass's gradient in z, so another loss
+            that reaches the encoder through z takes a backward pass of its own. None: the whole
+            gradient has squared weights, which is right for the encoder's parameters alone; take
+            the decoder's from `"iwae"`.
         beta: of `"ciwae"`, in [0, 1].
         groups: M of `"miwae"` and `"piwae"`; required there, it must divide the samples.
         alpha: of `"renyi"`.
@@ -95,6 +98,7 @@ def importance_loss(
     Raises:
         TypeError: log_w is no floating-point tensor.
         ValueError: a shape or a setting is out of range.
+        RuntimeError: in a backward pass, of two `"dreg"` losses with weights of their own on one z.
 
     Example:
         >>> import torch, vaefast as vf
@@ -120,11 +124,13 @@ def importance_loss(
     if bound == "miwae":
         value = _miwae(log_w, groups, bound)
     elif bound == "ciwae":
+        beta = _args.number("beta", beta)
         if not 0 <= beta <= 1:
             raise ValueError(f"beta must be in [0, 1], got {beta}")
         value = beta * log_w.mean(0) + (1 - beta) * logmeanexp(log_w)
     elif bound == "renyi":
-        if not math.isfinite(alpha):
+        alpha = _args.number("alpha", alpha)
+        if not _args.is_finite(alpha):
             raise ValueError(f"alpha must be finite, got {alpha}")
         value = log_w.mean(0) if alpha == 1 else logmeanexp((1 - alpha) * log_w) / (1 - alpha)
     else:
@@ -140,6 +146,8 @@ def logmeanexp(values: Tensor, dim: int = 0) -> Tensor:
 def _miwae(log_w: Tensor, groups: int | None, bound: str) -> Tensor:
     """`[B]`: the mean over the M groups of each one's K-sample bound."""
     samples, batch = log_w.shape
+    if groups is not None:
+        groups = _args.integer("groups", groups)
     if groups is None or groups < 1 or samples % groups:
         raise ValueError(
             f"groups must divide the {samples} samples of bound={bound!r}, got {groups}"
@@ -160,12 +168,7 @@ def _dreg(log_w: Tensor, z: Tensor | None) -> Tensor:
             f"z must be [K, B, *latent] with log_w's K and B, {list(log_w.shape)}, got "
             f"{list(z.shape)}"
         )
-    if z.requires_grad:
-        if z.is_leaf:
-            raise ValueError("z must be the encoder's sample, got a leaf of the graph")
-        wide = weights.view(*weights.shape, *([1] * (z.dim() - 2)))
-        z.register_hook(lambda grad: (grad * wide).to(grad.dtype))
-    return logmeanexp(log_w)
+    return weighing_z(logmeanexp(log_w), log_w, z, weights)
 
 
 def _reduced(losses: Tensor, reduction: str) -> Tensor:

@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple, Protocol, overload, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from .. import _args
+
 
 @runtime_checkable
 class HasLogWeights(Protocol):
@@ -101,11 +103,10 @@ def log_marginal(
 
     Source: Burda et al. 2016, section 5; Rezende, Mohamed & Wierstra 2014, appendix E.
     """
-    for name, value in (("num_samples", num_samples), ("chunk", chunk)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be None or at least 1, got {batch_size}")
+    num_samples = _args.integer("num_samples", num_samples, least=1)
+    chunk = _args.integer("chunk", chunk, least=1)
+    if batch_size is not None:
+        batch_size = _args.integer("batch_size", batch_size, least=1)
     weigh = model_or_fn.log_weights if isinstance(model_or_fn, HasLogWeights) else model_or_fn
     if not callable(weigh):
         raise TypeError(

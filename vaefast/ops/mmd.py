@@ -86,8 +86,11 @@ def mmd(
 def denominators(kernel: str, scales: Sequence[float] | None, dims: int) -> tuple[float, ...]:
     """What a squared distance is compared with at each scale: C of "imq", 2 s^2 of "rbf"."""
     if scales is None:
-        return tuple(2.0 * dims * s for s in WAE_SCALES)
-    values = tuple(float(s) for s in scales)
-    if not 1 <= len(values) <= _MOST_SCALES or not all(s > 0 and math.isfinite(s) for s in values):
+        return tuple([2.0 * dims * s for s in WAE_SCALES])
+    values = tuple([_args.number("scales", s) for s in scales])
+    fits = 1 <= len(values) <= _MOST_SCALES
+    for value in values:
+        fits = fits and 0 < value < math.inf
+    if not fits:
         raise ValueError(f"scales must be 1 to {_MOST_SCALES} positive numbers, got {scales!r}")
-    return tuple(2.0 * s * s if kernel == "rbf" else 2.0 * dims * s for s in values)
+    return tuple([2.0 * s * s if kernel == "rbf" else 2.0 * dims * s for s in values])

@@ -75,6 +75,7 @@ def nll(
     _args.one_of("reduction", reduction, _args.REDUCTIONS)
     if validate:
         check_support(target, model, model.support(target.values()) if sparse else None)
+    offset = _args.integer("offset", offset)
     state = None
     if model.draws_target():
         target = target.to_dense() if sparse else target

@@ -68,8 +68,9 @@ def rsample(
     _args.posterior(mu, scale)
     transform = transform_of(param, min_std, clamp)
     state = noise_state(mu, num_samples, seed, generator, noise)
-    samples = 0 if num_samples is None else num_samples
-    options = Posterior(transform, samples, float(temperature), offset, "", 1.0)
+    samples = 0 if num_samples is None else _args.integer("num_samples", num_samples)
+    heat = _args.number("temperature", temperature)
+    options = Posterior(transform, samples, heat, _args.integer("offset", offset), "", 1.0)
     z, _ = _sample_kl.run(mu, scale, options, state=state, noise=noise)
     assert z is not None
     if plain:
@@ -80,7 +81,7 @@ def rsample(
 def transform_of(param: str, min_std: float, clamp: Clamp) -> Transform:
     """The checked settings of the scale parameter."""
     _args.one_of("param", param, _args.PARAMS)
-    return Transform(param, float(min_std), _args.clamp_bounds(clamp))
+    return Transform(param, _args.number("min_std", min_std), _args.clamp_bounds(clamp))
 
 
 def noise_state(
@@ -91,8 +92,10 @@ def noise_state(
     noise: Tensor | None,
 ) -> Tensor | None:
     """The state to sample from, None where `noise` itself is given; checks all of them."""
-    if num_samples is not None and num_samples < 1:
-        raise ValueError(f"num_samples must be None or at least 1, got {num_samples}")
+    if num_samples is not None:
+        _args.integer("num_samples", num_samples)
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be None or at least 1, got {num_samples}")
     if noise is None:
         if seed is None and generator is None:
             return random.draw(mu)

@@ -97,7 +97,9 @@ def sample_kl(
     _args.one_of("estimator", estimator, ("closed", "monte_carlo"))
     transform = transform_of(param, min_std, clamp)
     state = noise_state(mu, num_samples, seed, generator, noise)
-    samples = 0 if num_samples is None else num_samples
+    samples = 0 if num_samples is None else _args.integer("num_samples", num_samples)
+    heat = _args.number("temperature", temperature)
+    place = _args.integer("offset", offset)
     if estimator == "monte_carlo":
         if mask is not None or weight is not None:
             raise ValueError("mask and weight need estimator='closed', got 'monte_carlo'")
@@ -106,7 +108,7 @@ def sample_kl(
             _estimated_kl.run(
                 mu,
                 scale,
-                Posterior(transform, samples, float(temperature), offset, "sample", 1.0),
+                Posterior(transform, samples, heat, place, "sample", 1.0),
                 prior_mu=prior_mu,
                 prior_scale=prior_scale,
                 state=state,
@@ -118,7 +120,7 @@ def sample_kl(
     if stop_posterior:
         raise ValueError("stop_posterior needs estimator='monte_carlo', got 'closed'")
     how, factor = kernel_reduction(reduction, mu.shape)
-    options = Posterior(transform, samples, float(temperature), offset, how, factor)
+    options = Posterior(transform, samples, heat, place, how, factor)
     z, kl = _sample_kl.run(
         mu,
         scale,

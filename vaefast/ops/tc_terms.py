@@ -104,10 +104,7 @@ def tc_terms(
 def weights(batch: int, dataset_size: int, method: str, first: int = 0) -> Weighing:
     """The weights of a batch's posteriors in the estimates of q(z), checked."""
     _args.one_of("method", method, ("mss", "mws"))
-    if isinstance(dataset_size, bool) or not isinstance(dataset_size, int):
-        raise TypeError(f"dataset_size must be an int, got {type(dataset_size).__name__}")
-    if dataset_size < 1:
-        raise ValueError(f"dataset_size must be at least 1, got {dataset_size}")
+    dataset_size = _args.integer("dataset_size", dataset_size, least=1)
     if not batch:
         return Weighing(0.0, first, 1.0, 1.0)
     if method == "mws":

@@ -62,6 +62,7 @@ def tril_sample_kl(
     diagonal = tril.diagonal(dim1=-2, dim2=-1)
     if validate and bool((~(diagonal > 0)).any()):
         raise ValueError(f"tril must have a positive diagonal, got {diagonal.min().item()} on it")
+    temperature = _args.number("temperature", temperature)
     state = noise_state(mu, num_samples, seed, generator, noise)
     dtype = _args.compute_dtype(mu, tril)
     lower = torch.tril(tril.to(dtype))
