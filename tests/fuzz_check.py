@@ -343,7 +343,7 @@ def _raised(case: Case, data: Prepared, error: Exception, index: int) -> list[Fa
     return [Failure(stem, "exception", (index,), text[:500])]
 
 
-def _precision(case: Case) -> torch.dtype:
+def precision(case: Case) -> torch.dtype:
     """float64 where every argument of the arithmetic is."""
     for name, operand in case.operands.items():
         if name not in _NO_PRECISION and operand.dtype != torch.float64:
@@ -367,7 +367,7 @@ def _top(size: Tensor) -> Tensor:
 def _compare(
     case: Case, data: Prepared, rows: list[Upstream], got: list[Found], want: Found
 ) -> list[Failure]:
-    arithmetic = TABLE[_precision(case)].arithmetic
+    arithmetic = TABLE[precision(case)].arithmetic
     suspects: list[tuple[str, Tensor, Tensor]] = []
     failures: list[Failure] = []
     for i, truth in enumerate(want.outputs):
@@ -413,24 +413,53 @@ def _suspect(
         suspects.append((name, ours, truth))
 
 
+Truth = Callable[[Tensors], Tensors]
+
+
+def compared(
+    case: Case,
+    data: Prepared,
+    rows: list[Upstream],
+    pairs: list[tuple[str, list[Tensor], Tensor]],
+    truth: Truth | None = None,
+    extra: float = 0.0,
+) -> list[Failure]:
+    """Failures of results by name, one per call, against float64; `truth` where those are other
+    than the outputs and their gradients, `extra` the size of the terms that they are sums of."""
+    suspects: list[tuple[str, Tensor, Tensor]] = []
+    for name, given, want in pairs:
+        _suspect(suspects, name, given, want, TABLE[precision(case)].arithmetic)
+    return _judge(case, data, rows, suspects, truth, extra) if suspects else []
+
+
 def _judge(
-    case: Case, data: Prepared, rows: list[Upstream], suspects: list[tuple[str, Tensor, Tensor]]
+    case: Case,
+    data: Prepared,
+    rows: list[Upstream],
+    suspects: list[tuple[str, Tensor, Tensor]],
+    of: Truth | None = None,
+    extra: float = 0.0,
 ) -> list[Failure]:
     """Of what is beyond the table: is it also beyond what eager torch gets wrong in this dtype, and
     what the rounding of the inputs does?"""
-    moved = _moved(case, data, rows)
-    eager = _eager(case, data, rows)
-    arithmetic = TABLE[_precision(case)].arithmetic
+
+    def results(wide: Tensors) -> Tensors:
+        return _named(true_values(case, wide, rows))
+
+    moved = _moved(case, data, of or results)
+    eager = _eager(case, data, rows) if of is None else {}
+    arithmetic = TABLE[precision(case)].arithmetic
     failures = []
     for name, ours, truth in suspects:
         own, got = ours.dtype, ours.double()
         largest = torch.finfo(own).max
         allowed = _bound(torch.where(truth.isfinite(), truth, 0.0), own, arithmetic)
-        allowed = allowed + _FLOOR[_precision(case)]
+        allowed = allowed + _FLOOR[precision(case)]
         if name in moved:
             allowed = allowed + moved[name]
         if case.op not in _RELATIVE:
             allowed = allowed + _terms(case, data, rows, name) * arithmetic
+        allowed = allowed + extra * arithmetic
         if name in eager:
             theirs = (eager[name].double() - truth).abs()
             theirs = torch.where(theirs.isfinite(), theirs, 0.0)
@@ -480,10 +509,10 @@ def _named(found: Found) -> Tensors:
     return values | {f"gradient of {n}": g.detach() for n, g in found.gradients.items()}
 
 
-def _moved(case: Case, data: Prepared, rows: list[Upstream]) -> Tensors:
+def _moved(case: Case, data: Prepared, results: Truth) -> Tensors:
     """How far the results move where every input moves by its rounding."""
-    here = _named(true_values(case, data.wide, rows))
-    eps = torch.finfo(_precision(case)).eps
+    here = results(data.wide)
+    eps = torch.finfo(precision(case)).eps
     if case.op == "linear_nll":
         # Its logits are of the layer's dtype.
         eps = torch.finfo(case.operands["h"].dtype).eps
@@ -497,7 +526,7 @@ def _moved(case: Case, data: Prepared, rows: list[Upstream]) -> Tensors:
                 continue
             sign = torch.randint(0, 2, t.shape, generator=g) * 2 - 1
             shaken[name] = (t.detach() * (1 + eps * sign)).requires_grad_(t.requires_grad)
-        there = _named(true_values(case, shaken, rows))
+        there = results(shaken)
         for name, value in here.items():
             if name not in there:
                 continue
