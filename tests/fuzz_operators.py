@@ -407,7 +407,11 @@ def _elements(case: Case, w: Tensors, params: list[Tensor]) -> tuple[Tensor, int
     model = build(case, {"scalar": torch.ones(())})
     if isinstance(model, likelihoods.RowLikelihood):
         lead = 2 if "K" in case.dims else 1
-        return truth.rows(model, w["x"], params[0], lead), lead
+        x = w["x"]
+        if case.operands["x"].dtype == torch.uint8 and hasattr(model, "bits"):
+            # A byte is the level itself.
+            x = model.low + x * (model.high - model.low) / (2**model.bits - 1)
+        return truth.rows(model, x, params[0], lead), lead
     x = _target_values(case, w, model)
     lead = 1 + max(p.dim() for p in params) - x.dim()
     assert case.model is not None
