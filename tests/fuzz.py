@@ -267,7 +267,8 @@ def main(arguments: list[str] | None = None) -> int:
                 report.add(*run.crashed("hang"))
     spent = time.monotonic() - begin
     last = max(r.at.value for r in runs)
-    print(f"\n{done} cases in {spent:.0f} s, {done / spent:.0f} a second, seeds {options.seed} to {last}")
+    rate = done / spent
+    print(f"\n{done} cases in {spent:.0f} s, {rate:.0f} a second, seeds {options.seed} to {last}")
     for kind, count in report.counts.most_common():
         print(f"{count:6d}  {', '.join(map(str, kind))}")
     return 1 if report.counts or report.broken else 0

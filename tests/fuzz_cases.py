@@ -151,9 +151,7 @@ class Case:
 
     def compute(self, *names: str) -> torch.dtype:
         """float64 if any of the operands is, else float32."""
-        wide = any(
-            self.operands[n].dtype == torch.float64 for n in names if n in self.operands
-        )
+        wide = any(self.operands[n].dtype == torch.float64 for n in names if n in self.operands)
         return torch.float64 if wide else torch.float32
 
 
@@ -204,9 +202,9 @@ def make(case: Case, operand: Operand, g: torch.Generator) -> Made:
     """The data of an operand."""
     shape = case.sizes(operand.shape)
     layout = LAYOUTS[operand.layout]
-    values = _values(
-        operand.kind, (CALLS, *layout.storage(shape)), case.grid, operand.scale, g
-    ).to(operand.dtype)
+    values = _values(operand.kind, (CALLS, *layout.storage(shape)), case.grid, operand.scale, g).to(
+        operand.dtype
+    )
     # Storages of their own, as a caller's are.
     tensors = [layout.view(s.clone(), shape) for s in values.unbind(0)]
     wide = torch.stack(tensors)
@@ -220,9 +218,7 @@ def make(case: Case, operand: Operand, g: torch.Generator) -> Made:
             tensors = [t.detach().requires_grad_() for t in tensors]
         else:
             # A view of a view, as autograd sees a network's output cut in two.
-            tensors = [
-                t.detach().requires_grad_().view_as(t) for t in tensors
-            ]
+            tensors = [t.detach().requires_grad_().view_as(t) for t in tensors]
         wide = wide.requires_grad_()
     return Made(tensors, wide)
 
@@ -345,9 +341,9 @@ class Draw:
 
     def posterior(self, case: Case, min_std: bool = True) -> str:
         """param, min_std and clamp; returns what values the scale has."""
-        param = self.rng.choices(
-            ("logvar", "log_std", "std", "var", "softplus"), (6, 1, 1, 1, 1)
-        )[0]
+        param = self.rng.choices(("logvar", "log_std", "std", "var", "softplus"), (6, 1, 1, 1, 1))[
+            0
+        ]
         if param != "logvar":
             case.settings["param"] = param
         if param == "softplus" and self.random() < 0.5:

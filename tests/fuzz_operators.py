@@ -189,9 +189,7 @@ def models() -> tuple[tuple[str, dict[str, Any], int], ...]:
     """Every elementwise likelihood with its variants. A setting "tensor" is a learned scalar."""
     found = []
     for case in likelihood_cases.ALL:
-        settings = {
-            k: "tensor" if isinstance(v, Tensor) else v for k, v in case.settings.items()
-        }
+        settings = {k: "tensor" if isinstance(v, Tensor) else v for k, v in case.settings.items()}
         found.append((case.name, settings, case.count))
         if case.count == 1 and case.name in ("gaussian", "poisson", "laplace"):
             found.append((case.name, {**settings, "const": False}, 1))
@@ -214,9 +212,7 @@ def row_models() -> tuple[tuple[str, dict[str, Any]], ...]:
         ),
     }  # fmt: skip
     return tuple(
-        (name, settings)
-        for name in likelihoods.registered_rows()
-        for settings in variants[name]
+        (name, settings) for name in likelihoods.registered_rows() for settings in variants[name]
     )
 
 
@@ -870,6 +866,18 @@ def _mixture_truth(case: Case, w: Tensors) -> tuple[Tensor, ...]:
     flat = z.reshape(z.shape[0], lead.numel(), mu.shape[-1])
     values = truth.mixture_log_prob(flat, mu, logvar, w.get("log_weights"))
     return (values.reshape(z.shape[0], *lead),)
+
+
+@torch.no_grad()
+def pair_log_density(case: Case, w: Tensors) -> float:
+    """The largest sum of the terms of log N(z_i; mu_j, sigma_j^2), each taken without its sign."""
+    logvar = truth.log_variance(w["scale"], case.settings)
+    mu = _flat(w["mu"])
+    z = w["z"].reshape(w["z"].shape[0], -1, mu.shape[-1]) if mu.numel() else w["z"]
+    if not z.numel() or not mu.numel():
+        return 0.0
+    pairs = truth.log_normal(z.unsqueeze(2), mu.unsqueeze(1), _flat(logvar).unsqueeze(1))
+    return float(pairs.abs().sum(-1).max())
 
 
 def _mmd(case: Case, draw: Draw) -> None:

@@ -12,7 +12,16 @@ from typing import Any
 import fuzz_user
 import torch
 from fuzz_cases import CALLS, Case
-from fuzz_check import Failure, Prepared, _Seeded, leaves_of, prepare, true_values, upstreams
+from fuzz_check import (
+    Failure,
+    Prepared,
+    Seeded,
+    fresh,
+    leaves_of,
+    prepare,
+    true_values,
+    upstreams,
+)
 from fuzz_operators import OPERATORS
 from torch import Tensor
 
@@ -203,23 +212,26 @@ def _tensor(t: Tensor, case: Case, name: str) -> str:
         return f"torch.tensor({t.to_dense().tolist()}, dtype={t.dtype}).to_sparse_csr()"
     plain = t.detach()
     if plain.is_neg():
-        plain = plain.resolve_neg()
-    flat = torch.empty(0, dtype=plain.dtype).set_(plain.untyped_storage())
-    kind = str(plain.dtype).removeprefix("torch.")
-    end = f", True" if case.operands[name].grad else ""
-    size, stride = tuple(plain.shape), tuple(plain.stride())
-    return f"tensor({flat.tolist()}, {kind!r}, {size}, {stride}, {plain.storage_offset()}{end})"
+        stored = _literal(torch._neg_view(plain))
+        return f"torch._neg_view({stored}).detach().requires_grad_({case.operands[name].grad})"
+    return _literal(plain, case.operands[name].grad)
+
+
+def _literal(t: Tensor, grad: bool = False) -> str:
+    """The storage's values and the view of it."""
+    flat = torch.empty(0, dtype=t.dtype).set_(t.untyped_storage())
+    kind = str(t.dtype).removeprefix("torch.")
+    end = ", True" if grad else ""
+    size, stride = tuple(t.shape), tuple(t.stride())
+    return f"tensor({flat.tolist()}, {kind!r}, {size}, {stride}, {t.storage_offset()}{end})"
 
 
 def _wanted(case: Case, data: Prepared, what: str) -> tuple[list[str], list[str]]:
     outputs = OPERATORS[case.op].truth(case, data.wide)
     shapes = [o.shape[1:] for o in outputs]
-    kinds = OPERATORS[case.op].call
     try:
         data.before[0]()
-        from fuzz_check import fresh
-
-        like = kinds(case, data.calls[0], fresh(data.noise[0]))
+        like = OPERATORS[case.op].call(case, data.calls[0], fresh(data.noise[0]))
     except Exception:
         like = tuple(o[0].float() for o in outputs)
     rows = upstreams(case, like, shapes)
@@ -228,22 +240,13 @@ def _wanted(case: Case, data: Prepared, what: str) -> tuple[list[str], list[str]
     for i in range(CALLS):
         values = {f"value {k}": o[i].tolist() for k, o in enumerate(found.outputs)}
         values |= {f"gradient of {n}": g[i].tolist() for n, g in found.gradients.items()}
-        wanted.append(repr({n: v for n, v in values.items() if n == what or "value" not in what
-                            and "gradient" not in what}))  # fmt: skip
+        if what in values:
+            values = {what: values[what]}
+        wanted.append(repr(values))
     codes = []
     for row in rows:
-        codes.append(
-            "["
-            + ", ".join(
-                "None"
-                if u is None
-                else f"tensor({u.reshape(-1)[:1].tolist() if 0 in u.stride() and u.dim() else u.reshape(-1).tolist()},"
-                f" {str(u.dtype).removeprefix('torch.')!r}, {tuple(u.shape)}, "
-                f"{tuple(u.stride()) if 0 in u.stride() and u.dim() else tuple(u.contiguous().stride())}, 0)"
-                for u in row
-            )
-            + "]"
-        )
+        each = ("None" if u is None else _literal(u.detach()) for u in row)
+        codes.append(f"[{', '.join(each)}]")
     return codes, wanted
 
 
@@ -288,9 +291,9 @@ class _Recorded(Exception):
 def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return f"torch.tensor({value.tolist()}, dtype=torch.int64).reshape({tuple(value.shape)})"
-    if isinstance(value, _Seeded):
+    if isinstance(value, Seeded):
         return f"torch.Generator().manual_seed({value.seed})"
-    if isinstance(value, list) and value and isinstance(value[0], _Seeded):
+    if isinstance(value, list) and value and isinstance(value[0], Seeded):
         return [_plain(v) for v in value]
     return value
 

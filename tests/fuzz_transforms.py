@@ -131,9 +131,7 @@ def _by_functionalize(call: _Call, upstream: Upstream) -> list[Tensor]:
 
 
 def _zeros(grads: Any, leaves: list[Tensor]) -> list[Tensor]:
-    return [
-        torch.zeros_like(t) if g is None else g for g, t in zip(grads, leaves, strict=True)
-    ]
+    return [torch.zeros_like(t) if g is None else g for g, t in zip(grads, leaves, strict=True)]
 
 
 GRADIENTS: dict[str, Callable[[_Call, Upstream], list[Tensor]]] = {
@@ -173,7 +171,9 @@ def choose(case: Case, rng: random.Random) -> None:
     for operand in case.operands.values():
         overlaps = ("expanded batch", "expanded row", "one number", "windows")
         # torch cannot give an operand whose elements share memory a tangent.
-        if operand.layout == "negated" or (way in ("jvp", "forward") and operand.layout in overlaps):
+        if operand.layout == "negated" or (
+            way in ("jvp", "forward") and operand.layout in overlaps
+        ):
             operand.layout = "dense"
         operand.leaf = True
         # Of a derivative along a direction nothing is known better than its terms.
@@ -247,9 +247,7 @@ def _gradients(
     return compared(case, data, rows, pairs)
 
 
-def _second(
-    case: Case, data: Prepared, rows: list[Upstream], calls: list[_Call]
-) -> list[Failure]:
+def _second(case: Case, data: Prepared, rows: list[Upstream], calls: list[_Call]) -> list[Failure]:
     """The gradient of the gradients' sum with random factors."""
     names = leaves_of(case)
     g = torch.Generator().manual_seed(case.seed)
@@ -285,7 +283,9 @@ def _second(
         for i in range(len(rows[0])):
             each = [row[i] for row in rows]
             some = each[0] is None
-            stacked.append(None if some else torch.stack([e for e in each if e is not None]).double())
+            stacked.append(
+                None if some else torch.stack([e for e in each if e is not None]).double()
+            )
         leaves = [wide[n] for n in names]
         found = twice(OPERATORS[case.op].truth(case, wide), stacked, leaves, list(factors.values()))
         return {f"second in {n}": f for n, f in zip(names, found, strict=True)}
@@ -313,8 +313,7 @@ def _along(
         for n in names
     }
     ours = [
-        push(c.loss(rows[c.i]), c.leaves, [tangents[n][c.i] for n in names]).to(own)
-        for c in calls
+        push(c.loss(rows[c.i]), c.leaves, [tangents[n][c.i] for n in names]).to(own) for c in calls
     ]
 
     def truth(wide: Tensors) -> Tensors:

@@ -128,7 +128,7 @@ def reduced(elements: Tensor, reduction: str, mask: Tensor | None, lead: int = 1
 def free_bits(
     elements: Tensor, bits: float, per: str, reduction: str, mask: Tensor | None
 ) -> Tensor:
-    """The KL with free bits, of weighted elements `[CALLS, B, *latent]`; gradient 1 on the bound."""
+    """The KL with free bits, of weighted `[CALLS, B, *latent]`; with gradient 1 on the bound."""
 
     def floor(values: Tensor) -> Tensor:
         return torch.where(values >= bits, values, bits)
@@ -157,7 +157,9 @@ def free_bits(
     return total * elements.shape[1:].numel() / ones.flatten(1).sum(1).clamp(min=1)
 
 
-def likelihood(name: str, numbers: tuple[float, ...], x: Tensor, params: Sequence[Tensor]) -> Tensor:
+def likelihood(
+    name: str, numbers: tuple[float, ...], x: Tensor, params: Sequence[Tensor]
+) -> Tensor:
     """-log p per element, `[CALLS, (K,) B, *data]`, of a form with its numbers."""
     dims = max(p.dim() for p in params) - 1
     lead = dims - (x.dim() - 1)
@@ -236,9 +238,7 @@ def summed(elements: Tensor, lead: int) -> Tensor:
     return elements.flatten(lead + 1).sum(-1) if elements.dim() > lead + 1 else elements
 
 
-def mixture_log_prob(
-    z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None
-) -> Tensor:
+def mixture_log_prob(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> Tensor:
     """z `[CALLS, N, D]`, mu and logvar `[CALLS, K, D]`."""
     pairs = log_normal(z.unsqueeze(2), mu.unsqueeze(1), logvar.unsqueeze(1)).sum(-1)
     if log_weights is None:
@@ -267,7 +267,9 @@ def tc_terms(
     return log_qzx - log_qz, log_qz - log_product, log_product - log_pz
 
 
-def mmd(x: Tensor, y: Tensor, kernel: str, scales: Sequence[float] | None, unbiased: bool) -> Tensor:
+def mmd(
+    x: Tensor, y: Tensor, kernel: str, scales: Sequence[float] | None, unbiased: bool
+) -> Tensor:
     """x `[CALLS, N, D]`, y `[CALLS, M, D]`."""
     dims = x.shape[2]
     if scales is None:

@@ -13,7 +13,7 @@ import tracer_cases
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
-from tracer_cases import ALL, OPERATORS, SETTINGS, WHOLE, Recipe, loss, outputs
+from tracer_cases import ALL, OPERATORS, SETTINGS, Recipe, loss, outputs
 
 from vaefast import likelihoods
 
@@ -36,11 +36,41 @@ CORE = (
 )  # fmt: skip
 
 
+_EXPORTED = (
+    "rsample", "rsample, many", "rsample, noise", "sample_kl, Monte Carlo", "elbo_loss, parts",
+    "mmd", "mmd, rbf",
+)  # fmt: skip
+_ANNEALED = (
+    "gaussian_kl free_bits", "elbo_loss beta", "elbo_loss capacity", "elbo_loss free_bits",
+    "importance_loss beta", "tc_terms clamp", "mixture_log_prob clamp",
+    "tril_sample_kl temperature",
+)  # fmt: skip
+# What fails as the library is: each list goes with its repair.
+RED: dict[str, tuple[set[str], str]] = {
+    "jit_trace": (
+        {n for n in ALL if not n.startswith("importance_loss")},
+        "a traced call returns memory that nothing has written",
+    ),
+    "export": (
+        {n for n in ALL if n not in _EXPORTED and not n.startswith("importance_loss")},
+        "a factor or a number of elements specialises the batch",
+    ),
+    "settings": (
+        set(SETTINGS) - set(_ANNEALED),
+        "numbers in schemas are constants to the compiler",
+    ),
+    "meta": ({"linear_nll", "linear_nll, rows"}, "autocast is asked about the device meta"),
+}
+
+
 def marked(names: Any, test: str, core: tuple[str, ...] | None = None) -> list[Any]:
     """The recipes as parameters, those outside `core` slow."""
     found = []
+    red, reason = RED.get(test, (set(), ""))
     for name in names:
         marks = []
+        if name in red:
+            marks.append(pytest.mark.xfail(strict=True, reason=reason))
         if core is not None and name not in core:
             marks.append(pytest.mark.slow)
         found.append(pytest.param(name, marks=marks))
@@ -131,7 +161,8 @@ def test_vmap(name: str) -> None:
     several = [recipe.wide() for _ in range(3)]
     stacked = [torch.stack(each) for each in zip(*several, strict=True)]
     got = torch.vmap(lambda *t: outputs(recipe.call(*t)))(*stacked)
-    want = [torch.stack(each) for each in zip(*(outputs(recipe.call(*t)) for t in several))]
+    each = [outputs(recipe.call(*t)) for t in several]
+    want = [torch.stack(e) for e in zip(*each, strict=True)]
     assert_same(got, tuple(want))
 
     def per_sample(*t: Tensor) -> Any:
@@ -185,14 +216,10 @@ def test_the_same_tensor_twice(name: str) -> None:
 def test_batch_sizes_are_not_compiled_anew(name: str) -> None:
     recipe = ALL[name]
     counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(
-        lambda *t: loss(recipe, t), fullgraph=True, backend=counter
-    )
+    compiled = torch.compile(lambda *t: loss(recipe, t), fullgraph=True, backend=counter)
     for size in (6, 4, 9, 17, 2):
         tensors = recipe.tensors(size)
-        torch.testing.assert_close(
-            compiled(*tensors), loss(recipe, tensors), rtol=1e-5, atol=1e-5
-        )
+        torch.testing.assert_close(compiled(*tensors), loss(recipe, tensors), rtol=1e-5, atol=1e-5)
     # The first as a constant, the others as a symbol.
     assert counter.frame_count <= 2
 

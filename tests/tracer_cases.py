@@ -58,9 +58,7 @@ def _plain(operator: str, call: Call, *shapes: Any, leaves: int | None = None) -
     """Of normal tensors; "B" in a shape is the batch."""
 
     def tensors(batch: int) -> tuple[Tensor, ...]:
-        return tuple(
-            torch.randn([batch if d == "B" else d for d in shape]) for shape in shapes
-        )
+        return tuple(torch.randn([batch if d == "B" else d for d in shape]) for shape in shapes)
 
     at = tuple(shape.index("B") if "B" in shape else None for shape in shapes)
     return Recipe(operator, call, tensors, at, len(shapes) if leaves is None else leaves)
@@ -160,20 +158,21 @@ OPERATORS |= {
 def _elementwise() -> dict[str, Recipe]:
     found = {}
     for case in likelihood_cases.ALL:
-        settings = {k: 0.7 if isinstance(v, Tensor) else v for k, v in case.settings.items()}
-        if len(settings) != len(case.settings) or settings != case.settings:
-            continue
+        learned = case.scalar is not None
 
-        def tensors(batch: int, case: Any = case) -> tuple[Tensor, ...]:
+        def tensors(batch: int, case: Any = case, learned: bool = learned) -> tuple[Tensor, ...]:
             rng = random.Random(int(torch.randint(2**31, ())))
             made = [*case.params((batch, X), rng), case.target((batch, X), rng)]
+            if learned:
+                made.insert(-1, torch.tensor(0.7))
             return tuple(t.float() for t in made)
 
-        def call(*t: Tensor, case: Any = case) -> Tensor:
+        def call(*t: Tensor, case: Any = case, learned: bool = learned) -> Tensor:
             params = t[0] if case.count == 1 else t[: case.count]
-            return vf.nll(params, t[-1], case.build())
+            return vf.nll(params, t[-1], case.build(t[-2] if learned else None))
 
-        found[f"nll, {case}"] = Recipe("nll", call, tensors, (0,) * (case.count + 1), case.count)
+        batch = (*(0,) * case.count, *(None,) * learned, 0)
+        found[f"nll, {case}"] = Recipe("nll", call, tensors, batch, case.count + learned)
     return found
 
 
@@ -269,5 +268,3 @@ SETTINGS: dict[str, tuple[Call, tuple[Any, ...]]] = {
         lambda v, m, t: vf.tril_sample_kl(
             m, torch.tril(t, -1) + torch.eye(D), seed=1, temperature=v), (P, ("B", D, D))),
 }  # fmt: skip
-# Whole numbers, and what is one only inside.
-WHOLE = {"rsample offset", "tc_terms dataset_size"}
