@@ -55,6 +55,17 @@ RED: dict[str, tuple[set[str], str]] = {
         {n for n in ALL if n not in _EXPORTED and not n.startswith("importance_loss")},
         "a factor or a number of elements specialises the batch",
     ),
+    "batches": (
+        {
+            "gaussian_kl",
+            "linear_nll",
+            "elbo_loss",
+            "tc_terms",
+            "tril_sample_kl",
+            *(n for n in ALL if n.startswith("nll, ")),
+        },
+        "1 / B is a constant to the compiler",
+    ),
     "settings": (
         set(SETTINGS) - set(_ANNEALED),
         "numbers in schemas are constants to the compiler",
