@@ -1,0 +1,84 @@
+"""Random calls against float64 for a fixed time from a fixed seed.
+
+`VAEFAST_FUZZ_SECONDS` (60) and `VAEFAST_FUZZ_SEED` (0) change both; `tests/fuzz.py` is the tool.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tracer_cases
+
+import vaefast as vf
+
+TESTS = Path(__file__).parent
+SECONDS = float(os.environ.get("VAEFAST_FUZZ_SECONDS", "60"))
+SEED = int(os.environ.get("VAEFAST_FUZZ_SEED", "0"))
+
+pytestmark = pytest.mark.skipif(
+    "native" not in vf.available_backends(), reason="there is no native backend to test"
+)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    # In a process of its own: it registers a likelihood, and a case may crash.
+    return subprocess.run(
+        [sys.executable, str(TESTS / "fuzz.py"), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=TESTS,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="it finds what is being repaired")
+@pytest.mark.timeout(SECONDS + 600)
+@pytest.mark.parametrize(("mode", "share"), [("eager", 0.7), ("transforms", 0.3)])
+def test_random_calls(mode: str, share: float) -> None:
+    minutes = SECONDS * share / 60
+    found = run("--mode", mode, "--minutes", f"{minutes:.4f}", "--seed", str(SEED))
+    assert found.returncode == 0, found.stdout[-20000:] + found.stderr[-3000:]
+
+
+PLANTED = """
+import sys
+sys.path.insert(0, {tests!r})
+import fuzz
+import vaefast as vf
+right, calls = vf.gaussian_kl, []
+
+def wrong(*args, **kwargs):
+    calls.append(1)
+    return right(*args, **kwargs) * (1.001 if len(calls) % 3 == 2 else 1)
+
+vf.gaussian_kl = wrong
+sys.exit(fuzz.main(["--cases", "1", "--only", "gaussian_kl", "--seed", "3"]))
+"""
+
+
+def test_a_planted_fault_is_found_and_made_small() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", PLANTED.format(tests=str(TESTS))], capture_output=True, text=True
+    )
+    assert found.returncode == 1, found.stdout + found.stderr
+    assert "call 1" in found.stdout
+    script = found.stdout.split('"""', 1)[1].split("\n\n\n# ")[0].split("\n\n1 cases")[0]
+    script = '"""' + script
+    alone = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert alone.returncode == 0, script + alone.stderr
+    assert "wanted" in alone.stdout
+    assert "'B': 1" in found.stdout
+
+
+def test_every_operator_has_cases() -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(TESTS)!r}); import fuzz_operators as f; "
+        "print(*f.OPERATORS, *f.COMPOSED)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    public = tracer_cases.public_operators()
+    assert set(done.stdout.split()) == public
