@@ -232,6 +232,8 @@ FUNCTIONS = {"equal", "allclose", "nonzero", "masked_select", "argwhere", "tenso
 FUNCTIONS |= {"unique", "unique_consecutive", "bincount", "from_numpy", "synchronize"}
 # "file: function: call", and why it may stand there.
 ALLOWED = {
+    "_args.py: _read: .item": "a tensor given for a number, which the docs say is read",
+    "ops/_register.py: _run: .tolist": "a CPU tensor of a compiled graph's numbers",
     "ops/_autograd.py: scaled: .item": "of a number in this machine's memory",
     "ops/_small_nll.py: _nll_gradients: .item": "the CPU's prepared calls",
     "ops/nll.py: check_support: .item": "validate=True, which says that it waits",

@@ -36,52 +36,11 @@ CORE = (
 )  # fmt: skip
 
 
-_EXPORTED = (
-    "rsample", "rsample, many", "rsample, noise", "sample_kl, Monte Carlo", "elbo_loss, parts",
-    "mmd", "mmd, rbf",
-)  # fmt: skip
-_ANNEALED = (
-    "gaussian_kl free_bits", "elbo_loss beta", "elbo_loss capacity", "elbo_loss free_bits",
-    "importance_loss beta", "tc_terms clamp", "mixture_log_prob clamp",
-    "tril_sample_kl temperature",
-)  # fmt: skip
-# What fails as the library is: each list goes with its repair.
-RED: dict[str, tuple[set[str], str]] = {
-    "jit_trace": (
-        {n for n in ALL if not n.startswith("importance_loss")},
-        "a traced call returns memory that nothing has written",
-    ),
-    "export": (
-        {n for n in ALL if n not in _EXPORTED and not n.startswith("importance_loss")},
-        "a factor or a number of elements specialises the batch",
-    ),
-    "batches": (
-        {
-            "gaussian_kl",
-            "linear_nll",
-            "elbo_loss",
-            "tc_terms",
-            "tril_sample_kl",
-            *(n for n in ALL if n.startswith("nll, ")),
-        },
-        "1 / B is a constant to the compiler",
-    ),
-    "settings": (
-        set(SETTINGS) - set(_ANNEALED),
-        "numbers in schemas are constants to the compiler",
-    ),
-    "meta": ({"linear_nll", "linear_nll, rows"}, "autocast is asked about the device meta"),
-}
-
-
-def marked(names: Any, test: str, core: tuple[str, ...] | None = None) -> list[Any]:
+def marked(names: Any, core: tuple[str, ...] | None = None) -> list[Any]:
     """The recipes as parameters, those outside `core` slow."""
     found = []
-    red, reason = RED.get(test, (set(), ""))
     for name in names:
         marks = []
-        if name in red:
-            marks.append(pytest.mark.xfail(strict=True, reason=reason))
         if core is not None and name not in core:
             marks.append(pytest.mark.slow)
         found.append(pytest.param(name, marks=marks))
@@ -102,7 +61,7 @@ def test_every_operator_and_likelihood_has_a_recipe() -> None:
         assert any(c == name or c.startswith((f"{name}-", f"{name}_")) for c in covered), name
 
 
-@pytest.mark.parametrize("name", marked(ALL, "jit_trace"))
+@pytest.mark.parametrize("name", marked(ALL))
 def test_jit_trace(name: str) -> None:
     """Called with other values, what was traced gives what eager gives; or tracing is refused."""
     recipe = ALL[name]
@@ -126,7 +85,7 @@ class _Module(nn.Module):
         return outputs(self.recipe.call(*tensors))
 
 
-@pytest.mark.parametrize("name", marked(ALL, "export", CORE))
+@pytest.mark.parametrize("name", marked(ALL, CORE))
 def test_export_with_a_dynamic_batch(name: str) -> None:
     recipe = ALL[name]
     batch = torch.export.Dim("batch", min=2, max=1000)
@@ -144,7 +103,7 @@ def _gradients(recipe: Recipe, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...
     return torch.autograd.grad(loss(recipe, (*leaves, *tensors[recipe.leaves :])), leaves)
 
 
-@pytest.mark.parametrize("name", marked(ALL, "func_grad"))
+@pytest.mark.parametrize("name", marked(ALL))
 def test_func_grad_and_jvp(name: str) -> None:
     recipe = ALL[name]
     tensors = recipe.wide()
@@ -166,7 +125,7 @@ def test_func_grad_and_jvp(name: str) -> None:
     torch.testing.assert_close(pushed, along)
 
 
-@pytest.mark.parametrize("name", marked(ALL, "vmap"))
+@pytest.mark.parametrize("name", marked(ALL))
 def test_vmap(name: str) -> None:
     recipe = ALL[name]
     several = [recipe.wide() for _ in range(3)]
@@ -187,7 +146,7 @@ def test_vmap(name: str) -> None:
 
 
 @pytest.mark.parametrize("dynamic", [None, True])
-@pytest.mark.parametrize("name", marked(ALL, "compile", CORE))
+@pytest.mark.parametrize("name", marked(ALL, CORE))
 def test_compile(name: str, dynamic: bool | None) -> None:
     recipe = ALL[name]
     compiled = torch.compile(
@@ -202,9 +161,7 @@ def test_compile(name: str, dynamic: bool | None) -> None:
         torch.testing.assert_close(grads, _gradients(recipe, tensors), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name", marked([n for n in OPERATORS if ALL[n].batch[:2] == (0, 0)], "twice", CORE)
-)
+@pytest.mark.parametrize("name", marked([n for n in OPERATORS if ALL[n].batch[:2] == (0, 0)], CORE))
 def test_the_same_tensor_twice(name: str) -> None:
     """As a head whose mean and scale are one, or a sample that is compared with itself."""
     recipe = ALL[name]
@@ -223,7 +180,7 @@ def test_the_same_tensor_twice(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", marked(ALL, "batches", CORE))
+@pytest.mark.parametrize("name", marked(ALL, CORE))
 def test_batch_sizes_are_not_compiled_anew(name: str) -> None:
     recipe = ALL[name]
     counter = CompileCounterWithBackend("aot_eager")
@@ -235,7 +192,7 @@ def test_batch_sizes_are_not_compiled_anew(name: str) -> None:
     assert counter.frame_count <= 2
 
 
-@pytest.mark.parametrize("name", marked(SETTINGS, "settings"))
+@pytest.mark.parametrize("name", marked(SETTINGS))
 def test_annealed_settings_are_not_compiled_anew(name: str) -> None:
     call, shapes = SETTINGS[name]
     tensors = [torch.randn([6 if d == "B" else d for d in shape]) for shape in shapes]
@@ -246,7 +203,7 @@ def test_annealed_settings_are_not_compiled_anew(name: str) -> None:
     assert counter.frame_count <= 2
 
 
-@pytest.mark.parametrize("name", marked(ALL, "fake"))
+@pytest.mark.parametrize("name", marked(ALL))
 def test_fake_tensors(name: str) -> None:
     recipe = ALL[name]
     tensors = recipe.tensors(6)
@@ -257,7 +214,7 @@ def test_fake_tensors(name: str) -> None:
         assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
 
 
-@pytest.mark.parametrize("name", marked(ALL, "meta"))
+@pytest.mark.parametrize("name", marked(ALL))
 def test_meta_tensors(name: str) -> None:
     recipe = ALL[name]
     tensors = recipe.tensors(6)
@@ -268,7 +225,7 @@ def test_meta_tensors(name: str) -> None:
         assert (a.shape, a.dtype, a.device.type) == (b.shape, b.dtype, "meta")
 
 
-@pytest.mark.parametrize("name", marked(ALL, "functionalize"))
+@pytest.mark.parametrize("name", marked(ALL))
 def test_functionalisation(name: str) -> None:
     recipe = ALL[name]
     tensors = recipe.tensors(6)
@@ -281,7 +238,7 @@ def test_functionalisation(name: str) -> None:
     torch.testing.assert_close(grads, _gradients(recipe, tensors), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", marked(ALL, "threads"))
+@pytest.mark.parametrize("name", marked(ALL))
 def test_threads(name: str) -> None:
     """As DataParallel: a thread for each replica, forward and backward at the same time."""
     recipe = ALL[name]
