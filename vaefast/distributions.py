@@ -12,6 +12,7 @@ from torch.distributions import Normal
 from torch.distributions.kl import register_kl
 
 from . import _args, random
+from .backends.reference._exact import clamp
 from .likelihoods import Gaussian
 from .ops.gaussian_kl import gaussian_kl
 from .ops.nll import nll
@@ -69,7 +70,7 @@ class DiagonalGaussian:
     @functools.cached_property
     def logvar(self) -> Tensor:
         """log sigma^2 within the bounds."""
-        return self._scale if self.clamp is None else self._scale.clamp(*self.clamp)
+        return self._scale if self.clamp is None else clamp(self._scale, *self.clamp)
 
     @functools.cached_property
     def std(self) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import _args, random
 from ._args import Clamp, Param
+from .backends.reference.mixture_log_prob import normal_log_prob
 from .backends.reference.sample_kl import log_variance
 from .ops.gaussian_kl import gaussian_kl
 from .ops.mixture_log_prob import mixture_log_prob
@@ -118,7 +119,7 @@ def mutual_information(
     samples = rsample(mean, logvar, num_samples=num_samples, seed=state)
     total = mean.new_zeros(())
     for z in samples:
-        own = -0.5 * ((z - mean) ** 2 * torch.exp(-logvar) + logvar + _LOG_2PI).sum(-1)
+        own = normal_log_prob(z, mean, logvar).sum(-1)
         total += own.mean()
         for part in z.split(chunk):
             total -= mixture_log_prob(part, mean, logvar).sum() / count

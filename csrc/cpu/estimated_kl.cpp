@@ -10,15 +10,16 @@ namespace VAEFAST_ISA {
 namespace {
 
 // Per element, with near = (z - mu) / sigma = temperature eps, which no subtraction makes inexact,
-// and P the prior's precision:
-//   0.5 ((z - prior_mu)^2 P - near^2 - (logvar - prior_logvar)).
+// and `rate` the prior's 1 / sigma:
+//   0.5 (((z - prior_mu) rate)^2 - near^2 - (logvar - prior_logvar)).
+// In a tile with an outlier (`far`) the rate's square root stands in its place.
 template <class T>
 struct Latent {
   Posterior<T> q;
   NoiseBuffer<T> noise;
-  T precision[kTile<T>], constant_buffer[kTile<T>];
+  T rate[kTile<T>], constant_buffer[kTile<T>];
   const T *mu, *std, *prior_mu, *constant;
-  bool prior;
+  bool prior, far;
   T temperature;
 
   void load_tile(const SampleKlArgs& args, const Tile& tile) {
@@ -29,11 +30,14 @@ struct Latent {
     constant = q.scale.logvar;
     temperature = T(args.temperature);
     prior = has_prior(args);
+    far = !all_below(n, constant, kUsualLogvar<T>) ||
+          (prior && !all_below(n, q.prior.logvar, kUsualLogvar<T>));
     if (!prior) return;
     prior_mu = q.prior_mu;
     const T *logvar = q.scale.logvar, *prior_logvar = q.prior.logvar;
+    const T power = far ? T(-0.25) : T(-0.5);
     for (int64_t i = 0; i < n; ++i) {
-      precision[i] = exp(-prior_logvar[i]);
+      rate[i] = exp_finite(power * prior_logvar[i]);
       constant_buffer[i] = logvar[i] - prior_logvar[i];
     }
     constant = constant_buffer;
@@ -51,26 +55,34 @@ struct Latent {
 
   T sample(T eps, int64_t i) const { return madd(temperature * std[i], eps, mu[i]); }
 
-  template <bool kPrior>
-  T far(T z, int64_t i) const {
-    if constexpr (kPrior) return z - prior_mu[i];
-    return z;
+  // x over the prior's sigma.
+  template <bool kPrior, bool kFar>
+  T scaled(T x, int64_t i) const {
+    if constexpr (!kPrior) return x;
+    if constexpr (kFar) return whitened(x, rate[i]);
+    return x * rate[i];
   }
 
-  template <bool kPrior>
-  T push(T far, int64_t i) const {
-    if constexpr (kPrior) return far * precision[i];
-    return far;
+  template <bool kPrior, bool kFar>
+  T away(T z, int64_t i) const {
+    if constexpr (kPrior) return scaled<kPrior, kFar>(z - prior_mu[i], i);
+    return z;
   }
 };
 
-template <bool kPrior, class T>
+template <bool kPrior, bool kFar, class T>
 void draw(const Latent<T>& b, int64_t n, const T* eps, T* __restrict z, T* __restrict kl) {
   for (int64_t i = 0; i < n; ++i) {
     z[i] = b.sample(eps[i], i);
-    const T far = b.template far<kPrior>(z[i], i), near = b.temperature * eps[i];
-    kl[i] = T(0.5) * (far * b.template push<kPrior>(far, i) - near * near - b.constant[i]);
+    const T away = b.template away<kPrior, kFar>(z[i], i), near = b.temperature * eps[i];
+    kl[i] = madd(T(-0.5), b.constant[i], half_difference_of_squares(away, near));
   }
+}
+
+template <class T>
+void draw_any(const Latent<T>& b, int64_t n, const T* eps, T* __restrict z, T* __restrict kl) {
+  if (!b.prior) return draw<false, false>(b, n, eps, z, kl);
+  b.far ? draw<true, true>(b, n, eps, z, kl) : draw<true, false>(b, n, eps, z, kl);
 }
 
 template <class T>
@@ -101,8 +113,7 @@ bool forward(const SampleKlArgs& args) {
         ahead.bring(0, n);
         const T* eps = b.latent.epsilon(args, tile, k);
         T* z = destination(args.z, start, b.z);
-        b.latent.prior ? draw<true>(b.latent, n, eps, z, b.kl)
-                       : draw<false>(b.latent, n, eps, z, b.kl);
+        draw_any(b.latent, n, eps, z, b.kl);
         finish(args.z, start, n, z);
         sum_rows(tiling, index, tile, b.kl, slot + k * n_slots);
       }
@@ -129,34 +140,53 @@ struct BackwardBuffers {
 };
 
 // kStop: the score, which has mean zero, is left out: q's density then has a gradient in z.
-template <bool kPrior, bool kStop, class T>
+// kFar: scale's sum gets z - mu as its factor at once, as sigma times the gradient in z may be 0
+// times infinity.
+template <bool kPrior, bool kFar, bool kStop, class T>
 void gather(const Latent<T>& b, int64_t n, const T* eps, const T* grad_z, const T* grad_kl,
             Sums<T>& sums) {
+  const T* logvar = b.q.scale.logvar;
   for (int64_t i = 0; i < n; ++i) {
-    const T g = grad_kl[i], far = b.template far<kPrior>(b.sample(eps[i], i), i);
-    const T push = b.template push<kPrior>(far, i);
+    const T g = grad_kl[i], near = b.temperature * eps[i];
+    const T away = b.template away<kPrior, kFar>(b.sample(eps[i], i), i);
+    const T push = b.template scaled<kPrior, kFar>(away, i);
     T slope = push;
-    if constexpr (kStop) slope -= b.temperature * eps[i] / b.std[i];
+    if constexpr (kStop)
+      slope -= kFar ? whitened(near, whitening_root(logvar[i])) : near / b.std[i];
     const T whole = madd(g, slope, grad_z[i]);
     sums.mu[i] += whole;
-    sums.scale[i] = madd(whole, eps[i], sums.scale[i]);
+    if constexpr (kFar) {
+      const T noise = b.std[i] * near;
+      T grown = b.template scaled<kPrior, kFar>(noise, i) * away;
+      if constexpr (kStop) grown = madd(-near, near, grown);
+      sums.scale[i] += madd(g, grown, noise * grad_z[i]);
+    } else {
+      sums.scale[i] = madd(whole, eps[i], sums.scale[i]);
+    }
     sums.upstream[i] += g;
     if constexpr (kPrior) {
       sums.prior_mu[i] -= g * push;
-      sums.prior_scale[i] += g * (T(1) - far * push);
+      sums.prior_scale[i] += g * madd(-away, away, T(1));
     }
   }
+}
+
+template <bool kPrior, bool kFar, class T>
+void gather_as(const Latent<T>& b, bool stop, int64_t n, const T* eps, const T* grad_z,
+               const T* grad_kl, Sums<T>& sums) {
+  stop ? gather<kPrior, kFar, true>(b, n, eps, grad_z, grad_kl, sums)
+       : gather<kPrior, kFar, false>(b, n, eps, grad_z, grad_kl, sums);
 }
 
 template <class T>
 void gather_any(const Latent<T>& b, bool stop, int64_t n, const T* eps, const T* grad_z,
                 const T* grad_kl, Sums<T>& sums) {
-  if (b.prior) {
-    stop ? gather<true, true>(b, n, eps, grad_z, grad_kl, sums)
-         : gather<true, false>(b, n, eps, grad_z, grad_kl, sums);
+  if (b.far) {
+    b.prior ? gather_as<true, true>(b, stop, n, eps, grad_z, grad_kl, sums)
+            : gather_as<false, true>(b, stop, n, eps, grad_z, grad_kl, sums);
   } else {
-    stop ? gather<false, true>(b, n, eps, grad_z, grad_kl, sums)
-         : gather<false, false>(b, n, eps, grad_z, grad_kl, sums);
+    b.prior ? gather_as<true, false>(b, stop, n, eps, grad_z, grad_kl, sums)
+            : gather_as<false, false>(b, stop, n, eps, grad_z, grad_kl, sums);
   }
 }
 
@@ -206,7 +236,7 @@ bool backward(const EstimatedKlArgs& args) {
       const T kept = args.stop_posterior ? T(0) : T(1);
       const T* std = b.latent.std;
       for (int64_t i = 0; i < n; ++i) {
-        const T spread = b.latent.temperature * std[i];
+        const T spread = b.latent.far ? T(1) : b.latent.temperature * std[i];
         sums.scale[i] = T(0.5) * (spread * sums.scale[i] - kept * sums.upstream[i]);
         sums.prior_scale[i] *= T(0.5);
       }

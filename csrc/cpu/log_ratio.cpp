@@ -7,16 +7,17 @@ namespace vaefast {
 namespace VAEFAST_ISA {
 namespace {
 
-// Per element, with P the precision 1 / sigma^2 of q and of p:
-//   0.5 ((z - mu)^2 P_q - (z - prior_mu)^2 P_p + constant).
-// Without a prior of the caller's own P_p is 1, for N(0, I), or 0, so that -log q remains: then
-// nothing of the prior is read, as the buffers of a tile would no longer fit the L1 cache.
+// Per element, with `rate` 1 / sigma of q and of p:
+//   0.5 (((z - mu) rate_q)^2 - ((z - prior_mu) rate_p)^2 + constant).
+// Without a prior of the caller's own rate_p is 1, for N(0, I), or 0, so that -log q remains: then
+// nothing of the prior is read, as the buffers of a tile would no longer fit the L1 cache. In a
+// tile with an outlier (`far`) the rates' square roots stand in their place.
 template <class T>
 struct Densities {
   Posterior<T> q;
-  T precision[kTile<T>], prior_precision[kTile<T>], constant_buffer[kTile<T>];
+  T rate[kTile<T>], prior_rate[kTile<T>], constant_buffer[kTile<T>];
   const T *mu, *prior_mu, *constant;
-  bool prior;
+  bool prior, far;
   T standard, rest;
 
   void load_tile(const LogRatioArgs& args, const Tile& tile) {
@@ -27,38 +28,61 @@ struct Densities {
     prior = args.prior && has_prior(args.q);
     standard = args.prior ? T(1) : T(0);
     rest = args.prior ? T(0) : T(kLog2Pi);
-    for (int64_t i = 0; i < n; ++i) precision[i] = exp(-constant[i]);
+    far = !all_below(n, constant, kUsualLogvar<T>) ||
+          (prior && !all_below(n, q.prior.logvar, kUsualLogvar<T>));
+    fill_rate(n, constant, rate);
     if (!prior) return;
     prior_mu = q.prior_mu;
     const T* prior_logvar = q.prior.logvar;
-    for (int64_t i = 0; i < n; ++i) {
-      prior_precision[i] = exp(-prior_logvar[i]);
-      constant_buffer[i] = constant[i] - prior_logvar[i];
-    }
+    fill_rate(n, prior_logvar, prior_rate);
+    for (int64_t i = 0; i < n; ++i) constant_buffer[i] = constant[i] - prior_logvar[i];
     constant = constant_buffer;
   }
 
-  template <bool kPrior>
-  T far(const T* z, int64_t i) const {
-    if constexpr (kPrior) return z[i] - prior_mu[i];
-    return z[i];
+  void fill_rate(int64_t n, const T* logvar, T* __restrict to) const {
+    const T power = far ? T(-0.25) : T(-0.5);
+    for (int64_t i = 0; i < n; ++i) to[i] = exp_finite(power * logvar[i]);
   }
 
-  template <bool kPrior>
-  T push(T far, int64_t i) const {
-    if constexpr (kPrior) return far * prior_precision[i];
-    return far * standard;
+  // x / sigma.
+  template <bool kFar>
+  static T scaled(T x, T rate) {
+    if constexpr (kFar) return whitened(x, rate);
+    return x * rate;
+  }
+
+  template <bool kFar>
+  T near(const T* z, int64_t i) const {
+    return scaled<kFar>(z[i] - mu[i], rate[i]);
+  }
+
+  template <bool kPrior, bool kFar>
+  T away(const T* z, int64_t i) const {
+    if constexpr (kPrior) return scaled<kFar>(z[i] - prior_mu[i], prior_rate[i]);
+    return z[i] * standard;
+  }
+
+  template <bool kPrior, bool kFar>
+  T push(T away, int64_t i) const {
+    if constexpr (kPrior) return scaled<kFar>(away, prior_rate[i]);
+    return away;
   }
 };
 
-template <bool kPrior, class T>
+template <bool kPrior, bool kFar, class T>
 void ratios(const Densities<T>& b, int64_t n, const T* z, T* __restrict value) {
   const T rest = b.rest;
   for (int64_t i = 0; i < n; ++i) {
-    const T near = z[i] - b.mu[i], far = b.template far<kPrior>(z, i);
-    const T gap = near * near * b.precision[i] - far * b.template push<kPrior>(far, i);
-    value[i] = T(0.5) * (gap + (b.constant[i] + rest));
+    const T near = b.template near<kFar>(z, i), away = b.template away<kPrior, kFar>(z, i);
+    value[i] = madd(T(0.5), b.constant[i] + rest, half_difference_of_squares(near, away));
   }
+}
+
+template <class T>
+void ratios_any(const Densities<T>& b, int64_t n, const T* z, T* __restrict value) {
+  if (b.far)
+    return b.prior ? ratios<true, true>(b, n, z, value) : ratios<false, true>(b, n, z, value);
+  b.prior ? ratios<true, false>(b, n, z, value) : ratios<false, false>(b, n, z, value);
 }
 
 template <class T>
@@ -86,7 +110,7 @@ bool forward(const LogRatioArgs& args) {
         if (k + 1 < q.samples) ahead.read(args.z, next);
         ahead.bring(0, n);
         const T* z = load(args.z, place, buffer);
-        b.prior ? ratios<true>(b, n, z, value) : ratios<false>(b, n, z, value);
+        ratios_any(b, n, z, value);
         sum_rows(tiling, index, tile, value, slot + k * n_slots);
       }
     }
@@ -102,14 +126,38 @@ struct Gradients {
   T mu[kTile<T>], scale[kTile<T>], prior_mu[kTile<T>], prior_scale[kTile<T>];
 };
 
-template <bool kPrior, class T>
+template <bool kPrior, bool kFar, class T>
 void gradients(const Densities<T>& b, int64_t n, const T* z, const T* upstream, T* __restrict out,
                T* __restrict mu, T* __restrict scale) {
   for (int64_t i = 0; i < n; ++i) {
-    const T g = upstream[i], near = z[i] - b.mu[i], pull = near * b.precision[i];
-    out[i] = g * (pull - b.template push<kPrior>(b.template far<kPrior>(z, i), i));
+    const T g = upstream[i], near = b.template near<kFar>(z, i);
+    const T pull = b.template scaled<kFar>(near, b.rate[i]);
+    out[i] = g * (pull - b.template push<kPrior, kFar>(b.template away<kPrior, kFar>(z, i), i));
     mu[i] -= g * pull;
-    scale[i] += g * (T(1) - near * pull);
+    scale[i] += g * madd(-near, near, T(1));
+  }
+}
+
+template <class T>
+void gradients_any(const Densities<T>& b, int64_t n, const T* z, const T* upstream,
+                   T* __restrict out, T* __restrict mu, T* __restrict scale) {
+  if (b.far) {
+    b.prior ? gradients<true, true>(b, n, z, upstream, out, mu, scale)
+            : gradients<false, true>(b, n, z, upstream, out, mu, scale);
+  } else {
+    b.prior ? gradients<true, false>(b, n, z, upstream, out, mu, scale)
+            : gradients<false, false>(b, n, z, upstream, out, mu, scale);
+  }
+}
+
+// The sums of the prior's own gradients.
+template <bool kFar, class T>
+void prior_gradients(const Densities<T>& b, int64_t n, const T* z, const T* upstream,
+                     T* __restrict mu, T* __restrict scale) {
+  for (int64_t i = 0; i < n; ++i) {
+    const T g = upstream[i], away = b.template away<true, kFar>(z, i);
+    mu[i] += g * b.template push<true, kFar>(away, i);
+    scale[i] += g * madd(away, away, T(-1));
   }
 }
 
@@ -131,14 +179,10 @@ void sample_gradients(const LogRatioArgs& args, const Tile& tile, int64_t k, con
   const T* upstream = load(args.upstream, place, upstream_buffer);
   const int64_t start = place.start(args.q.shape);
   T* out = args.grad_z ? destination(args.grad_z, start, out_buffer) : out_buffer;
-  b.prior ? gradients<true>(b, n, z, upstream, out, sums.mu, sums.scale)
-          : gradients<false>(b, n, z, upstream, out, sums.mu, sums.scale);
+  gradients_any(b, n, z, upstream, out, sums.mu, sums.scale);
   if (args.q.grad_prior_mu || args.q.grad_prior_scale) {
-    for (int64_t i = 0; i < n; ++i) {
-      const T g = upstream[i], far = z[i] - b.prior_mu[i], push = far * b.prior_precision[i];
-      sums.prior_mu[i] += g * push;
-      sums.prior_scale[i] += g * (far * push - T(1));
-    }
+    b.far ? prior_gradients<true>(b, n, z, upstream, sums.prior_mu, sums.prior_scale)
+          : prior_gradients<false>(b, n, z, upstream, sums.prior_mu, sums.prior_scale);
   }
   if (args.grad_z) finish(args.grad_z, start, n, out);
 }

@@ -53,6 +53,19 @@ struct Posterior {
   }
 };
 
+// Log-variances for which 1 / sigma^2 times any distance that a model has is finite: outliers go a
+// way of their own, in which nothing overflows that the result does not.
+template <class T>
+constexpr T kUsualLogvar = sizeof(T) == 4 ? T(64) : T(512);
+
+// True where every log-variance is below `bound` in size; a NaN is not.
+template <class T>
+bool all_below(int64_t n, const T* logvar, T bound) {
+  int outside = 0;
+  for (int64_t i = 0; i < n; ++i) outside |= abs(logvar[i]) < bound ? 0 : 1;
+  return outside == 0;
+}
+
 VAEFAST_FN bool has_prior(const SampleKlArgs& args) { return args.prior_mu || args.prior_scale; }
 
 }  // namespace VAEFAST_ISA

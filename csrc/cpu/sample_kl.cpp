@@ -84,14 +84,6 @@ bool usual(const SampleKlArgs& args) {
          args.samples == 1 && args.reduce != Reduce::kNone;
 }
 
-// True where every exponential of the log-variances is a normal number, as it is but for outliers.
-template <class T>
-bool all_normal(int64_t n, const T* logvar) {
-  int outside = 0;
-  for (int64_t i = 0; i < n; ++i) outside |= abs(logvar[i]) < kNormalLogvar<T> ? 0 : 1;
-  return outside == 0;
-}
-
 template <bool kNormal, class T>
 void usual_loop(int64_t n, T temperature, const T* __restrict mu, const T* __restrict logvar,
                 const T* __restrict eps, T* __restrict z, T* __restrict derivative,
@@ -130,7 +122,9 @@ void usual_tile(const SampleKlArgs& args, const Tile& tile, const Tile& next,
   for (int64_t i = 0; i < n; i += kChunk) {
     const int64_t m = n - i < kChunk ? n - i : kChunk;
     ahead.bring(i, m);
-    const auto loop = all_normal(m, logvar + i) ? usual_loop<true, T> : usual_loop<false, T>;
+    // Every exponential of the log-variances is a normal number but for outliers.
+    const bool normal = all_below(m, logvar + i, kNormalLogvar<T>);
+    const auto loop = normal ? usual_loop<true, T> : usual_loop<false, T>;
     loop(m, T(args.temperature), mu + i, logvar + i, eps + i, z + i, derivative + i, b.kl + i);
   }
   finish(args.z, start, n, z);
@@ -246,13 +240,13 @@ void kl_gradients(const SampleKlArgs& args, const Tile& tile, BackwardBuffers<T>
     const T* prior_mu = b.q.prior_mu;
     const T* prior_logvar = b.q.prior.logvar;
     for (int64_t i = 0; i < n; ++i) {
-      const T g = b.upstream[i], distance = mu[i] - prior_mu[i];
-      const T pull = distance * exp(-prior_logvar[i]);
-      const T grown = expm1(logvar[i] - prior_logvar[i]);
+      const T g = b.upstream[i];
+      T pull, grown, shrunk;
+      kl_prior_slopes(mu[i] - prior_mu[i], logvar[i], prior_logvar[i], pull, grown, shrunk);
       b.kl_mu[i] = g * pull;
       b.kl_scale[i] = T(0.5) * g * grown;
       b.grad_prior_mu[i] = -g * pull;
-      b.grad_prior_scale[i] = T(-0.5) * g * madd(distance, pull, grown);
+      b.grad_prior_scale[i] = T(0.5) * g * shrunk;
     }
     if (const T* slope = b.q.prior.slope)
       for (int64_t i = 0; i < n; ++i) b.grad_prior_scale[i] *= slope[i];

@@ -160,7 +160,8 @@ struct Forward {
       marginals[d] = static_cast<T>(log2_sum);
       product += (log2_sum + c.top[d]) * kLn2 + args.log_weight;
       const double value = z[d], t = value - static_cast<double>(mu[d]), lv = logvar[d];
-      own += t * t * exp(-lv) + lv;
+      const double root = whitening_root(lv), near = t * root * root;
+      own += near * near + lv;
       squares += value * value;
     }
     const double constant = static_cast<double>(dims) * kLog2Pi;
@@ -311,10 +312,11 @@ void add_own(const MixtureArgs& args) {
     const int64_t own = (args.first + i) * dims, at = i * dims;
     const T g = grad_mi[i], prior = grad_dim[i];
     for (int64_t d = 0; d < dims; ++d) {
-      const T t = z[at + d] - mu[own + d], slope = t * exp(-logvar[own + d]);
+      const T root = whitening_root(logvar[own + d]);
+      const T near = (z[at + d] - mu[own + d]) * root * root, slope = near * root * root;
       grad_z[at + d] += prior * z[at + d] - g * slope;
       grad_mu[own + d] += g * slope;
-      grad_logvar[own + d] += T(0.5) * g * (t * slope - T(1));
+      grad_logvar[own + d] += T(0.5) * g * madd(near, near, T(-1));
     }
   }
 }

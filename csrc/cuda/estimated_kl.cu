@@ -1,20 +1,20 @@
 // z = mu + temperature sigma eps and log q(z|x) - log p(z) at each sample, forward and backward.
 //
-// Per element, with near = (z - mu) / sigma = temperature eps and P the prior's precision:
-//   0.5 ((z - prior_mu)^2 P - near^2 - (logvar - prior_logvar)).
+// Per element, with near = (z - mu) / sigma = temperature eps and sigma_p the prior's sigma:
+//   0.5 (((z - prior_mu) / sigma_p)^2 - near^2 - (logvar - prior_logvar)).
 #include "cuda/samples.cuh"
 
 namespace vaefast {
 namespace VAEFAST_ISA {
 namespace {
 
-// V elements of q and p.
+// V elements of q and p, with the square root of 1 / sigma_p.
 template <class K>
 struct Latent {
   using T = typename K::T;
   static constexpr int V = K::V;
   Vector<K> v;
-  T spread[V], precision[K::kPrior ? V : 1];
+  T spread[V], root[K::kPrior ? V : 1];
 
   VAEFAST_MEMBER void read(const Inputs<K>& in, const InputRows<K>& rows, int col, int n) {
     v.read(in, rows, col, n);
@@ -22,20 +22,21 @@ struct Latent {
     for (int j = 0; j < V; ++j) spread[j] = in.temperature * v.q.std[j];
     if constexpr (K::kPrior) {
 #pragma unroll
-      for (int j = 0; j < V; ++j) precision[j] = exp(-v.prior.logvar[j]);
+      for (int j = 0; j < V; ++j) root[j] = whitening_root(v.prior.logvar[j]);
     }
   }
 
   VAEFAST_MEMBER T sample(T eps, int j) const { return madd(spread[j], eps, v.mu[j]); }
 
-  VAEFAST_MEMBER T far(T z, int j) const {
-    if constexpr (K::kPrior) return z - v.prior_mu[j];
-    return z;
+  // x / sigma_p.
+  VAEFAST_MEMBER T scaled(T x, int j) const {
+    if constexpr (K::kPrior) return whitened(x, root[j]);
+    return x;
   }
 
-  VAEFAST_MEMBER T push(T far, int j) const {
-    if constexpr (K::kPrior) return far * precision[j];
-    return far;
+  VAEFAST_MEMBER T far(T z, int j) const {
+    if constexpr (K::kPrior) return scaled(z - v.prior_mu[j], j);
+    return z;
   }
 
   VAEFAST_MEMBER T constant(int j) const {
@@ -79,7 +80,7 @@ struct EstimatedKl : SampleSums<K> {
           const T near = in.temperature * eps[j];
           eps[j] = b.sample(eps[j], j);
           const T far = b.far(eps[j], j);
-          kl[j] = T(0.5) * (far * b.push(far, j) - near * near - b.constant(j));
+          kl[j] = madd(T(-0.5), b.constant(j), half_difference_of_squares(far, near));
         }
         put<kStored, T, V>(z, start + col + (k + i) * in.sample_size, n, eps);
         sums[i] += sum_of<T, V>(kl, n);
@@ -115,7 +116,7 @@ struct EstimatedKlBackward : SampleGradients<K> {
       const int n = walk.count - col < V ? walk.count - col : V;
       Latent<K> b;
       b.read(in, at, col, n);
-      T by_mu[V] = {}, by_scale[V] = {}, upstream[V] = {};
+      T by_mu[V] = {}, by_scale[V] = {};
       T by_prior_mu[K::kPrior ? V : 1] = {}, by_prior_scale[K::kPrior ? V : 1] = {};
 #pragma unroll 1
       for (int k = 0; k < in.samples; ++k) {
@@ -131,22 +132,18 @@ struct EstimatedKlBackward : SampleGradients<K> {
         decode<kUpstream, true>(grad_kl, raw_kl, g);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
-          const T far = b.far(b.sample(eps[j], j), j), push = b.push(far, j);
-          const T pull = stop ? in.temperature * eps[j] / b.v.q.std[j] : T(0);
-          const T whole = madd(g[j], push - pull, by_z[j]);
-          by_mu[j] += whole;
-          by_scale[j] = madd(whole, eps[j], by_scale[j]);
-          upstream[j] += g[j];
+          const T far = b.far(b.sample(eps[j], j), j), push = b.scaled(far, j);
+          // sigma times the gradient in z may be 0 times infinity, so z - mu is a factor at once.
+          const T near = in.temperature * eps[j], noise = b.spread[j] * eps[j];
+          const T pull = stop ? whitened(near, whitening_root(b.v.q.logvar[j])) : T(0);
+          const T grown = b.scaled(noise, j) * far - (stop ? near * near : T(1));
+          by_mu[j] += madd(g[j], push - pull, by_z[j]);
+          by_scale[j] += madd(g[j], grown, noise * by_z[j]);
           if constexpr (K::kPrior) {
             by_prior_mu[j] -= g[j] * push;
-            by_prior_scale[j] += g[j] * (T(1) - far * push);
+            by_prior_scale[j] += g[j] * madd(-far, far, T(1));
           }
         }
-      }
-#pragma unroll
-      for (int j = 0; j < V; ++j) {
-        const T score = stop ? T(0) : upstream[j];
-        by_scale[j] = b.spread[j] * by_scale[j] - score;
       }
       this->put_all(b.v, start + col, n, by_mu, by_scale, by_prior_mu, by_prior_scale);
     }

@@ -340,9 +340,10 @@ struct GaussianPairsBackward {
   // The gradients of a point's log q(z|x) in a dimension of mu and logvar.
   VAEFAST_MEMBER void own_slopes(int64_t point, int64_t d, T z, T& pull, T& bend) const {
     const int64_t own = (tiles.special.first + point) * tiles.z.dims + d;
-    const T t = z - tiles.mu.data[own], near = t * exp(-tiles.logvar.data[own]);
-    pull = upstream[point] * near;
-    bend = T(0.5) * upstream[point] * madd(t, near, T(-1));
+    const T root = whitening_root(tiles.logvar.data[own]);
+    const T near = (z - tiles.mu.data[own]) * root * root;
+    pull = upstream[point] * (near * root * root);
+    bend = T(0.5) * upstream[point] * madd(near, near, T(-1));
   }
 };
 

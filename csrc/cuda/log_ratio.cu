@@ -1,44 +1,46 @@
 // log p(z) - log q(z|x) of samples and diagonal Gaussians, forward and backward.
 //
-// Per element, with P the precision 1 / sigma^2 of q and of p:
-//   0.5 ((z - mu)^2 P_q - (z - prior_mu)^2 P_p + constant).
-// Without a prior P_p is 0, so -log q remains.
+// Per element, with sigma_q and sigma_p those of q and of p:
+//   0.5 (((z - mu) / sigma_q)^2 - ((z - prior_mu) / sigma_p)^2 + constant).
+// Without a prior 1 / sigma_p is 0, so -log q remains.
 #include "cuda/samples.cuh"
 
 namespace vaefast {
 namespace VAEFAST_ISA {
 namespace {
 
-// V elements of q and p. A standard normal prior, or none, is two numbers.
+// V elements of q and p, with the square roots of 1 / sigma. A standard normal prior, or none, is
+// two numbers.
 template <class K>
 struct Densities {
   using T = typename K::T;
   static constexpr int V = K::V;
   Vector<K> v;
-  T precision[V], prior_precision[K::kPrior ? V : 1];
+  T root[V], prior_root[K::kPrior ? V : 1];
 
   VAEFAST_MEMBER void read(const Inputs<K>& in, const InputRows<K>& rows, int col, int n,
                            T standard) {
     v.read(in, rows, col, n);
 #pragma unroll
-    for (int j = 0; j < V; ++j) precision[j] = exp(-v.q.logvar[j]);
+    for (int j = 0; j < V; ++j) root[j] = whitening_root(v.q.logvar[j]);
     if constexpr (K::kPrior) {
 #pragma unroll
-      for (int j = 0; j < V; ++j) prior_precision[j] = exp(-v.prior.logvar[j]);
+      for (int j = 0; j < V; ++j) prior_root[j] = whitening_root(v.prior.logvar[j]);
     } else {
-      prior_precision[0] = standard;
+      prior_root[0] = standard;
     }
   }
 
-  VAEFAST_MEMBER T near(const T* z, int j) const { return z[j] - v.mu[j]; }
+  VAEFAST_MEMBER T near(const T* z, int j) const { return whitened(z[j] - v.mu[j], root[j]); }
 
   VAEFAST_MEMBER T far(const T* z, int j) const {
-    if constexpr (K::kPrior) return z[j] - v.prior_mu[j];
-    return z[j];
+    if constexpr (K::kPrior) return whitened(z[j] - v.prior_mu[j], prior_root[j]);
+    return z[j] * prior_root[0];
   }
 
-  VAEFAST_MEMBER T push(const T* z, int j) const {
-    return far(z, j) * prior_precision[K::kPrior ? j : 0];
+  VAEFAST_MEMBER T push(T far, int j) const {
+    if constexpr (K::kPrior) return whitened(far, prior_root[j]);
+    return far;
   }
 };
 
@@ -82,11 +84,10 @@ struct LogRatio : SampleSums<K> {
         decode<kStored, true>(z, raw[i], sample);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
-          const T near = b.near(sample, j);
           T constant = b.v.q.logvar[j] + rest;
           if constexpr (K::kPrior) constant = b.v.q.logvar[j] - b.v.prior.logvar[j];
-          value[j] = T(0.5) * (near * near * b.precision[j] - b.far(sample, j) * b.push(sample, j) +
-                               constant);
+          value[j] = madd(T(0.5), constant,
+                          half_difference_of_squares(b.near(sample, j), b.far(sample, j)));
         }
         sums[i] += sum_of<T, V>(value, n);
       }
@@ -135,13 +136,13 @@ struct LogRatioBackward : SampleGradients<K> {
         decode<kUpstream, true>(upstream, raw_upstream, g);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
-          const T near = b.near(sample, j), pull = near * b.precision[j];
-          const T push = b.push(sample, j);
+          const T near = b.near(sample, j), pull = whitened(near, b.root[j]);
+          const T far = b.far(sample, j), push = b.push(far, j);
           by_mu[j] -= g[j] * pull;
-          by_scale[j] += g[j] * (T(1) - near * pull);
+          by_scale[j] += g[j] * madd(-near, near, T(1));
           if constexpr (K::kPrior) {
             by_prior_mu[j] += g[j] * push;
-            by_prior_scale[j] += g[j] * (b.far(sample, j) * push - T(1));
+            by_prior_scale[j] += g[j] * madd(far, far, T(-1));
           }
           g[j] *= pull - push;
         }

@@ -84,10 +84,10 @@ struct Backward {
       // Of the distance, and of half the difference of the logvars.
       T pull = v.mu[j], grown;
       if constexpr (K::kPrior) {
-        const T distance = v.mu[j] - v.prior_mu[j];
-        pull = distance * exp(-v.prior.logvar[j]);
-        grown = expm1(v.q.logvar[j] - v.prior.logvar[j]);
-        by_prior[j] = T(-0.5) * g[j] * madd(distance, pull, grown) * v.prior.slope[j];
+        T shrunk;
+        kl_prior_slopes(v.mu[j] - v.prior_mu[j], v.q.logvar[j], v.prior.logvar[j], pull, grown,
+                        shrunk);
+        by_prior[j] = T(0.5) * g[j] * shrunk * v.prior.slope[j];
       } else {
         grown = expm1(v.q.logvar[j]);
       }

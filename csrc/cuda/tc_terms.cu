@@ -36,7 +36,8 @@ struct TcTerms {
       const double z = tiles.z.data[at], t = z - static_cast<double>(tiles.mu.data[own + d]);
       const double logvar = tiles.logvar.data[own + d];
       sums[0] += log2 * kLn2 + rest;
-      sums[1] += t * t * exp(-logvar) + logvar;
+      const double root = whitening_root(logvar), near = t * root * root;
+      sums[1] += near * near + logvar;
       sums[2] += z * z;
     }
   }

@@ -18,6 +18,8 @@ constexpr float kInfF = std::numeric_limits<float>::infinity();
 constexpr float kNanF = std::numeric_limits<float>::quiet_NaN();
 constexpr double kInf = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+template <class T>
+constexpr T kLargest = std::numeric_limits<T>::max();
 constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
 // log(2 pi)
 constexpr double kLog2Pi = 1.83787706640934548356;

@@ -6,6 +6,17 @@
 namespace vaefast {
 namespace VAEFAST_ISA {
 
+template <class T>
+VAEFAST_FN T within(T x, T bound) {
+  const T low = x < -bound ? -bound : x;
+  return low > bound ? bound : low;
+}
+
+template <class T>
+VAEFAST_FN T finite(T x) {
+  return within(x, kLargest<T>);
+}
+
 // e^-a, a >= 0, not below e^-far (far <= 87, in double 708): a denormal result, or a product of it
 // that is one, costs the vector that holds it some 150 cycles, and beside 1 either is nothing.
 template <class T>

@@ -1,8 +1,8 @@
 // The diagonal Gaussian posterior: what its scale parameter means, and its KL divergence.
 #pragma once
 
+#include "bounded.h"
 #include "core/args.h"
-#include "special.h"
 
 namespace vaefast {
 namespace VAEFAST_ISA {
@@ -57,9 +57,12 @@ VAEFAST_FN T kl_standard(T mu, T logvar) {
 // the rate 1 / sigma times this.
 constexpr double kUnitRate = 0.84932180028801904272;
 
+// A sigma below e^-73 (double: e^-680) counts as that: at z = mu the distance stays 0, and up to
+// z - mu = 6e6 (1e12) it is finite, as it must be where a weight of 0 is multiplied by it.
 template <class T>
 VAEFAST_FN T rate_of(T logvar) {
-  return T(kUnitRate) * exp(T(-0.5) * logvar);
+  const T most = sizeof(T) == 4 ? T(73) : T(680), power = T(-0.5) * logvar;
+  return T(kUnitRate) * exp_finite(power > most ? most : power);
 }
 
 // sigma = e^(logvar/2), <= 1 ulp, and what the KL to N(0, 1) takes of it,
@@ -131,10 +134,42 @@ VAEFAST_FN void std_and_kl_normal(double logvar, double& std, double& kl) {
   kl = kl_from(power, s, low, a, h);
 }
 
+// sqrt(1 / sigma): x / sigma is (x root) root, and that again divided so x / sigma^2. 1 / sigma^2
+// itself may overflow where neither of them does.
+template <class T>
+VAEFAST_FN T whitening_root(T logvar) {
+  return exp_finite(T(-0.25) * logvar);
+}
+
+// x / sigma, cut off at the largest number: of two of them the difference is never NaN.
+template <class T>
+VAEFAST_FN T whitened(T x, T root) {
+  return finite(x * root * root);
+}
+
+// (a^2 - b^2) / 2 for finite a and b, also where both squares overflow.
+template <class T>
+VAEFAST_FN T half_difference_of_squares(T a, T b) {
+  return (a - b) * madd(T(0.5), a, T(0.5) * b);
+}
+
 // KL against N(prior_mu, e^prior_logvar); distance = mu - prior_mu, d = logvar - prior_logvar.
 template <class T>
 VAEFAST_FN T kl_prior(T distance, T logvar, T prior_logvar) {
-  return T(0.5) * (distance * distance * exp(-prior_logvar) + expm1_minus_x(logvar - prior_logvar));
+  const T root = whitening_root(prior_logvar);
+  const T far = distance * root * root;
+  return T(0.5) * madd(far, far, expm1_minus_x(logvar - prior_logvar));
+}
+
+// Its derivatives in mu, and in logvar and prior_logvar times 2; that in prior_mu is -pull.
+template <class T>
+VAEFAST_FN void kl_prior_slopes(T distance, T logvar, T prior_logvar, T& pull, T& grown,
+                                T& shrunk) {
+  const T root = whitening_root(prior_logvar);
+  const T far = distance * root * root;
+  pull = far * root * root;
+  grown = expm1(logvar - prior_logvar);
+  shrunk = -madd(far, far, grown);
 }
 
 }  // namespace VAEFAST_ISA

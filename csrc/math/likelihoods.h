@@ -71,8 +71,8 @@ struct bernoulli {
 template <class T>
 constexpr int kInnerGrads<bernoulli<T>> = 0;
 
-// theta: probabilities, each logarithm at least -100 and the derivative's denominator at least
-// 1e-12, as torch's binary_cross_entropy.
+// theta: probabilities, each logarithm at least -100, as torch's binary_cross_entropy, and for the
+// derivative each of p and 1 - p at least 1e-12: (1 - x) / (1 - p) - x / p over one denominator.
 template <class T>
 struct bernoulli_probs {
   static constexpr int kParams = 1;
@@ -83,8 +83,9 @@ struct bernoulli_probs {
     const T p = theta[0];
     const T yes = log(p), no = log1p(-p);
     if constexpr (kGrad) {
-      const T spread = p * (T(1) - p);
-      grad[0] = (p - x) / (spread < T(1e-12) ? T(1e-12) : spread);
+      const T q = T(1) - p, least = T(1e-12);
+      const T wide_p = p < least ? least : p, wide_q = q < least ? least : q;
+      grad[0] = ((p - x) + ((wide_p - p) - (wide_q - q))) / (wide_p * wide_q);
     }
     return -(x * (yes < T(-100) ? T(-100) : yes) + (T(1) - x) * (no < T(-100) ? T(-100) : no));
   }
@@ -119,8 +120,9 @@ struct gaussian_scalar {
     const T inverse = T(1) / theta[1];
     const T d = (theta[0] - x) * inverse;
     if constexpr (kGrad) {
-      grad[0] = d * inverse;
-      grad[1] = (T(1) - d * d) * inverse;
+      const T pull = d * inverse;
+      grad[0] = pull;
+      grad[1] = madd(-d, pull, inverse);
     }
     return T(0.5) * d * d + log(theta[1]) + constant;
   }
@@ -135,11 +137,12 @@ struct gaussian {
 
   template <bool kGrad>
   VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
-    const T d = theta[0] - x;
-    const T scaled = d * exp(-theta[1]);
-    const T square = d * scaled;
+    const T root = exp_finite(T(-0.25) * theta[1]);
+    // (mean - x) / sigma: e^-v times its square may be 0 times infinity.
+    const T d = (theta[0] - x) * root * root;
+    const T square = d * d;
     if constexpr (kGrad) {
-      grad[0] = scaled;
+      grad[0] = d * root * root;
       grad[1] = T(0.5) - T(0.5) * square;
     }
     return T(0.5) * (square + theta[1]) + constant;
@@ -190,11 +193,11 @@ struct laplace {
 
   template <bool kGrad>
   VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
-    const T inverse = exp(-theta[1]);
+    const T root = exp_finite(T(-0.5) * theta[1]);
     const T d = theta[0] - x;
-    const T scaled = abs(d) * inverse;
+    const T scaled = abs(d) * root * root;
     if constexpr (kGrad) {
-      grad[0] = sign(d) * inverse;
+      grad[0] = sign(d) * root * root;
       grad[1] = T(1) - scaled;
     }
     return scaled + theta[1] + constant;

@@ -13,20 +13,20 @@ struct PixelEdge;
 template <>
 struct PixelEdge<float> {
   // Adding `round` rounds to an integer; below `narrow` a bin's mass is proportional to its width;
-  // of two e^-far the product is still no denormal number.
-  static constexpr float round = 12582912.0f, largest = 3.4028234e38f, narrow = 1e-20f, far = 40.0f;
+  // of two e^-far the product is still no denormal number, and beside 1 an e^-far is nothing.
+  static constexpr float round = 12582912.0f, narrow = 1e-20f, far = 40.0f;
 };
 
 template <>
 struct PixelEdge<double> {
-  static constexpr double round = 6755399441055744.0, largest = 1.7976931348623157e308,
-                          narrow = 1e-200, far = 345.0;
+  static constexpr double round = 6755399441055744.0, narrow = 1e-200, far = 345.0;
 };
 
+// e^-a, a >= 0, and 0 from `far` on: times an a of any size it is 0 too.
 template <class T>
-VAEFAST_FN T within(T x, T bound) {
-  const T low = x < -bound ? -bound : x;
-  return low > bound ? bound : low;
+VAEFAST_FN T tail_of(T a) {
+  const T e = exp_minus(a, PixelEdge<T>::far);
+  return a > PixelEdge<T>::far ? T(0) : e;
 }
 
 // The mass that a logistic gives to one bin: with u, l the standardised edges and w = u - l,
@@ -40,14 +40,15 @@ template <bool kGrad, class T>
 VAEFAST_FN T logistic_bin_nll(T d, T half_bin, T log_bin, T log_scale, bool first, bool last,
                               T& grad_loc, T& grad_log_scale) {
   using E = PixelEdge<T>;
-  const T inverse = within(exp(-log_scale), E::largest);
-  const T upper = within((d + half_bin) * inverse, E::largest);
-  const T lower = within((d - half_bin) * inverse, E::largest);
-  const T width = within(T(2) * half_bin * inverse, E::largest);
+  // e^-s is (root root), which may overflow where times a distance it does not.
+  const T root = exp_finite(T(-0.5) * log_scale);
+  const T upper = within((d + half_bin) * root * root, kLargest<T>);
+  const T lower = within((d - half_bin) * root * root, kLargest<T>);
+  const T width = within(T(2) * half_bin * root * root, kLargest<T>);
   const T has_upper = last ? T(0) : T(1), has_lower = first ? T(0) : T(1);
   const T inside = has_upper * has_lower;
 
-  const T eu = exp_minus(abs(upper), E::far), el = exp_minus(abs(lower), E::far);
+  const T eu = tail_of(abs(upper)), el = tail_of(abs(lower));
   // e^-w is their product where the bin holds the location; 1 - rise would lose it there.
   const T rise = -expm1(-width);
   const T apart = T(1) - rise;
@@ -69,13 +70,13 @@ VAEFAST_FN T logistic_bin_nll(T d, T half_bin, T log_bin, T log_scale, bool firs
     const T beyond = upper > T(0) ? qu : T(1) - qu;  // sigmoid(-upper)
     const T before = lower > T(0) ? T(1) - ql : ql;  // sigmoid(lower)
     // sigmoid(-u) - sigmoid(l) as the product that does not cancel, its sign that of -(u + l).
-    const T both = within(upper + lower, E::largest);
+    const T both = within(upper + lower, kLargest<T>);
     const T fall = -expm1(-abs(both));
     const T falling = (beyond - T(1)) * before, rising = beyond * (T(1) - before);
     const T middle = (both > T(0) ? falling : rising) * fall;
     const T share = narrow ? T(1) : width * around * per_rise;
     const T edge = has_upper * beyond - has_lower * before;
-    grad_loc = inverse * (inside == T(0) ? edge : middle);
+    grad_loc = (inside == T(0) ? edge : middle) * root * root;
     grad_log_scale = has_upper * upper * beyond - has_lower * lower * before + inside * share;
   }
   return (far_over + far_under) + (log1p_finite(ratio) + thin);

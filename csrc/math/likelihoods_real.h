@@ -66,12 +66,12 @@ struct RealEdge;
 template <>
 struct RealEdge<float> {
   // From here on e^-2a is below half an ulp of 1, and the square of `root` overflows.
-  static constexpr float cosh = 15.0f, root = 1e18f, largest = 3.4028234e38f;
+  static constexpr float cosh = 15.0f, root = 1e18f;
 };
 
 template <>
 struct RealEdge<double> {
-  static constexpr double cosh = 30.0, root = 1e150, largest = 1.7976931348623157e308;
+  static constexpr double cosh = 30.0, root = 1e150;
 };
 
 // log cosh(d) and tanh(d) from t = e^a - 1, a = |d|: cosh a - 1 = t^2 / (2 (1 + t)), so nothing
@@ -86,13 +86,6 @@ VAEFAST_FN T log_cosh_tanh(T d, T& tangent) {
   tangent = d < T(0) ? -size : size;
   const T near = log1p(t * t / (T(2) + T(2) * t));
   return far ? a - T(0.693147180559945309) : near;
-}
-
-// e^-s, finite: an exact 0 times it stays 0.
-template <class T>
-VAEFAST_FN T inverse_scale(T log_scale) {
-  const T e = exp(-log_scale);
-  return e > RealEdge<T>::largest ? RealEdge<T>::largest : e;
 }
 
 // theta: loc; numbers: 1/b and the constant. p(x) = sech((x - loc)/b) / (pi b).
@@ -121,17 +114,44 @@ struct log_cosh {
 
   template <bool kGrad>
   VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
-    const T inverse = inverse_scale(theta[1]);
-    const T d = (theta[0] - x) * inverse;
+    const T root = exp_finite(T(-0.5) * theta[1]);
+    const T d = (theta[0] - x) * root * root;
     T slope;
     const T value = log_cosh_tanh(d, slope);
     if constexpr (kGrad) {
-      grad[0] = slope * inverse;
+      grad[0] = slope * root * root;
       grad[1] = T(1) - d * slope;
     }
     return value + theta[1] + constant;
   }
 };
+
+// log x where `whole`, else log(1 + x), x >= 0: one polynomial for both.
+template <class T>
+VAEFAST_FN T log_or_log1p(bool whole, T x) {
+  // A denormal number's exponent is not where it is looked for.
+  const T lift = sizeof(T) == 4 ? T(0x1p64) : T(0x1p512);
+  const bool tiny = whole & (x < T(1) / lift);
+  const T given = tiny ? x * lift : x;
+  const T y = whole ? given : T(1) + given;
+  const auto e = exponent_field(y);
+  T quarter_scale;
+  if constexpr (sizeof(T) == 4) {
+    quarter_scale = as_float(0x40800000u - e);
+  } else {
+    quarter_scale = as_double(0x4010000000000000ull - e);
+  }
+  const T rest = madd(T(0.25), quarter_scale, T(-1));
+  T f;
+  if constexpr (sizeof(T) == 4) {
+    f = as_float(to_bits(given) - e);
+  } else {
+    f = as_double(to_bits(given) - e);
+  }
+  f += whole ? T(-1) : rest;
+  const T k = exponent_value(e) - (tiny ? (sizeof(T) == 4 ? T(64) : T(512)) : T(0));
+  return log_edges(y, log_join(k, log1p_core(f)));
+}
 
 // log1p(r^2) and r / (1 + r^2) where r^2 may overflow.
 template <class T>
@@ -160,25 +180,33 @@ struct student_t_fixed {
 };
 
 // theta: loc, log b; numbers: 1/sqrt(df), (df + 1)/2 and the constant.
+// Far out r may overflow where log(1 + r^2) = 2 (log |d| - s - log(df)/2) does not.
 template <class T>
 struct student_t {
   static constexpr int kParams = 2;
-  T root, half, constant;
+  T root, log_root, half, constant;
   explicit student_t(const double* numbers)
-      : root(T(numbers[0])), half(T(numbers[1])), constant(T(numbers[2])) {}
+      : root(T(numbers[0])),
+        log_root(T(log(numbers[0]))),
+        half(T(numbers[1])),
+        constant(T(numbers[2])) {}
 
   template <bool kGrad>
   VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
-    const T inverse = inverse_scale(theta[1]) * root;
-    const T r = (theta[0] - x) * inverse;
-    T pull;
-    const T value = half * log1p_square(r, pull);
+    const T s = theta[1], d = theta[0] - x;
+    const T shrink = exp_finite(T(-0.5) * s);
+    const T r = d * shrink * shrink * root;
+    const bool far = abs(r) > RealEdge<T>::root;
+    const T square = r * r;
+    const T found = log_or_log1p(far, far ? abs(d) : square);
+    const T value = half * (far ? T(2) * ((found - s) + log_root) : found);
     if constexpr (kGrad) {
-      const T share = abs(r) > RealEdge<T>::root ? T(1) : r * pull;
-      grad[0] = T(2) * half * pull * inverse;
-      grad[1] = T(1) - T(2) * half * share;
+      const T pull = (far ? T(1) : r) / (far ? d : square + T(1));
+      const T by = far ? T(1) : shrink;
+      grad[0] = T(2) * half * pull * by * by * (far ? T(1) : root);
+      grad[1] = T(1) - T(2) * half * (far ? T(1) : r * pull);
     }
-    return value + theta[1] + constant;
+    return value + s + constant;
   }
 };
 

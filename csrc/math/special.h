@@ -73,8 +73,8 @@ VAEFAST_FN double exp(double x) {
   return p * as_double(half << 52) * as_double((k - half) << 52);
 }
 
-// e^x, <= 1 ulp, for -87.3 <= x <= 88 (double: -708 to 709), where it is a normal number: no clamp,
-// and one scaling fewer than exp.
+// e^x, <= 1 ulp, for -87.3 <= x <= 88.3 (double: -708 to 709.3), where it is a normal number: no
+// clamp, and one scaling fewer than exp.
 VAEFAST_FN float exp_normal(float x) {
   uint32_t k;
   float a;
@@ -87,6 +87,19 @@ VAEFAST_FN double exp_normal(double x) {
   double a;
   const double p = (exp_reduce(x, 1023.0, k, a) + a) + 1.0;
   return p * as_double(k << 52);
+}
+
+// e^x, <= 1 ulp, for -87.3 <= x <= 88.3 (double: -708 to 709.3), beyond that the value at the end:
+// always a normal, finite number, and cheaper than exp. For x e^-s, which may be finite, or 0,
+// where e^-s is not: as (x root) root, root = e^(-s/2), it is right for every normal x.
+VAEFAST_FN float exp_finite(float x) {
+  x = x < -87.3f ? -87.3f : x;
+  return exp_normal(x > 88.3f ? 88.3f : x);
+}
+
+VAEFAST_FN double exp_finite(double x) {
+  x = x < -708.0 ? -708.0 : x;
+  return exp_normal(x > 709.3 ? 709.3 : x);
 }
 
 // e^x for x <= 0, <= 1 ulp down to e^-87.3 = 1.2e-38 (double: e^-708 = 3e-308), that value below:

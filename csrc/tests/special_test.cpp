@@ -72,6 +72,7 @@ LOOP(loop_log, m::log(x[i]))
 LOOP(loop_log1p, m::log1p(x[i]))
 LOOP(loop_log1p_finite, m::log1p_finite(x[i]))
 LOOP(loop_exp_normal, m::exp_normal(x[i]))
+LOOP(loop_exp_finite, m::exp_finite(x[i]))
 LOOP(loop_exp2, m::exp2(x[i]))
 LOOP(loop_expm1, m::expm1(x[i]))
 LOOP(loop_expm1_minus_x, m::expm1_minus_x(x[i]))
@@ -240,6 +241,12 @@ void sweep_all(long points) {
   const std::vector<Case<T>> cases = {
       {"exp", loop_exp<T>, exp_ref, 1, 1, exponent},
       {"exp_normal", loop_exp_normal<T>, exp_ref, 1, 1, {{f ? T(-87.3) : T(-708), 88, false}}},
+      {"exp_finite",
+       loop_exp_finite<T>,
+       exp_ref,
+       1,
+       1,
+       {{f ? T(-87.3) : T(-708), f ? T(88.3) : T(709.3), false}}},
       {"exp2", loop_exp2<T>, exp2_ref, f ? 2.5 : 96, f ? 2.5 : 96, {{-100, T(126.9), false}}},
       {"expm1", loop_expm1<T>, expm1_ref, 1.5, 1.5, exponent},
       {"expm1_minus_x", loop_expm1_minus_x<T>, expm1_minus_x_ref, 3, 3, exponent},
@@ -344,6 +351,7 @@ void edges() {
        {{inf, inf}, {-inf, nan}, {-1, -inf}, {-2, nan}, {0, 0}, {tiny, tiny}}},
       {"log1p_finite", loop_log1p_finite<T>, {{0, 0}, {tiny, tiny}}},
       {"exp_normal", loop_exp_normal<T>, {{0, 1}}},
+      {"exp_finite", loop_exp_finite<T>, {{0, 1}}},
       {"softplus", loop_softplus<T>, {{inf, inf}, {-inf, 0}, {far, far}, {-far, 0}, {huge, huge}}},
       {"sigmoid", loop_sigmoid<T>, {{inf, 1}, {-inf, 0}, {0, T(0.5)}, {far, 1}, {-far, 0}}},
       {"tanh", loop_tanh<T>, {{inf, 1}, {-inf, -1}, {0, 0}, {far, 1}, {-far, -1}, {tiny, tiny}}},

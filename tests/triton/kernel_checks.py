@@ -9,6 +9,7 @@ import os
 import random
 
 import cases
+import extreme_checks
 import posterior
 import pytest
 import reference64
@@ -255,3 +256,19 @@ def test_scale_in_place(device, dtype):
     same = grad.clone()
     scale_(same, torch.tensor(4.0, device=device), 0.25)
     assert torch.equal(same, grad)
+
+
+@every
+def test_likelihood_at_extreme_parameters(device, case):
+    extreme_checks.likelihood(device, case, 64.0)
+
+
+def test_kl_at_extreme_parameters(device):
+    extreme_checks.kl(device)
+    extreme_checks.monte_carlo_kl(device, autograd=False)
+    for stop in (False, True):
+        extreme_checks.sampled_kl(device, stop)
+
+
+def test_pairs_at_a_tiny_variance(device):
+    extreme_checks.pairs(device)

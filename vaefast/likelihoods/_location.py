@@ -24,6 +24,9 @@ from ._base import (
 )
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+# The least std^2 of `Gaussian("optimal")`: far below the rounding of float32 data in [0, 1], and
+# its inverse times any number of elements is finite.
+OPTIMAL_VARIANCE = 1e-12
 
 
 @register("gaussian")
@@ -34,7 +37,8 @@ class Gaussian(Likelihood):
     Args:
         std: for params that are the mean alone: a number, a learned scalar tensor, or
             `"optimal"`, std^2 = the mean squared error over the whole unmasked batch, the
-            maximum-likelihood value (sigma-VAE, Rybkin et al. 2021). Where params are
+            maximum-likelihood value (sigma-VAE, Rybkin et al. 2021), or 1e-12 where that is
+            more: an exact reconstruction has a finite loss. Where params are
             (mean, logvar), std is not used.
         const: False drops the terms that no parameter enters: log(2 pi) / 2, and log std where
             std is a number.

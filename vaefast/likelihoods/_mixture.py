@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _args, random
+from ..backends.reference._exact import clamp
 from ._base import Params, keep, keep_levels, register_rows
 from ._pixels import DiscretizedLogistic
 from ._rows import RowLikelihood, Rows, drawn_class
@@ -107,7 +108,7 @@ class DiscretizedLogisticMixture(RowLikelihood):
         share = torch.softmax(logits, -1)
         means: list[Tensor] = []
         for c in range(self.channels):
-            log_scale = groups[..., c, 1, :].clamp(min=self.min_log_scale)
+            log_scale = clamp(groups[..., c, 1, :], low=self.min_log_scale)
             loc = self._location(groups, c, means)
             means.append(self._levels.mean((loc, log_scale)))
         result = torch.stack([(share * m).sum(-1) for m in means], -1)

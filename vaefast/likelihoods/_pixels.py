@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _args
+from ..backends.reference._exact import decayed
 from ._base import Form, Likelihood, Noise, Params, as_tuple, keep_levels, register
 
 
@@ -63,11 +64,10 @@ class DiscretizedLogistic(Likelihood):
     def mean(self, params: Params) -> Tensor:
         """E[x] of the discretised variable: low + bin sum_k P(x > level k)."""
         loc, log_scale = as_tuple(params)
-        inverse = torch.exp(-log_scale).clamp(max=torch.finfo(log_scale.dtype).max)
         above = torch.zeros_like(loc)
         for level in range(int(self._top)):
             edge = self.low + (level + 0.5) * self._bin
-            above = above + torch.sigmoid((loc - edge) * inverse)
+            above = above + torch.sigmoid(decayed(loc - edge, log_scale, finite=True))
         return self.low + self._bin * above
 
     def draw(self, params: tuple[Tensor, ...], noise: Noise) -> Tensor:

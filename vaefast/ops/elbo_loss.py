@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import _args, likelihoods, random
 from .._args import Clamp, Param, Reduction
+from ..backends.reference._exact import clamp as closed_clamp
 from ..likelihoods import Likelihood, Params
 from . import _small_nll
 from .gaussian_kl import FreeBitsPer, gaussian_kl, inverse
@@ -242,8 +243,8 @@ def _free_bits(
             **shared,
         )
     if per == "total":
-        return raw.clamp(min=free_bits)
-    floor = kl.clamp(min=free_bits)
+        return closed_clamp(raw, low=free_bits)
+    floor = closed_clamp(kl, low=free_bits)
     return floor if apart else floor.mean()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import _args
 from .._args import Clamp, Param, Reduction
 from ..backends._options import Posterior
+from ..backends.reference._exact import clamp as closed_clamp
 from . import _sample_kl, _small_posterior
 from .rsample import transform_of
 
@@ -167,7 +168,7 @@ def _before_free_bits(reduction: str, per: str) -> Reduction:
 def _with_free_bits(
     kl: Tensor, free_bits: float, per: str, reduction: str, shape: torch.Size
 ) -> Tensor:
-    kl = kl.clamp(min=free_bits)
+    kl = closed_clamp(kl, low=free_bits)
     batch, width = shape[0], _args.count(shape[1:])
     if per == "sample":
         if reduction == "sample":

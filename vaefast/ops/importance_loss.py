@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _args
+from ..backends.reference.sample_kl import expm1_rest
 from ._weighed import weighing_z
 
 Bound = Literal["iwae", "dreg", "stl", "ciwae", "miwae", "renyi"]
@@ -132,7 +133,7 @@ def importance_loss(
         alpha = _args.number("alpha", alpha)
         if not _args.is_finite(alpha):
             raise ValueError(f"alpha must be finite, got {alpha}")
-        value = log_w.mean(0) if alpha == 1 else logmeanexp((1 - alpha) * log_w) / (1 - alpha)
+        value = log_w.mean(0) if alpha == 1 else _renyi(log_w, 1 - alpha)
     else:
         value = logmeanexp(log_w)
     return _reduced(-value, reduction)
@@ -141,6 +142,28 @@ def importance_loss(
 def logmeanexp(values: Tensor, dim: int = 0) -> Tensor:
     """log of the mean of exp(values) over `dim`."""
     return torch.logsumexp(values, dim) - math.log(values.shape[dim])
+
+
+def _renyi(log_w: Tensor, power: float) -> Tensor:
+    """`[B]`: logmeanexp(t log w) / t, t the power.
+
+    Near t = 0, where both vanish, by the gaps d of log w to its mean m, whose own mean is 0:
+    m + log1p(t^2 s) / t, t^2 s = mean(e^(t d) - 1 - t d), of which nothing cancels.
+    """
+    mean = log_w.mean(0)
+    # Of a weight of 0 the gap is no number, and not near.
+    gap = log_w - mean
+    near = (power * gap.detach()).abs().amax(0) < 0.5
+    gap = torch.where(near, gap, 0.0)
+    spread = (gap * gap * expm1_rest(power * gap)).mean(0)
+    square = power * power * spread
+    # log1p(y) / y; the series is exact to float64's rounding.
+    tiny = square < 1e-4
+    safe = torch.where(tiny, 1.0, square)
+    series = 1 - square * (1 / 2 - square * (1 / 3 - square / 4))
+    inside = power * spread * torch.where(tiny, series, torch.log1p(safe) / safe)
+    outside = logmeanexp(power * torch.where(near, 0.0, log_w)) / power
+    return torch.where(near, torch.where(near, mean, 0.0) + inside, outside)
 
 
 def _miwae(log_w: Tensor, groups: int | None, bound: str) -> Tensor:

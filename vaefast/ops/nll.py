@@ -8,7 +8,9 @@ from torch import Tensor
 from .. import _args, backends, likelihoods, random
 from .._args import Reduction
 from ..backends._options import Nll, RowNll
+from ..backends.reference._exact import clamp as closed_clamp
 from ..likelihoods import Form, Likelihood, Params, RowLikelihood
+from ..likelihoods._location import OPTIMAL_VARIANCE
 from . import _nll, _row_nll, _small_nll
 from .gaussian_kl import inverse
 
@@ -244,7 +246,8 @@ def _optimal(
 
     With S_b the squared error of sample b and n_b its (weighted) number of elements,
     -log p = S_b / (2 std^2) + n_b (log std + constant), std^2 = sum S / sum n. The kernel gives
-    S; what follows is on `[B]` tensors, and its gradient flows through std too.
+    S; what follows is on `[B]` tensors, and its gradient flows through std too. std^2 is at least
+    `OPTIMAL_VARIANCE`, with no gradient below.
     """
     squares = Nll("gaussian_fixed", (1.0, 0.0), -1, lead, model.uint8_scale, 0, "sample", 1.0, 1.0)
     if reduction == "none":
@@ -253,7 +256,10 @@ def _optimal(
     data = mean.shape[lead - 1 :]
     counts = _counts(data, mask, weight, errors, per_element=reduction == "none")
     copies = mean.shape[0] if lead == 2 else 1
-    variance = errors.sum() / (counts.sum() * copies)
+    total = counts.sum() * copies
+    # With no element the floor stands in, and nothing is multiplied by it.
+    variance = errors.sum() / torch.where(total > 0, total, 1.0)
+    variance = closed_clamp(variance, low=OPTIMAL_VARIANCE)
     log_std = 0.5 * torch.log(variance)
     losses = errors / (2 * variance) + counts * (log_std + form.numbers[0])
     match reduction:
@@ -264,8 +270,9 @@ def _optimal(
         case "batchmean":
             return losses.mean()
         case _:
-            elements = mean.numel() if mask is None else mask.expand(data).sum() * copies
-            return losses.sum() / elements
+            if mask is None:
+                return losses.sum() / mean.numel()
+            return losses.sum() / (mask.expand(data).sum() * copies).clamp(min=1)
 
 
 def _counts(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..._args import compute_dtype
 from .._options import Posterior
+from ._exact import difference_of_squares, whitened
 from .sample_kl import epsilon, log_variance, standard_deviation
 
 
@@ -33,13 +33,13 @@ def estimated_kl(
     z = wide_mu + std * near
     if stop_posterior:
         logvar = logvar.detach()
-        near = near + (z - z.detach()) / std.detach()
+        near = near + whitened(z - z.detach(), logvar)
     far = z if prior_mu is None else z - prior_mu.to(dtype)
-    if prior_scale is None:
-        elements = far**2 - near**2 - logvar
-    else:
+    if prior_scale is not None:
         prior_logvar = log_variance(prior_scale.to(dtype), options.transform._replace(clamp=()))
-        elements = far**2 * torch.exp(-prior_logvar) - near**2 - (logvar - prior_logvar)
+        far = whitened(far, prior_logvar, finite=True)
+        logvar = logvar - prior_logvar
+    elements = difference_of_squares(far, near) - logvar
     lead = z.dim() - mu.dim() + 1
     kl = 0.5 * (elements.flatten(lead).sum(-1) if elements.dim() > lead else elements)
     return z.to(mu.dtype), kl

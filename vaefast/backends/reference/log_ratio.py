@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from ..._args import compute_dtype
 from .._options import Transform
+from ._exact import difference_of_squares, whitened
 from .sample_kl import log_variance
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -27,14 +27,14 @@ def log_ratio(
     dtype = compute_dtype(z, mu, scale, prior_mu, prior_scale)
     wide = z.to(dtype)
     logvar = log_variance(scale.to(dtype), transform)
-    elements = (wide - mu.to(dtype)) ** 2 * torch.exp(-logvar) + logvar
+    near = whitened(wide - mu.to(dtype), logvar, finite=True)
     if prior:
-        distance = wide if prior_mu is None else wide - prior_mu.to(dtype)
-        if prior_scale is None:
-            elements = elements - distance**2
-        else:
+        far = wide if prior_mu is None else wide - prior_mu.to(dtype)
+        if prior_scale is not None:
             prior_logvar = log_variance(prior_scale.to(dtype), transform._replace(clamp=()))
-            elements = elements - distance**2 * torch.exp(-prior_logvar) - prior_logvar
+            far = whitened(far, prior_logvar, finite=True)
+            logvar = logvar - prior_logvar
+        elements = difference_of_squares(near, far) + logvar
     else:
-        elements = elements + _LOG_2PI
+        elements = near.square() + logvar + _LOG_2PI
     return 0.5 * (elements.flatten(2).sum(-1) if elements.dim() > 2 else elements)

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from ._exact import whitened
+
 
 def mixture_log_prob(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> Tensor:
     """log sum_k w_k N(z; mu_k, e^logvar_k) as `[B]`, for z `[B, D]`, mu and logvar `[K, D]`."""
@@ -18,4 +20,4 @@ def mixture_log_prob(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor 
 
 def normal_log_prob(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
     """log N(z; mu, e^logvar) per element."""
-    return -0.5 * ((z - mu) ** 2 * torch.exp(-logvar) + logvar + math.log(2 * math.pi))
+    return -0.5 * (whitened(z - mu, logvar, finite=True).square() + logvar + math.log(2 * math.pi))

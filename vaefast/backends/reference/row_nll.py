@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..._args import compute_dtype
 from .._options import RowNll
+from ._exact import clamp
 from .likelihoods.pixels import bin_nll
 
 Formula = Callable[[Tensor, Sequence[Tensor], tuple[float, ...]], Tensor]
@@ -107,7 +108,7 @@ def logistic_mixture(
     logits = params[:, :count]
     groups = params[:, count:].unflatten(1, (int(channels), each, count))
     raw = _repeated(target[0].to(params.dtype), params)
-    level = torch.round(raw * slope + shift).clamp(0.0, top) + 0.0 * raw
+    level = clamp(torch.round(raw * slope + shift), 0.0, top) + 0.0 * raw
     x = low + level * width
     losses = torch.zeros_like(logits)
     for c in range(int(channels)):
@@ -117,7 +118,7 @@ def logistic_mixture(
         elif c == 2:
             mean = mean + torch.tanh(groups[:, 1, 2]) * x[:, None, 0]
             mean = mean + torch.tanh(groups[:, 2, 2]) * x[:, None, 1]
-        log_scale = groups[:, c, 1].clamp(min=least)
+        log_scale = clamp(groups[:, c, 1], low=least)
         at = x[:, None, c] - mean
         losses = losses + bin_nll(at, log_scale, level[:, None, c], top, width, math.log(width))
     return torch.logsumexp(logits, 1) - torch.logsumexp(logits - losses, 1)

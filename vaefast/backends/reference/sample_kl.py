@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..._args import compute_dtype
 from .._options import POSTERIOR, Posterior, Transform
+from ._exact import clamp as closed_clamp
+from ._exact import whitened
 from .noise import sample_noise
 
 # Taylor coefficients 1/k! of (exp(x) - 1 - x) / x^2; 12 terms are exact to float64 rounding
@@ -83,7 +85,7 @@ def clamped(scale: Tensor, clamp: tuple[float, ...]) -> Tensor:
         return scale
     low, high = clamp[:2]
     if len(clamp) == 2:
-        return torch.clamp(scale, low, high)
+        return closed_clamp(scale, low, high)
     middle, half = (high + low) / 2, (high - low) / 2
     return middle + half * torch.tanh((scale - middle) / half)
 
@@ -100,7 +102,7 @@ def kl_elements(
     if prior_scale is None:
         return 0.5 * (distance**2 + expm1_minus_x(logvar))
     prior_logvar = log_variance(prior_scale, transform._replace(clamp=()))
-    squared = distance**2 * torch.exp(-prior_logvar)
+    squared = whitened(distance, prior_logvar).square()
     return 0.5 * (squared + expm1_minus_x(logvar - prior_logvar))
 
 
@@ -108,11 +110,16 @@ def expm1_minus_x(x: Tensor) -> Tensor:
     """exp(x) - 1 - x without the cancellation near 0."""
     near = x.abs() < 0.5
     small = torch.where(near, x, 0.0)
+    large = torch.where(near, 0.0, x)
+    return torch.where(near, small * small * expm1_rest(small), torch.expm1(large) - large)
+
+
+def expm1_rest(x: Tensor) -> Tensor:
+    """(exp(x) - 1 - x) / x^2 for |x| < 0.5."""
     series = torch.full_like(x, _SERIES[-1])
     for coefficient in reversed(_SERIES[:-1]):
-        series = series * small + coefficient
-    large = torch.where(near, 0.0, x)
-    return torch.where(near, small * small * series, torch.expm1(large) - large)
+        series = series * x + coefficient
+    return series
 
 
 def unmasked(value: Tensor, mask: Tensor | None) -> Tensor:

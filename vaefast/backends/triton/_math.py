@@ -39,6 +39,38 @@ def exp(x):
 
 
 @triton.jit
+def exp_finite(x):
+    """e^x, finite: the root e^(-s/2) of e^-s is applied twice where that alone may overflow."""
+    top: tl.constexpr = 709.3 if x.dtype == tl.float64 else 88.3
+    return exp(tl.minimum(x, top, propagate_nan=tl.PropagateNan.ALL))
+
+
+@triton.jit
+def finite(x):
+    """x cut off at the largest number; NaN stays."""
+    largest: tl.constexpr = 1.7976931348623157e308 if x.dtype == tl.float64 else 3.4028234e38
+    return tl.where(x < -largest, -largest, tl.where(x > largest, largest, x))
+
+
+@triton.jit
+def whitening_root(logvar):
+    """sqrt(1 / sigma): x / sigma is (x root) root, and that again divided so x / sigma^2."""
+    return exp_finite(-0.25 * logvar)
+
+
+@triton.jit
+def whitened(x, root):
+    """x / sigma, cut off at the largest number: of two of them the difference is never NaN."""
+    return finite(x * root * root)
+
+
+@triton.jit
+def half_difference_of_squares(a, b):
+    """(a^2 - b^2) / 2 for finite a and b, also where both squares overflow."""
+    return (a - b) * (0.5 * a + 0.5 * b)
+
+
+@triton.jit
 def expm1(x):
     """e^x - 1."""
     if x.dtype == tl.float64:

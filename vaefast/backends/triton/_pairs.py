@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._math import exp
+from ._math import exp, whitened, whitening_root
 
 # Elements of a tile [points, components, dimensions], half of that in float64, where more spill;
 # and the most dimensions of one.
@@ -64,7 +64,9 @@ def log_normal(
         d = first + tl.arange(0, DIMS)
         t = tile(z, row, d, rows, dims)[:, None, :] - tile(mu, own, d, count, dims)[None, :, :]
         lv = tile(logvar, own, d, count, dims)
-        total += tl.sum(t * t * exp(-lv)[None, :, :], 2) + tl.sum(lv, 1)[None, :]
+        root = whitening_root(lv)[None, :, :]
+        near = whitened(t, root)
+        total += tl.sum(near * near, 2) + tl.sum(lv, 1)[None, :]
     # log(2 pi)
     return -0.5 * (total + tl.full((), dims, DTYPE) * 1.8378770664093453)
 

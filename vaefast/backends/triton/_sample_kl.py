@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from ._grid import load, tile_at, tile_first, tile_live, tile_row
-from ._math import exp, expm1, expm1_minus_x
+from ._math import expm1, expm1_minus_x, whitening_root
 from ._philox import tile_noise
 from ._posterior import posterior_scale
 
@@ -101,13 +101,13 @@ def forward(
             distance = m
             if prior_mu is not None:
                 distance = m - load(prior_mu, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
-            squared = distance * distance
             if prior_scale is not None:
                 p = load(prior_scale, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
                 prior_logvar, _, _, _ = posterior_scale(p, low, high, min_std, PARAM, 0)
                 logvar = logvar - prior_logvar
-                squared = squared * exp(-prior_logvar)
-            value = 0.5 * (squared + expm1_minus_x(logvar))
+                root = whitening_root(prior_logvar)
+                distance = distance * root * root
+            value = 0.5 * (distance * distance + expm1_minus_x(logvar))
             if mask is not None:
                 value = tl.where(load(mask, row, columns, live, live_row, VEC, GROUP), value, 0.0)
             if weight is not None:
@@ -191,20 +191,22 @@ def backward(
         pull = load(mu, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
         if prior_mu is not None:
             pull = pull - load(prior_mu, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
-        distance = pull
+        away = pull
         prior_slope = 1.0
         if prior_scale is not None:
             p = load(prior_scale, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
             prior_logvar, _, prior_slope, _ = posterior_scale(p, low, high, min_std, PARAM, 0)
             logvar = logvar - prior_logvar
-            pull = pull * exp(-prior_logvar)
+            root = whitening_root(prior_logvar)
+            away = pull * root * root
+            pull = away * root * root
         grown = expm1(logvar)
         to_mu += tl.where(shown, g * pull, 0.0)
         to_scale += tl.where(shown, 0.5 * g * grown * logvar_slope, 0.0)
         if grad_prior_mu is not None:
             tl.store(grad_prior_mu + out, tl.where(shown, -g * pull, 0.0), mask=live)
         if grad_prior_scale is not None:
-            to_prior = -0.5 * g * (distance * pull + grown) * prior_slope
+            to_prior = -0.5 * g * (away * away + grown) * prior_slope
             tl.store(grad_prior_scale + out, tl.where(shown, to_prior, 0.0), mask=live)
     if grad_z is not None:
         slope = tl.full((), temperature, DTYPE) * std_slope

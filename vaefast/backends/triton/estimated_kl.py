@@ -14,7 +14,7 @@ from torch import Tensor
 from ..._args import compute_dtype
 from .._options import Posterior
 from ._grid import Work, launch, load, share, tile_at
-from ._math import exp
+from ._math import half_difference_of_squares, whitened, whitening_root
 from ._philox import tile_noise
 from ._posterior import densities
 from ._sums import total
@@ -159,7 +159,7 @@ def _forward(
     )  # fmt: skip
     temperature = tl.full((), temperature, DTYPE)
     spread = temperature * std
-    prior_precision = exp(-prior_logvar)
+    prior_root = whitening_root(prior_logvar)
     constant = logvar - prior_logvar if PRIOR else logvar
     out = (tile // col_tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     for k in range(first_sample, samples, shares):
@@ -173,11 +173,9 @@ def _forward(
             )  # fmt: skip
         sample = m + spread * eps
         tl.store(z + (at * cols + columns), sample, mask=live)
-        near = temperature * eps
-        far = sample - p if PRIOR else sample
-        push = far * prior_precision if PRIOR else far
-        value = far * push - near * near - constant
-        value = tl.sum(tl.where(live, 0.5 * value, 0.0), 1)
+        far = whitened(sample - p, prior_root) if PRIOR else sample
+        value = half_difference_of_squares(far, temperature * eps) - 0.5 * constant
+        value = tl.sum(tl.where(live, value, 0.0), 1)
         place = (out + tl.full((), k, tl.int64) * rows) * col_tiles + tile % col_tiles
         tl.store(parts + place, value, mask=out < rows)
 
@@ -198,13 +196,13 @@ def _backward(
     own = tl.program_id(0) % shares
     cols = cols * VEC
     row, first, columns, live_row, live = tile_at(tile, col_tiles, rows, cols, ROWS, COLS, WIDE)
-    m, _, std, slope, p, prior_logvar, prior_slope = densities(
+    m, logvar, std, slope, p, prior_logvar, prior_slope = densities(
         mu, scale, prior_mu, prior_scale, row, columns, live, live_row, min_std, low, high,
         PRIOR, PARAM, CLAMP, GROUP, VEC, DTYPE, ROWS, COLS,
     )  # fmt: skip
     temperature = tl.full((), temperature, DTYPE)
     spread = temperature * std
-    prior_precision = exp(-prior_logvar)
+    prior_root = whitening_root(prior_logvar)
     to_mu = tl.zeros((ROWS, COLS), DTYPE)
     to_scale = tl.zeros((ROWS, COLS), DTYPE)
     to_prior_mu = tl.zeros((ROWS, COLS), DTYPE)
@@ -225,18 +223,23 @@ def _backward(
             place = grad_kl + tl.full((), k, tl.int64) * sample_stride
             g = tl.load(place + row // segments * row_stride, mask=live_row, other=0).to(DTYPE)
             sample = m + spread * eps
-            far = sample - p if PRIOR else sample
-            push = far * prior_precision if PRIOR else far
+            far = whitened(sample - p, prior_root) if PRIOR else sample
+            push = whitened(far, prior_root) if PRIOR else far
+            # sigma times the gradient in z may be 0 times infinity, so z - mu is a factor at once.
+            grown = whitened(spread * eps, prior_root) * far if PRIOR else spread * eps * far
             if PRIOR:
                 to_prior_mu -= g * push
-                to_prior_scale += g * (1.0 - far * push)
+                to_prior_scale += g * (1.0 - far * far)
             if STOP:
-                push -= temperature * eps / std
+                near = temperature * eps
+                push -= whitened(near, whitening_root(logvar))
+                grown -= near * near
             else:
-                to_scale -= g
-            to_z += g * push
+                grown -= 1.0
+            to_mu += g * push
+            to_scale += g * grown
         to_mu += to_z
-        to_scale += spread * (to_z * eps)
+        to_scale += spread * eps * to_z
     out = (row + own * rows) * cols + columns
     if grad_mu is not None:
         tl.store(grad_mu + out, to_mu, mask=live)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..._args import compute_dtype
 from .._options import Transform
 from ._grid import Work, launch, load, share, tile_at
-from ._math import exp
+from ._math import half_difference_of_squares, whitened, whitening_root
 from ._posterior import densities
 from ._sums import total
 
@@ -169,19 +169,17 @@ def _forward(
         mu, scale, prior_mu, prior_scale, row, columns, live, live_row, min_std, low, high,
         PRIOR, PARAM, CLAMP, GROUP, VEC, DTYPE, ROWS, COLS,
     )  # fmt: skip
-    precision = exp(-logvar)
-    prior_precision = exp(-prior_logvar)
+    root = whitening_root(logvar)
+    prior_root = whitening_root(prior_logvar)
     constant = logvar - prior_logvar if PRIOR else logvar + _LOG_2PI
     out = (tile // col_tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     for k in range(first_sample, samples, shares):
         at = row + (tl.full((), k, tl.int64) * rows if WIDE else k * rows)
         sample = load(z, at, columns, live, live_row, VEC, GROUP).to(DTYPE)
-        near = sample - m
-        value = near * near * precision + constant
-        if PRIOR:
-            far = sample - p
-            value -= far * far * prior_precision
-        value = tl.sum(tl.where(live, 0.5 * value, 0.0), 1)
+        near = whitened(sample - m, root)
+        far = whitened(sample - p, prior_root) if PRIOR else 0.0
+        value = half_difference_of_squares(near, far) + 0.5 * constant
+        value = tl.sum(tl.where(live, value, 0.0), 1)
         place = (out + tl.full((), k, tl.int64) * rows) * col_tiles + tile % col_tiles
         tl.store(parts + place, value, mask=out < rows)
 
@@ -206,8 +204,8 @@ def _backward(
         mu, scale, prior_mu, prior_scale, row, columns, live, live_row, min_std, low, high,
         PRIOR, PARAM, CLAMP, GROUP, VEC, DTYPE, ROWS, COLS,
     )  # fmt: skip
-    precision = exp(-logvar)
-    prior_precision = exp(-prior_logvar)
+    root = whitening_root(logvar)
+    prior_root = whitening_root(prior_logvar)
     to_mu = tl.zeros((ROWS, COLS), DTYPE)
     to_scale = tl.zeros((ROWS, COLS), DTYPE)
     to_prior_mu = tl.zeros((ROWS, COLS), DTYPE)
@@ -217,18 +215,18 @@ def _backward(
         sample = load(z, at, columns, live, live_row, VEC, GROUP).to(DTYPE)
         place = upstream + tl.full((), k, tl.int64) * sample_stride
         g = tl.load(place + row // segments * row_stride, mask=live_row, other=0).to(DTYPE)
-        near = sample - m
-        pull = near * precision
+        near = whitened(sample - m, root)
+        pull = whitened(near, root)
         to_mu -= g * pull
-        to_scale += g * (1.0 - near * pull)
+        to_scale += g * (1.0 - near * near)
         if PRIOR:
-            far = sample - p
-            push = far * prior_precision
+            far = whitened(sample - p, prior_root)
+            push = whitened(far, prior_root)
             pull -= push
             if grad_prior_mu is not None:
                 to_prior_mu += g * push
             if grad_prior_scale is not None:
-                to_prior_scale += g * (far * push - 1.0)
+                to_prior_scale += g * (far * far - 1.0)
         if grad_z is not None:
             tl.store(grad_z + (at * cols + columns), g * pull, mask=live)
     out = (row + own * rows) * cols + columns

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._grid import launch
-from ._math import exp
+from ._math import exp, whitened, whitening_root
 from ._pairs import dense, log_normal, pair_meta, share, shares, tile
 
 
@@ -101,8 +101,8 @@ def _points(
         )
         p = share(pairs, lse)
         t = x[:, None, :] - tile(mu, own, d, count, dims)[None, :, :]
-        precision = exp(-tile(logvar, own, d, count, dims))
-        acc += tl.sum(p[:, :, None] * (t * precision[None, :, :]), 1)
+        root = whitening_root(tile(logvar, own, d, count, dims))[None, :, :]
+        acc += tl.sum(p[:, :, None] * whitened(whitened(t, root), root), 1)
     place = grad + row[:, None] * dims + d[None, :]
     tl.store(place, -acc * g[:, None], mask=(row < rows)[:, None] & (d < dims)[None, :])
 
@@ -117,7 +117,7 @@ def _components(
     own = (pid // dim_blocks).to(tl.int64) * SIDE + tl.arange(0, SIDE)
     d = pid % dim_blocks * DIMS + tl.arange(0, DIMS)
     m = tile(mu, own, d, count, dims)
-    precision = exp(-tile(logvar, own, d, count, dims))
+    root = whitening_root(tile(logvar, own, d, count, dims))[None, :, :]
     to_mu = tl.zeros((SIDE, DIMS), DTYPE)
     to_logvar = tl.zeros((SIDE, DIMS), DTYPE)
     to_weights = tl.zeros((SIDE,), DTYPE)
@@ -130,10 +130,11 @@ def _components(
         lse = tl.load(joint + row, mask=row < rows, other=0.0)
         p = share(pairs, lse) * g[:, None]
         p = tl.where((row < rows)[:, None], p, 0.0)
-        t = tile(z, row, d, rows, dims)[:, None, :] - m[None, :, :]
-        pull = t * precision[None, :, :]
-        to_mu += tl.sum(p[:, :, None] * pull, 0)
-        to_logvar += tl.sum(p[:, :, None] * (pull * t - 1.0), 0)
+        near = whitened(tile(z, row, d, rows, dims)[:, None, :] - m[None, :, :], root)
+        p_near = p[:, :, None] * near
+        to_mu += tl.sum(p[:, :, None] * whitened(near, root), 0)
+        # In this order: the square may overflow where p is 0.
+        to_logvar += tl.sum(p_near * near - p[:, :, None], 0)
         to_weights += tl.sum(p, 0)
     place = own[:, None] * dims + d[None, :]
     live = (own < count)[:, None] & (d < dims)[None, :]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._options import Weighing
 from ._grid import launch
-from ._math import exp
+from ._math import exp, whitened, whitening_root
 from ._pairs import dense, log_normal, pair_meta, share, shares, tile
 
 # log(2 pi)
@@ -146,7 +146,9 @@ def _terms(
         x = tile(z, row, d, rows, dims)
         lv = tile(logvar, first + row, d, count, dims)
         t = x - tile(mu, first + row, d, count, dims)
-        log_qzx -= 0.5 * tl.sum((t * t * exp(-lv) + lv).to(tl.float64), 1)
+        root = whitening_root(lv)
+        near = whitened(t, root)
+        log_qzx -= 0.5 * tl.sum((near * near + lv).to(tl.float64), 1)
         log_pz -= 0.5 * tl.sum((x * x).to(tl.float64), 1)
     constant = 0.5 * _LOG_2PI * tl.full((), dims, tl.float64)
     tl.store(terms + row, (log_qzx - constant - log_qz).to(DTYPE), mask=here)
@@ -172,8 +174,8 @@ def _points(
             first, log_weight, own, stratum, SIDE, DIMS, DTYPE, WEIGHTED,
         )  # fmt: skip
         t = x[:, None, :] - tile(mu, at, d, count, dims)[None, :, :]
-        precision = exp(-tile(logvar, at, d, count, dims))
-        acc += tl.sum(slope * (t * precision[None, :, :]), 1)
+        root = whitening_root(tile(logvar, at, d, count, dims))[None, :, :]
+        acc += tl.sum(slope * whitened(whitened(t, root), root), 1)
     to_prior = tl.load(upstream + 2 * rows + row, mask=row < rows, other=0.0)
     live = (row < rows)[:, None] & (d < dims)[None, :]
     place = grad + row[:, None] * dims + d[None, :]
@@ -190,7 +192,7 @@ def _posteriors(
     at = (pid // dim_blocks).to(tl.int64) * SIDE + tl.arange(0, SIDE)
     d = pid % dim_blocks * DIMS + tl.arange(0, DIMS)
     m = tile(mu, at, d, count, dims)
-    precision = exp(-tile(logvar, at, d, count, dims))
+    root = whitening_root(tile(logvar, at, d, count, dims))[None, :, :]
     to_mu = tl.zeros((SIDE, DIMS), DTYPE)
     to_logvar = tl.zeros((SIDE, DIMS), DTYPE)
     for start in range(0, rows, SIDE):
@@ -201,10 +203,10 @@ def _posteriors(
             first, log_weight, own, stratum, SIDE, DIMS, DTYPE, WEIGHTED,
         )  # fmt: skip
         slope = tl.where((row < rows)[:, None, None], slope, 0.0)
-        t = x[:, None, :] - m[None, :, :]
-        pull = t * precision[None, :, :]
-        to_mu += tl.sum(slope * pull, 0)
-        to_logvar += tl.sum(slope * (pull * t - 1.0), 0)
+        near = whitened(x[:, None, :] - m[None, :, :], root)
+        to_mu += tl.sum(slope * whitened(near, root), 0)
+        # In this order: the square may overflow where the slope is 0.
+        to_logvar += tl.sum(slope * near * near - slope, 0)
     live = (at < count)[:, None] & (d < dims)[None, :]
     place = at[:, None] * dims + d[None, :]
     tl.store(grad_mu + place, to_mu, mask=live)
@@ -238,8 +240,9 @@ def _each(x, mu, logvar, at, d, count, dims, weights):
     """log w + log N of a tile in each dimension."""
     lv = tile(logvar, at, d, count, dims)
     t = x[:, None, :] - tile(mu, at, d, count, dims)[None, :, :]
-    squares = t * t * exp(-lv)[None, :, :] + lv[None, :, :]
-    return weights[:, :, None] - 0.5 * (squares + _LOG_2PI)
+    root = whitening_root(lv)[None, :, :]
+    near = whitened(t, root)
+    return weights[:, :, None] - 0.5 * ((near * near + lv[None, :, :]) + _LOG_2PI)
 
 
 @triton.jit

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._exact import clamp
 from ._base import formula
 
 # B_2n / (2n (2n)!), n = 1, 2, ...: log(sinh(l/2) / (l/2)) = sum of them times l^2n. In float64 11
@@ -23,26 +24,36 @@ _LOG_SINHC = (
     -174611 / 16218514556728147968000,
     77683 / 316281087590823297024000,
 )
+# Of a probability, or of what it lacks of 1, for the derivative of its logarithm.
+_LEAST = 1e-12
 
 
 @formula
 def bernoulli(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
     """softplus(l) - x l, in a form that keeps the tails: log1p(e^-|l|) + |l| [(l > 0) - x]_l."""
     (logits,) = params
-    tail = F.softplus(-logits.abs(), threshold=100)
-    return tail + torch.where(logits > 0, (1 - x) * logits, -x * logits)
+    up = logits > 0
+    # Each branch is the formula itself, differentiable at 0 too; -|l| there is not.
+    tail = F.softplus(torch.where(up, -logits, logits), threshold=100)
+    return tail + torch.where(up, (1 - x) * logits, -x * logits)
 
 
 @formula
 def bernoulli_probs(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
-    """-x log p - (1 - x) log(1 - p), each logarithm at least -100, as torch's."""
+    """-x log p - (1 - x) log(1 - p), each logarithm at least -100, as torch's.
+
+    The derivative of a logarithm of less than 1e-12 is 1e12, that at 1e-12.
+    """
     (probs,) = params
-    bad = torch.isnan(probs)
-    inside = torch.where(bad, 0.5, probs).clamp(0.0, 1.0)
-    # Linear in x, so taken at 0 and 1: torch's function refuses a target that is NaN.
-    yes = F.binary_cross_entropy(inside, torch.ones_like(inside), reduction="none")
-    no = F.binary_cross_entropy(inside, torch.zeros_like(inside), reduction="none")
-    return torch.where(bad, probs, x * yes + (1 - x) * no)
+    fixed = probs.detach()
+    change = probs - fixed
+    low, high = fixed < _LEAST, 1 - fixed < _LEAST
+    # Straight lines through the logarithms' values.
+    least_yes = clamp(torch.log(fixed), low=-100.0) + change / _LEAST
+    least_no = clamp(torch.log1p(-fixed), low=-100.0) - change / _LEAST
+    yes = torch.where(low, least_yes, torch.log(torch.where(low, 1.0, probs)))
+    no = torch.where(high, least_no, torch.log1p(-torch.where(high, 0.0, probs)))
+    return -(x * yes + (1 - x) * no)
 
 
 @formula

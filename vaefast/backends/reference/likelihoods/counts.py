@@ -35,13 +35,12 @@ _STIRLING = (
 def poisson(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
     """x (e^r - 1 - r) + log(x! / (x/e)^x), r = l - log x; numbers: (0 to leave out log x!,)."""
     (log_rate,), x = _wide(params, x)
-    rate = torch.exp(log_rate)
-    bare = rate - torch.where(x == 0, 0.0, x * torch.where(x == 0, 0.0, log_rate))
     if not numbers[0]:
-        return _checked(bare, x, params)
+        return _checked(_bare_poisson(x, log_rate), x, params)
     positive = x >= 1
     safe = torch.where(positive, x, 1.0)
-    r = log_rate - torch.log(safe)
+    # Each branch has a rate of its own: one that overflows would come back as NaN in the gradient.
+    r = torch.where(positive, log_rate, 0.0) - torch.log(safe)
     near = r.abs() < 0.5
     close = torch.where(near, r, 0.0)
     series = torch.zeros_like(close)
@@ -50,8 +49,15 @@ def poisson(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -
     far = torch.where(near, 1.0, r)
     excess = torch.where(near, series * close * close, torch.expm1(far) - far)
     large = safe * excess + _factorial_rest(safe)
+    bare = _bare_poisson(x, torch.where(positive, 0.0, log_rate))
     small = bare + torch.lgamma(torch.where(positive, 1.0, x) + 1)
     return _checked(torch.where(positive, large, small), x, params)
+
+
+def _bare_poisson(x: Tensor, log_rate: Tensor) -> Tensor:
+    """e^l - x l, and e^l for x = 0 and any l."""
+    none = x == 0
+    return torch.exp(log_rate) - torch.where(none, 0.0, x * torch.where(none, 0.0, log_rate))
 
 
 @formula

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._exact import decayed, whitened
 from ._base import formula
 
 
@@ -15,7 +16,9 @@ from ._base import formula
 def gaussian_fixed(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
     """(x - m)^2 / (2 s^2) + constant; numbers: (1 / (2 s^2), constant)."""
     half_precision, constant = numbers
-    return (x - params[0]) ** 2 * half_precision + constant
+    distance = x - params[0]
+    # In this order no product overflows that the result does not.
+    return distance * (distance * half_precision) + constant
 
 
 @formula
@@ -29,7 +32,7 @@ def gaussian_scalar(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float,
 def gaussian(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
     """((x - m)^2 e^-v + v) / 2 + constant; numbers: (constant,)."""
     mean, logvar = params
-    return 0.5 * ((x - mean) ** 2 * torch.exp(-logvar) + logvar) + numbers[0]
+    return 0.5 * (whitened(x - mean, logvar).square() + logvar) + numbers[0]
 
 
 @formula
@@ -50,7 +53,9 @@ def laplace_scalar(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, 
 def laplace(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
     """|x - m| e^-s + s + constant; numbers: (constant,)."""
     loc, log_scale = params
-    return (x - loc).abs() * torch.exp(-log_scale) + log_scale + numbers[0]
+    distance = x - loc
+    # By the distance's own sign: scaled it may underflow.
+    return decayed(distance, log_scale) * torch.sign(distance) + log_scale + numbers[0]
 
 
 @formula
@@ -64,14 +69,15 @@ def log_cosh_fixed(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, 
 def log_cosh(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
     """log cosh((x - m) e^-s) + s + constant; numbers: (constant,)."""
     loc, log_scale = params
-    return _log_cosh((x - loc) * _inverse(log_scale)) + log_scale + numbers[0]
+    return _log_cosh(decayed(x - loc, log_scale)) + log_scale + numbers[0]
 
 
 @formula
 def student_t_fixed(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
     """h log(1 + r^2) + constant, r = (x - m) n; numbers: (n = 1 / (b sqrt(df)), h, constant)."""
     inverse, half, constant = numbers
-    return half * _log1p_square((x - params[0]) * inverse) + constant
+    log_scale = params[0].new_zeros(())
+    return half * _log1p_square(x - params[0], log_scale, inverse) + constant
 
 
 @formula
@@ -79,13 +85,7 @@ def student_t(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...])
     """h log(1 + r^2) + s + constant, r = (x - m) e^-s n; numbers: (n = df^-1/2, h, constant)."""
     loc, log_scale = params
     root, half, constant = numbers
-    r = (x - loc) * (_inverse(log_scale) * root)
-    return half * _log1p_square(r) + log_scale + constant
-
-
-def _inverse(log_scale: Tensor) -> Tensor:
-    """e^-s, finite, so that an exact 0 times it stays 0."""
-    return torch.exp(-log_scale.clamp(min=1 - math.log(torch.finfo(log_scale.dtype).max)))
+    return half * _log1p_square(x - loc, log_scale, root) + log_scale + constant
 
 
 def _log_cosh(d: Tensor) -> Tensor:
@@ -97,9 +97,9 @@ def _log_cosh(d: Tensor) -> Tensor:
     return torch.where(near, torch.log1p(2 * half * half), far)
 
 
-def _log1p_square(r: Tensor) -> Tensor:
-    """log(1 + r^2), also where r^2 overflows."""
-    size = r.abs()
-    far = size > 1e15
-    near = torch.where(far, 0.0, r)
-    return torch.where(far, 2 * torch.log(torch.where(far, size, 1.0)), torch.log1p(near * near))
+def _log1p_square(distance: Tensor, log_scale: Tensor, root: float) -> Tensor:
+    """log(1 + r^2), r = d e^-s root, also where r or its square overflows."""
+    far = decayed(distance.detach(), log_scale.detach()).abs() * root > 1e15
+    r = decayed(torch.where(far, 0.0, distance), log_scale) * root
+    log_size = torch.log(torch.where(far, distance, 1.0).abs()) - log_scale + math.log(root)
+    return torch.where(far, 2 * log_size, torch.log1p(r * r))

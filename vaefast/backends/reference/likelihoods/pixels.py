@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._exact import clamp, decayed
 from ._base import formula
 
 
@@ -19,7 +18,7 @@ def discretized_logistic(
     loc, log_scale = params
     slope, shift, low, bin_width, top, log_bin = numbers
     # 0 x: an infinite pixel is no level, and gives NaN.
-    level = torch.round(x * slope + shift).clamp(0.0, top) + 0.0 * x
+    level = clamp(torch.round(x * slope + shift), 0.0, top) + 0.0 * x
     return bin_nll(low + level * bin_width - loc, log_scale, level, top, bin_width, log_bin)
 
 
@@ -31,12 +30,9 @@ def bin_nll(
     u, l are the standardised edges of the bin around `d` = its centre - loc. The first and the
     last bin reach to infinity and lack the terms of that side.
     """
-    largest = torch.finfo(d.dtype).max
-    # Bounded before the exponential: behind it 0 times its infinite derivative would be NaN.
-    inverse = torch.exp(-log_scale.clamp(min=1 - math.log(largest)))
-    upper = ((d + 0.5 * bin_width) * inverse).clamp(-largest, largest)
-    lower = ((d - 0.5 * bin_width) * inverse).clamp(-largest, largest)
-    width = (bin_width * inverse).clamp(max=largest)
+    upper = decayed(d + 0.5 * bin_width, log_scale, finite=True)
+    lower = decayed(d - 0.5 * bin_width, log_scale, finite=True)
+    width = decayed(torch.full_like(d, bin_width), log_scale, finite=True)
     over = -F.logsigmoid(upper)
     under = -F.logsigmoid(-lower)
     narrow = width < 1e-20

@@ -25,12 +25,15 @@ def bernoulli(x, theta, numbers):
 @form
 @triton.jit
 def bernoulli_probs(x, theta, numbers):
-    """theta: probabilities; logarithms of at least -100, a denominator of at least 1e-12."""
+    """theta: probabilities; logarithms of at least -100, and for the derivative p and 1 - p at
+    least 1e-12: (1 - x) / (1 - p) - x / p over one denominator."""
     p = theta[0]
     yes = tl.log(p)
     no = log1p(-p)
-    spread = p * (1.0 - p)
-    grad = (p - x) / tl.where(spread < 1e-12, 1e-12, spread)
+    q = 1.0 - p
+    wide_p = tl.where(p < 1e-12, 1e-12, p)
+    wide_q = tl.where(q < 1e-12, 1e-12, q)
+    grad = ((p - x) + ((wide_p - p) - (wide_q - q))) / (wide_p * wide_q)
     nll = x * tl.where(yes < -100.0, -100.0, yes) + (1.0 - x) * tl.where(no < -100.0, -100.0, no)
     return -nll, grad
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._math import exp, expm1, log1p
+from .._math import exp_finite, expm1, log1p, whitening_root
 from ._base import form
 
 
@@ -24,18 +24,19 @@ def gaussian_scalar(x, theta, numbers):
     """theta: mean, std; numbers: constant."""
     inverse = 1.0 / theta[1]
     d = (theta[0] - x) * inverse
-    square = d * d
-    return 0.5 * square + tl.log(theta[1]) + numbers[0], d * inverse, (1.0 - square) * inverse
+    pull = d * inverse
+    return 0.5 * d * d + tl.log(theta[1]) + numbers[0], pull, inverse - d * pull
 
 
 @form
 @triton.jit
 def gaussian(x, theta, numbers):
     """theta: mean, logvar; numbers: constant."""
-    d = theta[0] - x
-    scaled = d * exp(-theta[1])
-    square = d * scaled
-    return 0.5 * (square + theta[1]) + numbers[0], scaled, 0.5 - 0.5 * square
+    root = whitening_root(theta[1])
+    # (mean - x) / sigma: e^-v times its square may be 0 times infinity.
+    d = (theta[0] - x) * root * root
+    square = d * d
+    return 0.5 * (square + theta[1]) + numbers[0], d * root * root, 0.5 - 0.5 * square
 
 
 @form
@@ -60,10 +61,10 @@ def laplace_scalar(x, theta, numbers):
 @triton.jit
 def laplace(x, theta, numbers):
     """theta: loc, log b; numbers: constant."""
-    inverse = exp(-theta[1])
+    root = exp_finite(-0.5 * theta[1])
     d = theta[0] - x
-    scaled = tl.abs(d) * inverse
-    return scaled + theta[1] + numbers[0], _sign(d) * inverse, 1.0 - scaled
+    scaled = tl.abs(d) * root * root
+    return scaled + theta[1] + numbers[0], _sign(d) * root * root, 1.0 - scaled
 
 
 @form
@@ -78,17 +79,17 @@ def log_cosh_fixed(x, theta, numbers):
 @triton.jit
 def log_cosh(x, theta, numbers):
     """theta: loc, log b; numbers: constant."""
-    inverse = _inverse_scale(theta[1])
-    d = (theta[0] - x) * inverse
+    root = exp_finite(-0.5 * theta[1])
+    d = (theta[0] - x) * root * root
     value, slope = _log_cosh(d)
-    return value + theta[1] + numbers[0], slope * inverse, 1.0 - d * slope
+    return value + theta[1] + numbers[0], slope * root * root, 1.0 - d * slope
 
 
 @form
 @triton.jit
 def student_t_fixed(x, theta, numbers):
     """theta: loc; numbers: 1 / (b sqrt(df)), (df + 1) / 2, constant."""
-    value, pull, _ = _log1p_square((theta[0] - x) * numbers[0])
+    value, pull = _log1p_square((theta[0] - x) * numbers[0])
     return numbers[1] * value + numbers[2], 2.0 * numbers[1] * pull * numbers[0]
 
 
@@ -96,24 +97,27 @@ def student_t_fixed(x, theta, numbers):
 @triton.jit
 def student_t(x, theta, numbers):
     """theta: loc, log b; numbers: 1 / sqrt(df), (df + 1) / 2, constant."""
-    inverse = _inverse_scale(theta[1]) * numbers[0]
-    value, pull, share = _log1p_square((theta[0] - x) * inverse)
+    shrink = exp_finite(-0.5 * theta[1])
+    d = theta[0] - x
+    r = d * shrink * shrink * numbers[0]
+    root: tl.constexpr = 1e150 if r.dtype == tl.float64 else 1e18
+    # Far out r may overflow where log(1 + r^2) = 2 (log |d| - s - log(df)/2) does not.
+    far = tl.abs(r) > root
+    square = tl.where(far, 0.0, r * r)
+    size = tl.log(tl.where(far, tl.abs(d), 1.0))
+    value = tl.where(far, 2.0 * ((size - theta[1]) + tl.log(numbers[0])), log1p(square))
+    pull = tl.where(far, 1.0, r) / tl.where(far, d, square + 1.0)
+    share = tl.where(far, 1.0, r * pull)
+    by = tl.where(far, 1.0, shrink)
+    pull = pull * by * by * tl.where(far, 1.0, numbers[0])
     twice = 2.0 * numbers[1]
-    return numbers[1] * value + theta[1] + numbers[2], twice * pull * inverse, 1.0 - twice * share
+    return numbers[1] * value + theta[1] + numbers[2], twice * pull, 1.0 - twice * share
 
 
 @triton.jit
 def _sign(x):
     # NaN and 0 stay.
     return tl.where(x > 0.0, 1.0, tl.where(x < 0.0, -1.0, x))
-
-
-@triton.jit
-def _inverse_scale(log_scale):
-    """e^-s, finite: an exact 0 times it stays 0."""
-    e = exp(-log_scale)
-    largest: tl.constexpr = 1.7976931348623157e308 if e.dtype == tl.float64 else 3.4028234e38
-    return tl.where(e > largest, largest, e)
 
 
 @triton.jit
@@ -132,11 +136,11 @@ def _log_cosh(d):
 
 @triton.jit
 def _log1p_square(r):
-    """log(1 + r^2), r / (1 + r^2) and r^2 / (1 + r^2), also where r^2 overflows."""
+    """log(1 + r^2) and r / (1 + r^2), also where r^2 overflows."""
     a = tl.abs(r)
     root: tl.constexpr = 1e150 if r.dtype == tl.float64 else 1e18
     far = a > root
     square = tl.where(far, a, r * r)
     pull = tl.where(far, 1.0 / r, r / (square + 1.0))
     value = log1p(square)
-    return tl.where(far, 2.0 * value, value), pull, tl.where(far, 1.0, r * pull)
+    return tl.where(far, 2.0 * value, value), pull

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._math import exp, expm1, log1p, log1p_unit
+from .._math import exp, exp_finite, expm1, finite, log1p, log1p_unit
 from ._base import heavy_form
 
 
@@ -37,11 +37,11 @@ def bin_nll(d, half_bin, log_bin, log_scale, first, last):
     With u, l the standardised edges and w = u - l it is sigmoid(u) sigmoid(-l) (1 - e^-w): -log of
     it is a sum of three positive terms. The first and last bin lack the terms of their open side.
     """
-    largest: tl.constexpr = 1.7976931348623157e308 if d.dtype == tl.float64 else 3.4028234e38
-    inverse = _within(exp(-log_scale), largest)
-    upper = _within((d + half_bin) * inverse, largest)
-    lower = _within((d - half_bin) * inverse, largest)
-    width = _within(2.0 * half_bin * inverse, largest)
+    # e^-s is (root root), which may overflow where times a distance it does not.
+    root = exp_finite(-0.5 * log_scale)
+    upper = finite((d + half_bin) * root * root)
+    lower = finite((d - half_bin) * root * root)
+    width = finite(2.0 * half_bin * root * root)
     inside = (first | last) == 0
 
     # softplus(-upper) and softplus(lower) with their derivatives from one exp each.
@@ -63,11 +63,11 @@ def bin_nll(d, half_bin, log_bin, log_scale, first, last):
     beyond = tl.where(upper > 0.0, qu, 1.0 - qu)
     before = tl.where(lower > 0.0, 1.0 - ql, ql)
     # sigmoid(-u) - sigmoid(l) as the product that does not cancel, its sign that of -(u + l).
-    both = _within(upper + lower, largest)
+    both = finite(upper + lower)
     product = tl.where(both > 0.0, -((1.0 - beyond) * before), beyond * (1.0 - before))
     middle = product * -expm1(-tl.abs(both))
     share = tl.where(narrow, 1.0, width * left_out / rise)
-    to_loc = inverse * tl.where(first, beyond, tl.where(last, -before, middle))
+    to_loc = tl.where(first, beyond, tl.where(last, -before, middle)) * root * root
     to_log_scale = (
         tl.where(last, 0.0, upper * beyond)
         - tl.where(first, 0.0, lower * before)
@@ -75,8 +75,3 @@ def bin_nll(d, half_bin, log_bin, log_scale, first, last):
     )
     value = tl.where(last, 0.0, over) + tl.where(first, 0.0, under) - tl.where(inside, mass, 0.0)
     return value, to_loc, to_log_scale
-
-
-@triton.jit
-def _within(x, bound: tl.constexpr):
-    return tl.where(x < -bound, -bound, tl.where(x > bound, bound, x))

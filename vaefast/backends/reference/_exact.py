@@ -1,0 +1,53 @@
+"""What formulas are made of where plain operators would have a wrong derivative or overflow."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def clamp(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    """`x` cut off at closed bounds: its derivative is 1 on and between them, and 0 outside.
+
+    `torch.clamp` and `torch.maximum` differ at the bound itself between versions and overloads.
+    NaN stays.
+    """
+    if low is not None:
+        x = torch.where(x < low, low, x)
+    return x if high is None else torch.where(x > high, high, x)
+
+
+def decayed(x: Tensor, log_scale: Tensor, *, finite: bool = False) -> Tensor:
+    """x e^-s, where e^-s alone may overflow: an exact 0 stays 0, and a small x is scaled right.
+
+    e^-s is applied as two equal factors, both finite, outside the graph. What carries the
+    derivatives in s is a factor e^(s' - s) of value 1, s' being s itself, so that autograd
+    multiplies the result, and no factor, by what it needs: right to any order. With `finite` the
+    result is cut off at a quarter of the largest number, so that twice it, which the derivative of
+    its square has, is one too.
+    """
+    fixed = log_scale.detach()
+    largest = torch.finfo(fixed.dtype).max
+    root = torch.exp((-0.5 * fixed).clamp(max=math.log(largest) - 0.01))
+    change = torch.where(fixed.isinf(), 0.0, log_scale - fixed)
+    result = x * root * root
+    if finite:
+        result = clamp(result, -0.25 * largest, 0.25 * largest)
+    return result * torch.exp(-change)
+
+
+def whitened(distance: Tensor, log_variance: Tensor, *, finite: bool = False) -> Tensor:
+    """d / sigma: its square is d^2 e^-logvar wherever that is finite."""
+    return decayed(distance, 0.5 * log_variance, finite=finite)
+
+
+def difference_of_squares(a: Tensor, b: Tensor) -> Tensor:
+    """a^2 - b^2 for finite a and b, also where both squares overflow and are about the same."""
+    top = math.sqrt(torch.finfo(a.dtype).max)
+    large = (a.detach().abs() > top) | (b.detach().abs() > top)
+    wide_a, wide_b = torch.where(large, a, 0.0), torch.where(large, b, 0.0)
+    # Elsewhere the product would give a's gradient an error of b's size.
+    product = (wide_a - wide_b) * (0.5 * wide_a + 0.5 * wide_b)
+    return torch.where(large, 0.0, a).square() - torch.where(large, 0.0, b).square() + 2 * product
