@@ -231,7 +231,7 @@ def _betas(schedule: str | Tensor, steps: int, device: torch.device) -> Tensor:
             )
         return betas.to(device)
     _args.one_of("schedule", schedule, ("sigmoid", "linear"))
-    at = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    at = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device="cpu")
     if schedule == "sigmoid":
         curve = torch.sigmoid(_REACH * (2 * at - 1))
         at = (curve - curve[0]) / (curve[-1] - curve[0])

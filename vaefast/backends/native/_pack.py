@@ -88,7 +88,7 @@ def _large(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         capsule = _C.buffer(shape, DTYPES[dtype])
         if capsule is not None:
             return _filled(from_dlpack(capsule))
-    tensor = torch.empty(shape, dtype=dtype)
+    tensor = torch.empty(shape, dtype=dtype, device="cpu")
     if tensor.nbytes >= _HUGE:
         _C.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
     return tensor
