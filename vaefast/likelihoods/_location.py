@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from ._base import (
+    POSITIVE,
+    REAL,
+    Domain,
     Form,
     Likelihood,
     Noise,
@@ -58,6 +61,9 @@ class Gaussian(Likelihood):
         fixed = math.log(self.std) if self.const else 0.0
         return Form("gaussian_fixed", params, (0.5 / self.std**2, constant + fixed))
 
+    def domain(self, name: str) -> Domain:
+        return POSITIVE if name == "std" else REAL
+
     def mean(self, params: Params) -> Tensor:
         return as_tuple(params)[0]
 
@@ -101,6 +107,9 @@ class Laplace(Likelihood):
             return Form("laplace_scalar", (*params, scale), (constant,), scalar=1)
         fixed = math.log(self.scale) if self.const else 0.0
         return Form("laplace_fixed", params, (1 / self.scale, constant + fixed))
+
+    def domain(self, name: str) -> Domain:
+        return POSITIVE if name == "scale" else REAL
 
     def mean(self, params: Params) -> Tensor:
         return as_tuple(params)[0]

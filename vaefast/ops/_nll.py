@@ -96,12 +96,21 @@ class _NLL(torch.autograd.Function):
             )
         else:
             made = iter(saved[count + 4 :])
+            if mask is not None and options.reduce == "sample" and need[options.scalar]:
+                kept = mask.expand(params[0].shape[options.lead - 1 :]).flatten(1).any(1)
+                upstream = torch.where(kept, upstream, 0.0)
             grads = [
                 times_upstream(next(made), index, params[index], upstream, options, backend)
                 if need[index]
                 else None
                 for index in range(count)
             ]
+            if mask is not None and options.reduce == "sample":
+                # A stored 0 times a sample's infinite gradient is no number.
+                grads = [
+                    g if g is None or index == options.scalar else torch.where(mask, g, 0.0)
+                    for index, g in enumerate(grads)
+                ]
         return (None,) * 7 + tuple(grads)
 
 
@@ -191,7 +200,9 @@ def densified(values: Tensor, sparse: Sequence[Tensor], row: Sequence[int]) -> T
         return values
     starts, columns = sparse
     shape = (len(starts) - 1, *row)
-    whole = torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)
+    whole = torch.sparse_csr_tensor(
+        starts, columns, values, shape, device=values.device, check_invariants=False
+    )
     return whole.to_dense()
 
 

@@ -35,7 +35,7 @@ def run(
 ) -> Tensor:
     """-log p(target | params [R, C, S]), reduced as `options` says."""
     backend = backends.select(params.device.type)
-    if backend == "reference" or needs_reference(weight, *target):
+    if backend == "reference" or needs_reference(weight, *target) or not params.numel():
         return reference.row_nll(params, target, mask, weight, options)
     if grad_needed(params):
         loss: Tensor = _RowNLL.apply(params, mask, weight, options, backend, *target)
@@ -83,6 +83,10 @@ class _RowNLL(torch.autograd.Function):
             if options.reduce == "sample":
                 upstream = upstream.repeat_interleave(options.segments).view(-1, 1, 1)
             grad = scaled(grads[0], upstream, left, backend)
+            if mask is not None and options.reduce == "sample":
+                # A stored 0 times a sample's infinite gradient is no number.
+                kept = mask.repeat(len(grad) // len(mask), 1).unsqueeze(1)
+                grad = torch.where(kept, grad, 0.0)
         return (grad, None, None, None, None, *[None] * ctx.targets)
 
 
