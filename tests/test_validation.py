@@ -81,7 +81,7 @@ def test_one_parameter_for_all_rows(backend: Target) -> None:
     mu, x = torch.ones(3, 4, device=backend.device), torch.ones(3, 4, device=backend.device)
     theta = torch.tensor([1.0, -1.0, 2.0, 3.0], device=backend.device)
     mask = torch.tensor([True, False, True, True], device=backend.device)
-    with pytest.raises(ValueError, match="theta.* must be positive, got -1.0"):
+    with pytest.raises(ValueError, match=r"theta.* must be positive, got -1.0"):
         vf.nll((mu, theta), x, "negative_binomial", validate=True)
     vf.nll((mu, theta), x, "negative_binomial", mask=mask, validate=True)
 
@@ -149,7 +149,7 @@ def test_the_posterior_and_the_prior(backend: Target, param: str) -> None:
     assert nn.GaussianKL(param=param)(mu, bad, mu, bad, mask=mask).isfinite()
     # A clamp that leaves it positive is the posterior's.
     nn.GaussianKL(param=param, clamp=(0.1, 5.0))(mu, bad)
-    with pytest.raises(ValueError, match="must be positive, got 0.0"):
+    with pytest.raises(ValueError, match=r"must be positive, got 0.0"):
         nn.GaussianKL(param=param, clamp=(0.0, 5.0))(mu, bad)
     nn.Reparameterize()(mu, bad)
 

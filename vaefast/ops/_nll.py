@@ -96,8 +96,9 @@ class _NLL(torch.autograd.Function):
             )
         else:
             made = iter(saved[count + 4 :])
-            if mask is not None and options.reduce == "sample" and need[options.scalar]:
-                kept = mask.expand(params[0].shape[options.lead - 1 :]).flatten(1).any(1)
+            if mask is not None and options.reduce == "sample" and options.scalar >= 0:
+                shape = params[0].shape[options.lead - 1 :]
+                kept = mask.expand(shape).reshape(shape[0], -1).any(1)
                 upstream = torch.where(kept, upstream, 0.0)
             grads = [
                 times_upstream(next(made), index, params[index], upstream, options, backend)
