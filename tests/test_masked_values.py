@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import cases
 import likelihood_cases
@@ -113,9 +113,19 @@ def _loss_hidden(mask: Tensor, reduction: str, lead: tuple[int, ...]) -> Tensor 
 def test_every_likelihood(
     backend: Target, case: likelihood_cases.LikelihoodCase, kind: str
 ) -> None:
+    check_likelihood(backend, case, kind, itertools.product(REDUCTIONS, (None, 2)))
+
+
+def check_likelihood(
+    backend: Target,
+    case: likelihood_cases.LikelihoodCase,
+    kind: str,
+    settings: Iterable[tuple[str, int | None]],
+) -> None:
+    """Under each reduction and number of samples."""
     mask = _mask(kind, backend.device)
     wide = _aligned(mask)
-    for reduction, samples in itertools.product(REDUCTIONS, (None, 2)):
+    for reduction, samples in settings:
         rng = random.Random(0)
         lead = () if samples is None else (samples,)
         full = (*lead, 4, 5)
@@ -198,6 +208,11 @@ ROW_MODELS = {
 
 @pytest.mark.parametrize("name", ROW_MODELS)
 def test_every_likelihood_with_classes(backend: Target, name: str) -> None:
+    check_classes(backend, name, itertools.product(REDUCTIONS, (None, 2)))
+
+
+def check_classes(backend: Target, name: str, settings: Iterable[tuple[str, int | None]]) -> None:
+    """Under each reduction and number of samples."""
     model, device = ROW_MODELS[name], backend.device
     rng = random.Random(0)
     last = name == "categorical last" or "multinomial" in name
@@ -218,7 +233,7 @@ def test_every_likelihood_with_classes(backend: Target, name: str) -> None:
         if name.startswith("categorical")
         else ~per_position.unsqueeze(-1 if "multinomial" in name else 1)
     ).expand(target.shape)
-    for reduction, samples in itertools.product(REDUCTIONS, (None, 2)):
+    for reduction, samples in settings:
         lead = () if samples is None else (samples,)
         shape = (*positions, classes) if last else (4, classes, *positions[1:])
         at = -1 if last else len(lead) + 1

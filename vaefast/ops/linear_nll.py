@@ -89,6 +89,10 @@ def linear_nll(
     """
     model = likelihoods.resolve(likelihood)
     _args.one_of("reduction", reduction, _args.REDUCTIONS)
+    if reduction == "none" and not isinstance(model, RowLikelihood):
+        raise ValueError(
+            "reduction='none' would store what linear_nll avoids; take 'sample' or another"
+        )
     weights, biases, width = _heads(h, weight, bias)
     links = links_for(link, model, len(weights))
     dtype = _gemm_dtype(h)
@@ -112,7 +116,7 @@ def linear_nll(
         form, numbers, lead = rows.form, rows.numbers, rows.lead
         parts = _csr(target) if sparse else rows.target
         elements, each = rows.positions[lead - 1 :], 1
-        inside = model.inside(params[0], target)
+        inside = model.inside(params[0], target) if validate else None
     else:
         if isinstance(model, likelihoods.Gaussian) and model.std == "optimal":
             raise ValueError("linear_nll needs a std that does not depend on the whole batch")
@@ -129,7 +133,8 @@ def linear_nll(
         check_target(target, model, inside, mask)
         check_params(model.named_params(()), model, mask, elements)
     if not shape.numel():
-        return of_nothing((h, *weights, *biases, scalar, sample_weight), shape, lead, reduction)
+        leaves = (h, *weights, *biases, scalar)
+        return of_nothing(leaves, sample_weight, shape, lead, reduction)
     flat = h.reshape(h.shape[:-1].numel(), h.shape[-1])
     by_row = _by_row(mask, elements, each)
     if by_row is not None:
@@ -164,10 +169,6 @@ def linear_nll(
     if reduction == "mean" and mask is not None:
         return _args.over_kept(loss / (shape.numel() // elements.numel()), 1, mask, elements)
     if reduction == "none":
-        if not isinstance(model, RowLikelihood):
-            raise ValueError(
-                "reduction='none' would store what linear_nll avoids; take 'sample' or another"
-            )
         return loss.view(shape)
     if reduction == "sample":
         return loss.view(*shape[:lead], -1).sum(-1)

@@ -87,7 +87,7 @@ def nll(
         state = random.make_state(target, target.shape[0], seed, generator)
     shape = tensors[0].shape
     if not shape.numel():
-        return of_nothing((*tensors, weight), shape, lead, reduction)
+        return of_nothing(tensors, weight, shape, lead, reduction)
     if form.name == "gaussian_optimal":
         return _optimal(tensors[0], target, mask, weight, form, model, lead, reduction)
     how, factor = _kernel_reduction(reduction, shape, lead)
@@ -130,7 +130,7 @@ def row_nll(
     if validate:
         check_target(target, model, model.inside(params, target), mask)
     if not positions.numel():
-        return of_nothing((rows.params, weight), positions, lead, reduction)
+        return of_nothing((rows.params,), weight, positions, lead, reduction)
     how, factor = _kernel_reduction(reduction, positions, lead)
     inner = rows.params.shape[2]
     flat = (per_sample.numel() // inner, inner)
@@ -156,17 +156,20 @@ def _validate(
 
 
 def of_nothing(
-    given: Sequence[Tensor | None], shape: torch.Size, lead: int, reduction: str
+    params: Sequence[Tensor | None],
+    weight: Tensor | None,
+    shape: torch.Size,
+    lead: int,
+    reduction: str,
 ) -> Tensor:
-    """The loss of no elements, of `shape`: 0, with gradients of 0 to what is `given`.
+    """The loss of no elements, of `shape`: 0, with gradients of 0 to what is given.
 
     No kernel is called: an empty tensor has no address.
     """
-    tensors = [t for t in given if t is not None]
-    total = sum(t.reshape(-1)[:0].to(_args.compute_dtype(*tensors)).sum() for t in tensors)
-    assert isinstance(total, Tensor)
+    dtype = _args.compute_dtype(*params)
+    none = [t.reshape(-1)[:0].to(dtype) for t in (*params, weight) if t is not None]
     size = {"none": shape, "sample": shape[:lead]}.get(reduction, torch.Size())
-    return total.expand(size).clone()
+    return torch.cat(none).sum().expand(size).clone()
 
 
 def check_layout(target: Tensor) -> bool:
