@@ -21,7 +21,7 @@ ROOT = HERE.parent.parent
         ("kernel_checks.py", 200),
         ("row_checks.py", 50),
         ("pair_checks.py", 50),
-        ("edge_checks.py", 80),
+        ("edge_checks.py", 60),
     ],
 )
 def test_kernels_in_the_interpreter(tmp_path, file, least):
