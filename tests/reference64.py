@@ -71,19 +71,20 @@ def weighted(elements: Tensor, mask: Tensor | None, weight: Tensor | None, lead:
 
 
 def reduced(elements: Tensor, reduction: str, mask: Tensor | None, lead: int = 1) -> Tensor:
-    """Weighted elements `[*lead, ...]` under a reduction of the public functions."""
+    """Weighted elements `[*lead, ...]` under a reduction of the public functions, whose means over
+    nothing are 0."""
     samples = elements.shape[:lead]
     each = elements.reshape(*samples, elements.shape[lead:].numel()).sum(-1)
     if reduction == "mean" and mask is not None:
         ones = weighted(torch.ones_like(elements), mask, None, lead)
-        return elements.sum() / ones.sum()
+        return elements.sum() / ones.sum().clamp(min=1)
     return {
         "none": lambda: elements,
         "sample": lambda: each,
-        "batchmean": lambda: each.mean(),
+        "batchmean": lambda: each.sum() / max(1, each.numel()),
         "sum": lambda: elements.sum(),
-        "mean": lambda: elements.mean(),
-        "dim": lambda: elements.mean(0),
+        "mean": lambda: elements.sum() / max(1, elements.numel()),
+        "dim": lambda: elements.sum(0) / max(1, len(elements)),
     }[reduction]()
 
 

@@ -156,23 +156,20 @@ def test_empty_batches_and_zero_widths(backend):
         assert torch.equal(kl, torch.zeros(shape[:1], device=backend.device))
         (z.sum() + kl.sum() + vf.nll(mu, mu.detach(), "gaussian", reduction="sum")).backward()
         assert mu.grad.shape == shape
-        batch = shape[0]
         for reduction in ("batchmean", "mean"):
             values = [
                 vf.gaussian_kl(mu, mu, reduction=reduction),
                 vf.nll(mu, mu.detach(), "bernoulli", reduction=reduction),
             ]
-            nothing = batch == 0 if reduction == "batchmean" else mu.numel() == 0
             for value in values:
-                # As torch's mean over nothing.
-                assert bool(value.isnan()) == nothing, (shape, reduction)
+                assert value == 0, (shape, reduction)
 
 
 def test_a_mask_over_everything(backend):
     mu = torch.ones(3, 4, device=backend.device)
     mask = torch.zeros(3, 4, dtype=torch.bool, device=backend.device)
     assert vf.gaussian_kl(mu, mu, mask=mask) == 0
-    assert vf.gaussian_kl(mu, mu, mask=mask, reduction="mean").isnan()
+    assert vf.gaussian_kl(mu, mu, mask=mask, reduction="mean") == 0
     assert vf.nll(mu, mu, "gaussian", mask=mask, reduction="sum") == 0
 
 

@@ -89,8 +89,7 @@ class NllCase:
         assert got.dtype == self.compute
         assert_close64(got, want, self.compute, slack=4)
         assert got.requires_grad == want.requires_grad
-        # The gradient of a mean over nothing is nobody's.
-        if not got.requires_grad or not torch.isfinite(want).all():
+        if not got.requires_grad:
             return
         upstream = cases.normal(tuple(got.shape), self.rng)
         if self.rng.random() < 0.3:

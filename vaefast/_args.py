@@ -219,6 +219,19 @@ def log(value: Any) -> Any:
     return torch.log(value) if isinstance(value, Tensor) else math.log(value)
 
 
+def mean(values: Tensor) -> Tensor:
+    """The mean in float32 or wider; 0 over no values, where torch's is NaN."""
+    wide = values.to(compute_dtype(values))
+    return wide.mean() if wide.numel() else wide.sum()
+
+
+def over_kept(loss: Tensor, total: int, mask: Tensor, shape: torch.Size) -> Tensor:
+    """`loss`, a mean over `total` elements, as the mean over those of `shape` that the mask keeps;
+    0 where it keeps none."""
+    kept = mask.expand(shape).sum()
+    return torch.where(kept > 0, loss * total / kept.clamp(min=1), 0.0)
+
+
 def matrix(tensor: Tensor, rows: int, cols: int, dtype: torch.dtype) -> Tensor:
     """`tensor` as `[rows, cols]` in `dtype`: itself where it is, as a view of it would be one node
     more in autograd's graph."""

@@ -175,7 +175,7 @@ class CollapseReport:
         active = self.active.flatten().cpu()[order]
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         bars, plane = figure.subplots(1, 2)
-        places = torch.arange(len(kl))
+        places = torch.arange(len(kl), device="cpu")
         for chosen, name, color in ((active, "active", "C0"), (~active, "collapsed", "C3")):
             bars.bar(places[chosen].tolist(), kl[chosen].tolist(), color=color, label=name)
             x = self.variance.flatten().cpu()[order][chosen]

@@ -6,12 +6,23 @@ import torch
 from torch import Tensor, nn
 
 from . import random
-from ._args import REDUCTIONS, Clamp, Param, Reduction, integer, number, number_or_tensor, one_of
+from ._args import (
+    REDUCTIONS,
+    Clamp,
+    Param,
+    Reduction,
+    integer,
+    mask_and_weight,
+    number,
+    number_or_tensor,
+    one_of,
+)
 from ._modules import LikelihoodModule, settings
 from .likelihoods import Likelihood, Params
 from .nn_bounds import ImportanceLoss
 from .nn_linear import LinearNLL
 from .nn_pairwise import MMDLoss, TCLoss
+from .ops._validate import check_scale
 from .ops.elbo_loss import ELBO, elbo_loss
 from .ops.gaussian_kl import FreeBitsPer, gaussian_kl
 from .ops.nll import nll
@@ -37,6 +48,8 @@ class Reparameterize(nn.Module):
         sample_in_eval: draw z in evaluation mode too. Without it `eval()` makes the module return
             mu (an expanded view, `[num_samples, B, *latent]`, where several samples are asked
             for), so that a model evaluates deterministically.
+        validate: check that a scale that is a std or variance is positive. It waits for the
+            device, and is left out under `torch.compile`.
 
     Shape:
         mu and scale `[B, *latent]`; z `[B, *latent]` or `[num_samples, B, *latent]`.
@@ -64,6 +77,7 @@ class Reparameterize(nn.Module):
         min_std: float = 0.0,
         clamp: Clamp = None,
         sample_in_eval: bool = False,
+        validate: bool = True,
     ) -> None:
         super().__init__()
         min_std = transform_of(param, min_std, clamp).min_std
@@ -73,7 +87,7 @@ class Reparameterize(nn.Module):
         self.temperature = number("temperature", temperature)
         self.param: Param = param
         self.min_std, self.clamp = min_std, clamp
-        self.sample_in_eval = sample_in_eval
+        self.sample_in_eval, self.validate = sample_in_eval, validate
 
     def forward(
         self,
@@ -88,6 +102,8 @@ class Reparameterize(nn.Module):
         """A sample of the posterior; arguments as in `rsample`."""
         if not (self.training or self.sample_in_eval):
             return mu if self.num_samples is None else mu.expand(self.num_samples, *mu.shape)
+        if self.validate and not torch.compiler.is_compiling():
+            check_scale("scale", scale, self.param, self.clamp)
         return rsample(
             mu,
             scale,
@@ -111,6 +127,7 @@ class Reparameterize(nn.Module):
             min_std=0.0,
             clamp=None,
             sample_in_eval=False,
+            validate=True,
         )
 
 
@@ -119,6 +136,7 @@ class GaussianKL(nn.Module):
 
     Args:
         free_bits, free_bits_per, param, min_std, clamp, reduction: as in `gaussian_kl`.
+        validate: as in `Reparameterize`; what the mask leaves out is not looked at.
 
     Raises:
         ValueError: a setting is unknown or out of range.
@@ -139,6 +157,7 @@ class GaussianKL(nn.Module):
         min_std: float = 0.0,
         clamp: Clamp = None,
         reduction: Reduction = "batchmean",
+        validate: bool = True,
     ) -> None:
         super().__init__()
         min_std = transform_of(param, min_std, clamp).min_std
@@ -149,6 +168,7 @@ class GaussianKL(nn.Module):
         self.param: Param = param
         self.min_std, self.clamp = min_std, clamp
         self.reduction: Reduction = reduction
+        self.validate = validate
 
     def forward(
         self,
@@ -161,6 +181,10 @@ class GaussianKL(nn.Module):
         weight: Tensor | None = None,
     ) -> Tensor:
         """The KL; arguments as in `gaussian_kl`."""
+        if self.validate and self.param in ("std", "var") and not torch.compiler.is_compiling():
+            shown, _ = mask_and_weight(mask, None, mu.shape, mu)
+            check_scale("scale", scale, self.param, self.clamp, shown, mu.shape)
+            check_scale("prior_scale", prior_scale, self.param, None, shown, mu.shape)
         return gaussian_kl(
             mu,
             scale,
@@ -185,6 +209,7 @@ class GaussianKL(nn.Module):
             min_std=0.0,
             clamp=None,
             reduction="batchmean",
+            validate=True,
         )
 
 
@@ -196,8 +221,8 @@ class NLL(nn.Module):
             this module's: an `nn.Parameter` is trained with the others, any other tensor is a
             buffer.
         reduction: as in `nll`.
-        validate: check that targets lie in the likelihood's support. It waits for the device, and
-            is left out under `torch.compile`.
+        validate: check that targets lie in the likelihood's support and parameters are such as it
+            takes. It waits for the device, and is left out under `torch.compile`.
 
     Raises:
         TypeError, ValueError: a setting is unknown.
@@ -259,7 +284,7 @@ class ELBOLoss(nn.Module):
     `beta` and `capacity` are plain attributes: a schedule assigns to them.
 
     Args:
-        likelihood, validate: as in `NLL`.
+        likelihood, validate: as in `NLL`; the posterior's and the prior's std or variance too.
         beta, capacity, free_bits, free_bits_per, reduction, param, min_std, clamp: as in
             `elbo_loss`.
 

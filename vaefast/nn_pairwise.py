@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._args import Clamp, Param, number_or_tensor, one_of
+from ._args import Clamp, Param, mean, number_or_tensor, one_of
+from .ops._validate import check_scale
 from .ops.mmd import Kernel, denominators, mmd
 from .ops.rsample import transform_of
 from .ops.tc_terms import Method, tc_terms, weights
@@ -38,6 +39,7 @@ class TCLoss(nn.Module):
         alpha, beta, gamma: weights of the mutual information, the total correlation and the
             dimension-wise KL; the KL itself where all are 1.
         method, param, min_std, clamp, gather, group: as in `tc_terms`.
+        validate: as in `Reparameterize`.
 
     Returns:
         `TCPenalty(loss, mi, tc, dim_kl)` from `forward`, means over the batch in nats, all but
@@ -68,6 +70,7 @@ class TCLoss(nn.Module):
         clamp: Clamp = None,
         gather: bool = False,
         group: ProcessGroup | None = None,
+        validate: bool = True,
     ) -> None:
         super().__init__()
         min_std = transform_of(param, min_std, clamp).min_std
@@ -80,9 +83,12 @@ class TCLoss(nn.Module):
         self.param: Param = param
         self.min_std, self.clamp = min_std, clamp
         self.gather, self.group = gather, group
+        self.validate = validate
 
     def forward(self, z: Tensor, mu: Tensor, scale: Tensor) -> TCPenalty:
         """The penalty of samples z of the posteriors (mu, scale), all `[B, *latent]`."""
+        if self.validate and not torch.compiler.is_compiling():
+            check_scale("scale", scale, self.param, self.clamp)
         terms = tc_terms(
             z,
             mu,
@@ -95,7 +101,7 @@ class TCLoss(nn.Module):
             gather=self.gather,
             group=self.group,
         )
-        mi, tc, dim_kl = (term.mean() for term in terms)
+        mi, tc, dim_kl = (mean(term) for term in terms)
         loss = self.alpha * mi + self.beta * tc + self.gamma * dim_kl
         return TCPenalty(loss, mi.detach(), tc.detach(), dim_kl.detach())
 

@@ -9,7 +9,9 @@ namespace {
 template <class T>
 void multiply(const ScaleArgs& args) {
   const View& up = args.upstream;
-  if (up.col_stride == 0 && up.row_stride == 0 && args.shape.rows > 0) {
+  // An upstream gradient of no elements has no address.
+  if (args.shape.rows == 0 || args.shape.cols == 0) return;
+  if (up.col_stride == 0 && up.row_stride == 0) {
     T value = T(0);
     widen(up.dtype, up.data, &value, 1);
     if (value * T(args.factor) == T(1)) return;

@@ -237,17 +237,18 @@ VAEFAST_FN double sum(const float* values, int64_t n) {
 
 VAEFAST_FN double sum(const double* values, int64_t n) { return sum_wide(values, n); }
 
-// Elements that the mask leaves out become 0, whatever they were; the others are weighed.
+// Elements are weighed; those that the mask leaves out become 0, whatever they and their weights
+// were.
 template <class T>
 static void weigh(const View& mask, const View& weight, const Tile& tile, T* values, T* buffer) {
   const int64_t n = tile.size();
-  if (mask) {
-    const T* keep = load(mask, tile, buffer);
-    for (int64_t i = 0; i < n; ++i) values[i] = keep[i] != T(0) ? values[i] : T(0);
-  }
   if (weight) {
     const T* factor = load(weight, tile, buffer);
     for (int64_t i = 0; i < n; ++i) values[i] *= factor[i];
+  }
+  if (mask) {
+    const T* keep = load(mask, tile, buffer);
+    for (int64_t i = 0; i < n; ++i) values[i] = keep[i] != T(0) ? values[i] : T(0);
   }
 }
 

@@ -171,20 +171,21 @@ struct Evaluate {
     for (int l = 0; l < V; ++l) target[l] = u[l] <= target[l] ? T(1) : T(0);
   }
 
-  // Elements that the mask leaves out become 0, whatever they were; the others are weighed.
+  // Elements are weighed; those that the mask leaves out become 0, whatever they and their weights
+  // were.
   VAEFAST_MEMBER void weigh(const Weights& weights, T* values) const {
     if constexpr (kPlain) return;
-    if (mask) {
-      T keep[V];
-      decode<kAny, true>(mask, weights.mask, keep);
-#pragma unroll
-      for (int l = 0; l < V; ++l) values[l] = keep[l] != T(0) ? values[l] : T(0);
-    }
     if (weight) {
       T by[V];
       decode<kAny, true>(weight, weights.weight, by);
 #pragma unroll
       for (int l = 0; l < V; ++l) values[l] *= by[l];
+    }
+    if (mask) {
+      T keep[V];
+      decode<kAny, true>(mask, weights.mask, keep);
+#pragma unroll
+      for (int l = 0; l < V; ++l) values[l] = keep[l] != T(0) ? values[l] : T(0);
     }
   }
 };

@@ -121,8 +121,8 @@ struct Forward {
     if constexpr (!kPlain) {
 #pragma unroll
       for (int j = 0; j < V; ++j) {
-        kl[j] = v.keeps(in, j) ? kl[j] : T(0);
         if (in.weight) kl[j] *= v.weight[j];
+        kl[j] = v.keeps(in, j) ? kl[j] : T(0);
       }
     }
   }

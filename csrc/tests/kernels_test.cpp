@@ -52,12 +52,18 @@ std::vector<T> as(const std::vector<double>& values) {
   return std::vector<T>(values.begin(), values.end());
 }
 
+// The address of no elements: an empty vector may have none, which would read as an absent operand,
+// and what is read here AddressSanitizer sees.
+template <class T>
+T* no_elements() {
+  static T* const none = new T[0];
+  return none;
+}
+
 template <class T>
 View dense(const std::vector<T>& values, int64_t rows, int64_t cols) {
   View view;
-  // An empty vector may have no address, which would read as an absent operand.
-  static const T nothing = T(0);
-  view.data = values.empty() ? &nothing : values.data();
+  view.data = values.empty() ? no_elements<T>() : values.data();
   view.dtype = Type<T>::kDType;
   view.mod = rows > 0 ? rows : 1;
   view.row_stride = cols;
@@ -67,8 +73,7 @@ View dense(const std::vector<T>& values, int64_t rows, int64_t cols) {
 
 template <class T>
 Output out(std::vector<T>& values) {
-  static T nothing;
-  return {values.empty() ? &nothing : values.data(), Type<T>::kDType};
+  return {values.empty() ? no_elements<T>() : values.data(), Type<T>::kDType};
 }
 
 template <class A, class B>
@@ -291,6 +296,22 @@ void test_storage() {
   }
 }
 
+// A gradient of no elements may be scaled by an upstream one that has no memory.
+void test_scale_of_nothing() {
+  const float* const addresses[] = {nullptr, no_elements<float>()};
+  for (const Shape& shape : {Shape{0, 4, 1}, Shape{5, 0, 1}, Shape{0, 0, 1}})
+    for (const float* upstream : addresses)
+      for (DType dtype : {DType::kF64, DType::kF32, DType::kBF16, DType::kF16}) {
+        ScaleArgs a;
+        a.shape = shape;
+        a.grad = {no_elements<float>(), dtype};
+        a.upstream.data = upstream;
+        a.factor = 0.5;
+        a.threads = 2;
+        cpu::scale(a);
+      }
+}
+
 void test_noise() {
   // A value belongs to its place: a piece of the stream equals that piece of the whole.
   const int64_t state[2] = {123456789, 0};
@@ -321,6 +342,7 @@ int main() {
     test_likelihoods(shape);
   }
   test_storage();
+  test_scale_of_nothing();
   test_noise();
   std::printf(failures == 0 ? "all kernels agree\n" : "%d failures\n", failures);
   return failures == 0 ? 0 : 1;

@@ -215,6 +215,11 @@ int main() {
       test_rows({"mixture", mixture, 4, classes, 37, 2, 2, channels, over});
     }
   }
+  for (const RowForm form : {categorical, RowForm::kMultinomial, RowForm::kMultinomialSparse})
+    test_rows({"no rows", form, 0, 7, 1, 1, 1, 1, false});
+  test_rows({"no rows", mixture, 0, 40, 37, 1, 1, 3, false});
+  test_rows({"no positions", categorical, 4, 7, 0, 1, 1, 1, false});
+  test_rows({"no positions", mixture, 4, 40, 0, 1, 1, 3, false});
   test_sparse(5, 7, 1);
   test_sparse(3, 1271, 2);
   test_sparse(130, 20, 1);

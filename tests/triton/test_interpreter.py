@@ -16,7 +16,13 @@ ROOT = HERE.parent.parent
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("file", "least"), [("kernel_checks.py", 200), ("row_checks.py", 50), ("pair_checks.py", 50)]
+    ("file", "least"),
+    [
+        ("kernel_checks.py", 200),
+        ("row_checks.py", 50),
+        ("pair_checks.py", 50),
+        ("edge_checks.py", 60),
+    ],
 )
 def test_kernels_in_the_interpreter(tmp_path, file, least):
     report = tmp_path / "report.xml"

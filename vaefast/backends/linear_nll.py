@@ -227,7 +227,8 @@ def _evaluate(
     backend: str,
 ) -> tuple[Tensor, Maybe, Tensor | None]:
     """The rows' losses, the gradients to `params`, and that to the scalar."""
-    if backend == "reference":
+    # A kernel takes no rows of nothing.
+    if backend == "reference" or not params[0].numel():
         return _differentiated(params, scalar, part, options, need, into_scalar is not None)
     count, width = params[0].shape
     places = [None if t is None else t[:count] for t in into]

@@ -5,6 +5,11 @@ the form reads, and its numbers. Tests, benchmarks and docs walk `registered()`.
 """
 
 from ._base import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    PROBABILITY,
+    REAL,
+    Domain,
     Form,
     Likelihood,
     Noise,
@@ -26,11 +31,16 @@ from ._pixels import DiscretizedLogistic
 from ._rows import Categorical, Multinomial, RowLikelihood, Rows
 
 __all__ = [
+    "NOT_NEGATIVE",
+    "POSITIVE",
+    "PROBABILITY",
+    "REAL",
     "Bernoulli",
     "Categorical",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "DiscretizedLogisticMixture",
+    "Domain",
     "Form",
     "Gaussian",
     "Laplace",

@@ -25,6 +25,21 @@ _rows: dict[str, type[Likelihood]] = {}
 L = TypeVar("L", bound="type[Likelihood]")
 
 
+class Domain(NamedTuple):
+    """The values that a parameter may have: in words, and per element of a tensor."""
+
+    words: str
+    inside: Callable[[Tensor], Tensor]
+
+
+# Any number; NaN and infinities show in the loss.
+REAL = Domain("a number", lambda value: torch.ones_like(value, dtype=torch.bool))
+POSITIVE = Domain("positive", lambda value: value > 0)
+# A rate of 0 is where the smallest exponentials end: its count is 0.
+NOT_NEGATIVE = Domain("at least 0", lambda value: value >= 0)
+PROBABILITY = Domain("in [0, 1]", lambda value: (value >= 0) & (value <= 1))
+
+
 class Form(NamedTuple):
     """A kernel's name, the parameters it reads, its numbers, and which parameter is a scalar."""
 
@@ -72,16 +87,38 @@ class Likelihood:
         """The names of the parameters that must be positive."""
         return frozenset()
 
+    def domain(self, name: str) -> Domain:
+        """The values that the parameter `name` may have, which `validate=True` checks.
+
+        `name` is one of `param_names`, or a field of the dataclass that holds a learned scalar.
+        """
+        return POSITIVE if name in self.positive_params() else REAL
+
+    def named_params(self, params: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """Every tensor that the likelihood computes with by its name: `params`, and learned
+        scalars."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {
+            **dict(zip(self.param_names, params, strict=False)),
+            **{name: value for name, value in own.items() if isinstance(value, Tensor)},
+        }
+
     def fewest_params(self) -> int:
         """The least number of parameter tensors that it takes."""
         return next(
             (
                 count
                 for count in range(1, len(self.param_names))
-                if self._takes(tuple(torch.zeros(1, 1) for _ in range(count)))
+                if self._takes(tuple(self._example() for _ in range(count)))
             ),
             len(self.param_names),
         )
+
+    def _example(self) -> Tensor:
+        """A parameter beside the likelihood's own tensors."""
+        own = (getattr(self, f.name) for f in fields(self))
+        device = next((t.device for t in own if isinstance(t, Tensor)), "cpu")
+        return torch.zeros(1, 1, device=device)
 
     def _takes(self, params: tuple[Tensor, ...]) -> bool:
         with contextlib.suppress(ValueError):

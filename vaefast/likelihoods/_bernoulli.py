@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ._base import Form, Likelihood, Noise, Params, as_tuple, register
+from ._base import PROBABILITY, REAL, Domain, Form, Likelihood, Noise, Params, as_tuple, register
 
 
 @register("bernoulli")
@@ -32,6 +32,9 @@ class Bernoulli(Likelihood):
     def form(self, params: tuple[Tensor, ...]) -> Form:
         self._expect(params, 1)
         return Form("bernoulli" if self.logits else "bernoulli_probs", params, ())
+
+    def domain(self, name: str) -> Domain:
+        return REAL if self.logits else PROBABILITY
 
     def draws_target(self) -> bool:
         return self.binarize

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _args
-from ._base import Form, Likelihood, Noise, Params, as_tuple, register
+from ._base import NOT_NEGATIVE, REAL, Domain, Form, Likelihood, Noise, Params, as_tuple, register
 from ._draws import gamma, poisson
 
 _COUNTS = (*_args.FLOAT_DTYPES, torch.uint8, torch.int32, torch.int64)
@@ -50,6 +50,9 @@ class Poisson(Counts):
     def positive_params(self) -> frozenset[str]:
         return frozenset() if self.log else frozenset({"log_rate"})
 
+    def domain(self, name: str) -> Domain:
+        return REAL if self.log else NOT_NEGATIVE
+
     def form(self, params: tuple[Tensor, ...]) -> Form:
         self._expect(params, 1)
         return Form("poisson" if self.log else "poisson_rate", params, (float(self.const),))
@@ -79,6 +82,9 @@ class NegativeBinomial(Counts):
     def positive_params(self) -> frozenset[str]:
         return frozenset({"mu", "theta"})
 
+    def domain(self, name: str) -> Domain:
+        return NOT_NEGATIVE if name == "mu" else super().domain(name)
+
     def form(self, params: tuple[Tensor, ...]) -> Form:
         self._expect(params, 2)
         return Form("negative_binomial", params, ())
@@ -106,6 +112,9 @@ class ZeroInflatedNegativeBinomial(Counts):
 
     def positive_params(self) -> frozenset[str]:
         return frozenset({"mu", "theta"})
+
+    def domain(self, name: str) -> Domain:
+        return NOT_NEGATIVE if name == "mu" else super().domain(name)
 
     def form(self, params: tuple[Tensor, ...]) -> Form:
         self._expect(params, 3)

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from .._args import log, operand
 from ._base import (
+    POSITIVE,
+    REAL,
+    Domain,
     Form,
     Likelihood,
     Noise,
@@ -65,6 +68,9 @@ class Gaussian(Likelihood):
         fixed = log(std) if self.const else 0.0
         return Form("gaussian_fixed", params, (0.5 / std**2, constant + fixed))
 
+    def domain(self, name: str) -> Domain:
+        return POSITIVE if name == "std" else REAL
+
     def mean(self, params: Params) -> Tensor:
         return as_tuple(params)[0]
 
@@ -109,6 +115,9 @@ class Laplace(Likelihood):
         scale = operand(self.scale)
         fixed = log(scale) if self.const else 0.0
         return Form("laplace_fixed", params, (1 / scale, constant + fixed))
+
+    def domain(self, name: str) -> Domain:
+        return POSITIVE if name == "scale" else REAL
 
     def mean(self, params: Params) -> Tensor:
         return as_tuple(params)[0]

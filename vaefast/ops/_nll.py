@@ -117,6 +117,10 @@ class _NLL(torch.autograd.Function):
                 for index, wanted in enumerate(need)
             ]
         else:
+            if mask is not None and options.reduce == "sample" and options.scalar >= 0:
+                shape = params[0].shape[options.lead - 1 :]
+                any_kept = mask.expand(shape).reshape(shape[0], -1).any(1)
+                upstream = torch.where(any_kept, upstream, 0.0)
             found = iter(made)
             grads = [
                 times_upstream(next(found), i, params[i], upstream, options, backend, overwrite)
@@ -124,6 +128,12 @@ class _NLL(torch.autograd.Function):
                 else None
                 for i in range(len(need))
             ]
+            if mask is not None and options.reduce == "sample":
+                # A stored 0 times a sample's infinite gradient is no number.
+                grads = [
+                    g if g is None or index == options.scalar else torch.where(mask, g, 0.0)
+                    for index, g in enumerate(grads)
+                ]
         return (None,) * (8 + parts) + tuple(grads)
 
 
@@ -195,7 +205,9 @@ def densified(values: Tensor, sparse: Sequence[Tensor], row: Sequence[int]) -> T
         return values
     starts, columns = sparse
     shape = (len(starts) - 1, *row)
-    whole = torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)
+    whole = torch.sparse_csr_tensor(
+        starts, columns, values, shape, device=values.device, check_invariants=False
+    )
     return whole.to_dense()
 
 

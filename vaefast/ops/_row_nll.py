@@ -38,7 +38,7 @@ def run(
 ) -> Tensor:
     """-log p(target | params [R, C, S]), reduced as `options` says."""
     backend = backends.select(params.device)
-    if backend == "reference" or needs_reference(weight, *target):
+    if backend == "reference" or needs_reference(weight, *target) or not params.numel():
         return reference.row_nll(params, target, mask, weight, options)
     options, numbers = settled(options)
     if grad_needed(params):
@@ -87,6 +87,10 @@ class _RowNLL(torch.autograd.Function):
             if options.reduce == "sample":
                 upstream = upstream.repeat_interleave(options.segments).view(-1, 1, 1)
             grad = scaled(made[0], upstream, backend, overwrite, params.dtype)
+            if mask is not None and options.reduce == "sample":
+                # A stored 0 times a sample's infinite gradient is no number.
+                any_kept = mask.repeat(len(grad) // len(mask), 1).unsqueeze(1)
+                grad = torch.where(any_kept, grad, 0.0)
         return (grad, None, None, None, None, None, *[None] * ctx.targets)
 
 

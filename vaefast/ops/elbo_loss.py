@@ -12,6 +12,7 @@ from .._args import Clamp, Param, Reduction
 from ..backends.reference._exact import clamp as closed_clamp
 from ..likelihoods import Likelihood, Params
 from . import _small_nll
+from ._validate import check_scale
 from .gaussian_kl import FreeBitsPer, gaussian_kl, inverse
 from .nll import nll
 
@@ -52,8 +53,8 @@ def elbo_loss(
     """-ELBO = E_q[-log p(x|z)] + beta KL(q(z|x) || p(z)), at one sample z.
 
     Args:
-        params, target, likelihood, mask, validate, seed, generator, offset: of the
-            reconstruction, as in `nll`.
+        params, target, likelihood, mask, seed, generator, offset: of the reconstruction, as in
+            `nll`.
         mu, scale, prior_mu, prior_scale, param, min_std, clamp: of the posterior, as in
             `gaussian_kl`, which is computed here.
         kl: instead of mu and scale: the KL per sample, `[B]`, as `sample_kl` gave it (or
@@ -64,6 +65,7 @@ def elbo_loss(
         weight: on the reconstruction's elements; a `[B]` weight weighs the sample's whole loss.
         reduction: `"batchmean"` (the mean over samples), `"sum"`, `"mean"` (per data element) or
             `"sample"`.
+        validate: as in `nll`, and check that a scale that is a std or variance is positive.
 
     Returns:
         `ELBO(loss, nll, kl)`: nll and kl before beta, capacity and free bits, averaged over the
@@ -106,6 +108,9 @@ def elbo_loss(
     shared: dict[str, Any] = {"param": param, "min_std": min_std, "clamp": clamp}
     if kl is None:
         assert posterior is not None
+        if validate:
+            check_scale("scale", posterior[1], param, clamp)
+            check_scale("prior_scale", prior_scale, param)
         raw = gaussian_kl(
             *posterior,
             prior_mu,
@@ -115,7 +120,7 @@ def elbo_loss(
         )
     else:
         _check_kl(kl, first.shape, lead)
-        raw = kl
+        raw = kl = kl.to(_args.compute_dtype(kl))
     plain = (
         not apart
         and (free_bits == 0) is True
@@ -149,7 +154,7 @@ def elbo_loss(
     if plain:
         _small_nll.keep_elbo(params, target, model, raw)
     if kl is not None and not apart:
-        raw = kl.mean()
+        raw = _args.mean(kl)
     cost = raw
     if free_bits > 0:
         cost = _free_bits(
@@ -169,7 +174,7 @@ def elbo_loss(
     if reduction == "sample":
         return ELBO(loss, data, raw)
     if apart:
-        loss, data, raw = loss.mean(), data.mean(), raw.mean()
+        loss, data, raw = _args.mean(loss), _args.mean(data), _args.mean(raw)
     if reduction == "sum":
         loss = loss * float(_args.count(first.shape[:lead]))
     elif reduction == "mean":
@@ -245,7 +250,7 @@ def _free_bits(
     if per == "total":
         return closed_clamp(raw, low=free_bits)
     floor = closed_clamp(kl, low=free_bits)
-    return floor if apart else floor.mean()
+    return floor if apart else _args.mean(floor)
 
 
 def _per_element(loss: Tensor, shape: torch.Size, mask: Tensor | None) -> Tensor:
@@ -253,4 +258,4 @@ def _per_element(loss: Tensor, shape: torch.Size, mask: Tensor | None) -> Tensor
     if mask is None:
         return loss * inverse(_args.count(shape[1:]))
     aligned = _args.broadcastable("mask", mask, shape, per_sample=True)
-    return loss * shape[0] / aligned.expand(shape).sum()
+    return _args.over_kept(loss, shape[0], aligned, shape)

@@ -109,7 +109,7 @@ def gaussian_kl(
     if free_bits > 0:
         kl = _with_free_bits(kl, free_bits, free_bits_per, reduction, mu.shape)
     if reduction == "mean" and mask is not None:
-        kl = kl * mu.numel() / mask.expand(mu.shape).sum()
+        kl = _args.over_kept(kl, mu.numel(), mask, mu.shape)
     return kl
 
 
@@ -144,8 +144,8 @@ def kernel_reduction(reduction: str, shape: torch.Size) -> tuple[str, float]:
 
 
 def inverse(count: int) -> float:
-    """1 / count; NaN for none, as torch's mean over nothing."""
-    return 1.0 / count if count else float("nan")
+    """1 / count; 0 for none: a mean over nothing is 0."""
+    return 1.0 / count if count else 0.0
 
 
 def _before_free_bits(reduction: str, per: str) -> Reduction:
@@ -173,7 +173,7 @@ def _with_free_bits(
     if per == "sample":
         if reduction == "sample":
             return kl
-        total = kl.mean()
+        total = _args.mean(kl)
     elif per == "dim":
         if reduction == "dim":
             return kl

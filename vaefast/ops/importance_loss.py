@@ -197,4 +197,4 @@ def _dreg(log_w: Tensor, z: Tensor | None) -> Tensor:
 def _reduced(losses: Tensor, reduction: str) -> Tensor:
     if reduction == "sample":
         return losses
-    return losses.mean() if reduction == "batchmean" else losses.sum()
+    return _args.mean(losses) if reduction == "batchmean" else losses.sum()

@@ -11,10 +11,12 @@ from torch import Tensor
 from .. import _args, likelihoods
 from .._args import Reduction
 from ..backends._options import LinearNll
-from ..likelihoods import Likelihood, RowLikelihood
+from ..backends.reference.linear_nll import heads
+from ..likelihoods import REAL, Likelihood, RowLikelihood
 from . import _linear_nll
+from ._validate import check_domain, check_params, check_target
 from .gaussian_kl import inverse
-from .nll import check_layout, check_support, fit
+from .nll import check_layout, fit, of_nothing
 
 Link = Literal["identity", "exp", "softplus"]
 LINKS = ("identity", "exp", "softplus")
@@ -87,6 +89,10 @@ def linear_nll(
     """
     model = likelihoods.resolve(likelihood)
     _args.one_of("reduction", reduction, _args.REDUCTIONS)
+    if reduction == "none" and not isinstance(model, RowLikelihood):
+        raise ValueError(
+            "reduction='none' would store what linear_nll avoids; take 'sample' or another"
+        )
     weights, biases, width = _heads(h, weight, bias)
     links = links_for(link, model, len(weights))
     dtype = _gemm_dtype(h)
@@ -119,14 +125,22 @@ def linear_nll(
         form, numbers, elements = found.name, found.numbers, target.shape
         if found.scalar is not None:
             index, scalar = found.scalar, found.params[found.scalar]
-        values = target.values() if sparse else target
-        inside = model.support(values) if validate else None
-        parts = _csr(target) if sparse else (target.reshape(-1, width),)
-    if inside is not None:
-        check_support(target, model, inside)
+        inside = None
+        parts = _csr(target) if sparse else (target.reshape(target.shape[:-1].numel(), width),)
     shape = torch.Size((*h.shape[: lead - 1], *elements))
     mask, sample_weight = _args.mask_and_weight(mask, sample_weight, elements, target)
-    flat = h.reshape(-1, h.shape[-1])
+    if validate:
+        check_target(target, model, inside, mask)
+        check_params(model.named_params(()), model, mask, elements)
+    if not shape.numel():
+        leaves = (h, *weights, *biases, scalar)
+        return of_nothing(leaves, sample_weight, shape, lead, reduction)
+    flat = h.reshape(h.shape[:-1].numel(), h.shape[-1])
+    by_row = _by_row(mask, elements, each)
+    if by_row is not None:
+        # Of a row that is left out whole, nothing may enter the weights' gradients.
+        kept = by_row.any(1, keepdim=True).repeat(len(flat) // len(by_row), 1)
+        flat = torch.where(kept, flat, 0.0)
     target_rows = len(parts[0]) - (len(parts) == 3)
     options = LinearNll(
         form,
@@ -139,30 +153,52 @@ def linear_nll(
         _rows(memory, weights, links, width, dtype, target_rows),
         1.0,
     )
+    if validate:
+        _check_heads(flat, weights, biases, by_row, model, options)
     loss = _linear_nll.run(
         flat,
         weights,
         biases,
         scalar,
         parts,
-        _by_row(mask, elements, each),
+        by_row,
         _by_row(sample_weight, elements, each),
         options,
         _factor(reduction, shape, lead, mask),
     )
     if reduction == "mean" and mask is not None:
-        return loss / (
-            mask.expand(elements).sum() * (_args.count(shape) // max(1, _args.count(elements)))
-        )
+        copies = _args.count(shape) // _args.count(elements)
+        return _args.over_kept(loss / copies, 1, mask, elements)
     if reduction == "none":
-        if not isinstance(model, RowLikelihood):
-            raise ValueError(
-                "reduction='none' would store what linear_nll avoids; take 'sample' or another"
-            )
         return loss.view(shape)
     if reduction == "sample":
         return loss.view(*shape[:lead], -1).sum(-1)
     return loss
+
+
+@torch.no_grad()
+def _check_heads(
+    h: Tensor,
+    weights: Sequence[Tensor | None],
+    biases: Sequence[Tensor | None],
+    mask: Tensor | None,
+    model: Likelihood,
+    options: LinearNll,
+) -> None:
+    """Raises ValueError where a head without a link gives a parameter that it must not be."""
+    every = zip(model.param_names, weights, biases, options.links, strict=False)
+    for name, w, b, link in every:
+        domain = model.domain(name)
+        if domain is REAL or link != "identity":
+            continue
+        for start in range(0, len(h), options.rows):
+            value = heads(h[start : start + options.rows], w, b, options.dtype)
+            shown = None
+            if mask is not None:
+                place = torch.arange(start, start + len(value), device=h.device) % len(mask)
+                shown = mask[place]
+            what = f"{name} of likelihood {model.name!r}"
+            check_domain(what, value, domain, shown, value.shape)
 
 
 def _factor(reduction: str, shape: torch.Size, lead: int, mask: Tensor | None) -> float | None:

@@ -8,6 +8,7 @@ from .. import _args, random
 from .._args import Clamp, Param
 from ..likelihoods import Likelihood, Params
 from . import _log_ratio
+from ._validate import check_scale
 from .gaussian_kl import check_prior
 from .nll import nll
 from .rsample import transform_of
@@ -46,14 +47,15 @@ def log_weights(
         z: `[K, B, *latent]`, as `rsample(mu, scale, num_samples=K)` gives them; gradients flow
             through it.
         mu, scale: of the posterior that z was drawn from, `[B, *latent]`.
-        likelihood, mask, weight, validate, seed, generator, offset: of the reconstruction, as in
-            `nll`. A mask or weight makes log p(x|z) a weighted sum.
+        likelihood, mask, weight, seed, generator, offset: of the reconstruction, as in `nll`. A
+            mask or weight makes log p(x|z) a weighted sum.
         prior_mu, prior_scale: of a Gaussian prior, as in `gaussian_kl`; None for N(0, I).
         log_prior: instead of them: log p(z), `[K, B]`, of any other prior.
         stop_posterior: no gradient to mu and scale but the one through z: what the bounds `"stl"`
             and `"dreg"` of `importance_loss` take. The score term that it leaves out has mean
             zero under q and variance that does not vanish where q is exact.
         param, min_std, clamp: of scale, as in `rsample`.
+        validate: as in `nll`, and check that a scale that is a std or variance is positive.
 
     Returns:
         `[K, B]` (`[B]` for z without a sample dimension), float32, or float64 if any parameter is.
@@ -76,6 +78,9 @@ def log_weights(
     check_prior(mu, scale, prior_mu, prior_scale)
     _log_ratio.check_samples(z, mu)
     transform = transform_of(param, min_std, clamp)
+    if validate:
+        check_scale("scale", scale, param, clamp)
+        check_scale("prior_scale", prior_scale, param)
     reconstruction = nll(
         params,
         target,

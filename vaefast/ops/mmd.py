@@ -76,6 +76,9 @@ def mmd(
                 f"{points.shape[0]}"
             )
     dims = _args.count(x.shape[1:])
+    if not dims:
+        # All points are the same one.
+        return (x.sum() + y.sum()).to(compute_dtype(x, y))
     options = Mmd(kernel == "rbf", denominators(kernel, scales, dims), unbiased)
     dtype = compute_dtype(x, y)
     return _mmd.run(

@@ -89,14 +89,14 @@ def monte_carlo_kl(
         kl = kl - log_det
     if reduction == "sample":
         return kl
-    return kl.mean() if reduction == "batchmean" else kl.sum()
+    return _args.mean(kl) if reduction == "batchmean" else kl.sum()
 
 
 def _log_prior(
     prior: Callable[[Tensor], Tensor] | Tensor | None, z: Tensor, lead: torch.Size
 ) -> Tensor:
     if prior is None:
-        wide = z.to(_args.compute_dtype(z)).reshape(*lead, -1)
+        wide = z.to(_args.compute_dtype(z)).reshape(*lead, z.shape[len(lead) :].numel())
         return -0.5 * (wide.square().sum(-1) + math.log(2 * math.pi) * wide.shape[-1])
     value = prior if isinstance(prior, Tensor) else prior(z)
     _expect("prior", value, lead)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from ..backends.reference._exact import clamp as closed_clamp
 from ..likelihoods import Form, Likelihood, Params, RowLikelihood
 from ..likelihoods._location import OPTIMAL_VARIANCE
 from . import _nll, _row_nll, _small_nll
+from ._validate import check_params, check_target
 from .gaussian_kl import inverse
 
 
@@ -40,7 +43,9 @@ def nll(
         weight: float, likewise.
         reduction: `"none"` (per element), `"sample"` (`[B]` or `[K, B]`), `"batchmean"` (the mean
             of `"sample"`), `"sum"` or `"mean"` (over elements, or over the mask).
-        validate: check that the target lies in the likelihood's support (waits for the device).
+        validate: check that the target lies in the likelihood's support and that parameters are
+            such as it takes (a rate not negative, a probability in [0, 1], a learned std positive),
+            where the mask does not leave them out (waits for the device).
         seed, generator, offset: of the noise of `Bernoulli(binarize=True)`, as in `rsample`.
 
     Returns:
@@ -49,7 +54,7 @@ def nll(
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: shapes or devices do not fit together, the likelihood is unknown, or a
-            validated target is outside its support.
+            validated target or parameter has a value that it must not have.
 
     Example:
         >>> import torch, vaefast as vf
@@ -67,22 +72,25 @@ def nll(
         found = _small_nll.nll(params, target, model, reduction)
         if found is not None:
             if validate:
-                check_support(target, model)
+                _validate(params, target, model)
             return found
-    form = model.form_for(_checked_params(params), target)
+    given = _checked_params(params)
+    form = model.form_for(given, target)
     sparse = check_layout(target)
     tensors, lead = fit(form, target, model)
     sample_shape = tensors[0].shape[lead - 1 :]
     mask, weight = _args.mask_and_weight(mask, weight, sample_shape, target)
     _args.one_of("reduction", reduction, _args.REDUCTIONS)
     if validate:
-        check_support(target, model, model.support(target.values()) if sparse else None)
+        _validate(given, target, model, mask)
     offset = _args.integer("offset", offset)
     state = None
     if model.draws_target():
         target = target.to_dense() if sparse else target
         state = random.make_state(target, target.shape[0], seed, generator)
     shape = tensors[0].shape
+    if not shape.numel():
+        return of_nothing(tensors, weight, shape, lead, reduction)
     if form.name == "gaussian_optimal":
         return _optimal(tensors[0], target, mask, weight, form, model, lead, reduction)
     how, factor = _kernel_reduction(reduction, shape, lead)
@@ -101,7 +109,7 @@ def nll(
     if plain and state is None and form.name not in backends.USER_FORMS:
         _small_nll.keep_nll(params, target, model, reduction, options, len(tensors))
     if reduction == "mean" and mask is not None:
-        loss = loss * _args.count(sample_shape) / mask.expand(sample_shape).sum()
+        loss = _args.over_kept(loss, _args.count(sample_shape), mask, sample_shape)
     return loss
 
 
@@ -123,10 +131,12 @@ def row_nll(
     mask, weight = _args.mask_and_weight(mask, weight, per_sample, target)
     _args.one_of("reduction", reduction, _args.REDUCTIONS)
     if validate:
-        check_support(target, model, model.inside(params, target))
+        check_target(target, model, model.inside(params, target), mask)
+    if not positions.numel():
+        return of_nothing((rows.params,), weight, positions, lead, reduction)
     how, factor = _kernel_reduction(reduction, positions, lead)
     inner = rows.params.shape[2]
-    flat = (_args.count(per_sample) // inner if inner else 0, inner)
+    flat = (_args.count(per_sample) // inner, inner)
     mask = None if mask is None else mask.expand(per_sample).reshape(flat)
     weight = None if weight is None else weight.expand(per_sample).reshape(flat)
     options = RowNll(rows.form, rows.numbers, rows.segments, how, factor, factor)
@@ -136,8 +146,33 @@ def row_nll(
     if reduction == "sample":
         return loss.view(positions[:lead])
     if reduction == "mean" and mask is not None:
-        loss = loss * _args.count(per_sample) / mask.sum()
+        loss = _args.over_kept(loss, _args.count(per_sample), mask, mask.shape)
     return loss
+
+
+def _validate(
+    params: Params, target: Tensor, model: Likelihood, mask: Tensor | None = None
+) -> None:
+    check_target(target, model, mask=mask)
+    named = model.named_params(likelihoods.as_tuple(params))
+    check_params(named, model, mask, target.shape)
+
+
+def of_nothing(
+    params: Sequence[Tensor | None],
+    weight: Tensor | None,
+    shape: torch.Size,
+    lead: int,
+    reduction: str,
+) -> Tensor:
+    """The loss of no elements, of `shape`: 0, with gradients of 0 to what is given.
+
+    No kernel is called: an empty tensor has no address.
+    """
+    dtype = _args.compute_dtype(*params)
+    none = [t.reshape(-1)[:0].to(dtype) for t in (*params, weight) if t is not None]
+    size = {"none": shape, "sample": shape[:lead]}.get(reduction, torch.Size())
+    return torch.cat(none).sum().expand(size).clone()
 
 
 def check_layout(target: Tensor) -> bool:
@@ -154,20 +189,6 @@ def check_layout(target: Tensor) -> bool:
             f"shape {list(target.shape)}"
         )
     return True
-
-
-def check_support(target: Tensor, model: Likelihood, inside: Tensor | None = None) -> None:
-    """Raises ValueError where the target holds a value outside the likelihood's support."""
-    inside = model.support(target) if inside is None else inside
-    if target.layout == torch.sparse_csr:
-        target = target.values()
-    outside = ~inside
-    if bool(outside.any()):
-        worst = target[outside].flatten()[0].item()
-        raise ValueError(
-            f"target is outside the support of likelihood {model.name!r} in "
-            f"{int(outside.sum())} of {target.numel()} elements, for example {worst}"
-        )
 
 
 def _checked_params(params: Params) -> tuple[Tensor, ...]:
@@ -270,9 +291,10 @@ def _optimal(
         case "batchmean":
             return losses.mean()
         case _:
+            loss = losses.sum() / copies
             if mask is None:
-                return losses.sum() / mean.numel()
-            return losses.sum() / (mask.expand(data).sum() * copies).clamp(min=1)
+                return loss * inverse(_args.count(data))
+            return _args.over_kept(loss, 1, mask, data)
 
 
 def _counts(

@@ -136,7 +136,7 @@ def sample_kl(
     if standard:
         _small_posterior.keep_posterior(mu, scale, settings, options)
     if reduction == "mean" and mask is not None:
-        kl = kl * mu.numel() / mask.expand(mu.shape).sum()
+        kl = _args.over_kept(kl, mu.numel(), mask, mu.shape)
     return z, kl
 
 
@@ -144,4 +144,4 @@ def _estimated(result: tuple[Tensor, Tensor], reduction: str) -> tuple[Tensor, T
     z, kl = result
     if reduction == "sample":
         return z, kl
-    return z, kl.mean() if reduction == "batchmean" else kl.sum()
+    return z, _args.mean(kl) if reduction == "batchmean" else kl.sum()

@@ -77,7 +77,7 @@ def tril_sample_kl(
     kl = 0.5 * (off_diagonal + (wide**2 + expm1_minus_x(doubled)).sum(-1))
     if reduction == "sample":
         return z, kl
-    return z, kl.mean() if reduction == "batchmean" else kl.sum()
+    return z, _args.mean(kl) if reduction == "batchmean" else kl.sum()
 
 
 def _check(mu: Tensor, tril: Tensor, reduction: str) -> None:

@@ -81,12 +81,12 @@ def load_array(path: str | Path, *, key: str | None = None) -> Tensor:
 def check_target(data: Tensor, likelihood: str) -> None:
     """Raises InputError where `data` holds a value that the likelihood gives no mass to."""
     from ..likelihoods import resolve
-    from ..ops.nll import check_support
+    from ..ops import _validate
 
     if data.is_floating_point() and not bool(torch.isfinite(data).all()):
         raise InputError("the data holds NaN or infinite values")
     try:
-        check_support(data, resolve(likelihood))
+        _validate.check_target(data, resolve(likelihood))
     except ValueError:
         low, high = float(data.min()), float(data.max())
         raise InputError(

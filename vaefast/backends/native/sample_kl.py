@@ -158,7 +158,7 @@ def _gradient(parameter: Tensor, mu: Tensor, dtype: torch.dtype, summed: bool = 
     if parameter.shape == mu.shape:
         return fresh_like(parameter)
     if summed:
-        return torch.zeros(_BLOCKS, *parameter.shape, dtype=torch.float64)
+        return torch.zeros(_BLOCKS, *parameter.shape, dtype=torch.float64, device="cpu")
     return fresh(mu.shape, dtype, mu.device)
 
 

@@ -16,6 +16,7 @@ from ..._args import compute_dtype
 from .._options import RowNll
 from ._exact import clamp
 from .likelihoods.pixels import bin_nll
+from .sample_kl import unmasked
 
 Formula = Callable[[Tensor, Sequence[Tensor], tuple[float, ...]], Tensor]
 
@@ -29,13 +30,16 @@ def row_nll(
 ) -> Tensor:
     """-log p(target | params), reduced as `options` says: [R, S], [R / segments] or a scalar."""
     dtype = compute_dtype(params)
-    values = ROW_FORMULAS[options.form](params.to(dtype), target, options.numbers)
-    repeat = values.shape[0] // mask.shape[0] if mask is not None and mask.shape[0] else 1
+    wide = params.to(dtype)
     if mask is not None:
-        values = torch.where(mask.repeat(repeat, 1), values, 0.0)
+        target = _kept(target, mask)
+        mask = _repeated(mask, params)
+        wide = unmasked(wide, mask.unsqueeze(1))
+    values = ROW_FORMULAS[options.form](wide, target, options.numbers)
     if weight is not None:
-        repeat = values.shape[0] // weight.shape[0] if weight.shape[0] else 1
-        values = values * weight.to(dtype).repeat(repeat, 1)
+        values = values * unmasked(_repeated(weight.to(dtype), params), mask)
+    if mask is not None:
+        values = torch.where(mask, values, 0.0)
     if options.reduce == "sum":
         values = values.sum()
     elif options.reduce == "sample":
@@ -47,6 +51,8 @@ def row_nll(
 def categorical(params: Tensor, target: Sequence[Tensor], numbers: tuple[float, ...]) -> Tensor:
     """logsumexp(l) - l_x; NaN where x is no class. target: ([T, S] indices,)."""
     index = _repeated(target[0].long(), params)
+    if not params.shape[1]:
+        return params.sum(1) + math.nan
     inside = (index >= 0) & (index < params.shape[1])
     log_p = torch.log_softmax(params, 1)
     picked = log_p.gather(1, torch.where(inside, index, 0).unsqueeze(1)).squeeze(1)
@@ -60,7 +66,8 @@ def multinomial(params: Tensor, target: Sequence[Tensor], numbers: tuple[float, 
     """
     # The terms of a row of large counts cancel.
     logits = _double(params.squeeze(2))
-    normaliser = torch.logsumexp(logits, 1)
+    # Of no classes there are no counts, whose 0 times the logarithm of nothing is no number.
+    normaliser = torch.logsumexp(logits, 1) if logits.shape[1] else logits.sum(1)
     if len(target) == 1:
         x = _repeated(target[0].squeeze(-1).to(logits.dtype), params)
         dot = torch.where(x == 0, 0.0, x * torch.where(x == 0, 0.0, logits)).sum(1)
@@ -129,6 +136,16 @@ ROW_FORMULAS: dict[str, Formula] = {
     "multinomial": multinomial,
     "logistic_mixture": logistic_mixture,
 }
+
+
+def _kept(target: Sequence[Tensor], mask: Tensor) -> tuple[Tensor, ...]:
+    """The target with 0 at the positions that the mask [T, S] leaves out."""
+    *where, values = target
+    if where:
+        rows = torch.repeat_interleave(mask.squeeze(1), where[0].diff())
+        return (*where, torch.where(rows, values, 0))
+    wide = mask.view(mask.shape[0], *[1] * (values.dim() - 2), mask.shape[1])
+    return (torch.where(wide, values, 0),)
 
 
 def _repeated(target: Tensor, params: Tensor) -> Tensor:

@@ -135,10 +135,10 @@ def reduce(
     `"elem"` leaves them, `"sample"` sums over all but the leading dimensions, `"dim"` over the
     batch alone, `"sum"` over all.
     """
+    if weight is not None:
+        elements = elements * unmasked(weight.to(elements.dtype), mask)
     if mask is not None:
         elements = torch.where(mask, elements, 0.0)
-    if weight is not None:
-        elements = elements * weight.to(elements.dtype)
     if how == "elem":
         return elements
     if how == "dim":

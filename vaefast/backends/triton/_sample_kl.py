@@ -108,10 +108,10 @@ def forward(
                 root = whitening_root(prior_logvar)
                 distance = distance * root * root
             value = 0.5 * (distance * distance + expm1_minus_x(logvar))
-            if mask is not None:
-                value = tl.where(load(mask, row, columns, live, live_row, VEC, GROUP), value, 0.0)
             if weight is not None:
                 value = value * load(weight, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
+            if mask is not None:
+                value = tl.where(load(mask, row, columns, live, live_row, VEC, GROUP), value, 0.0)
             if REDUCE == "elem":
                 tl.store(kl + (row * cols + columns), value * factor, mask=live)
             else:

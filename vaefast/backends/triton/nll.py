@@ -185,12 +185,13 @@ def _nll(
         shown = live
         if mask is not None:
             shown = load(mask, row, columns, live, live_row, VEC, GROUP)
-        value = tl.where(shown, found[0], 0.0)
+        value = found[0]
         scale = grad_factor
         if weight is not None:
             w = load(weight, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
             value = value * w
             scale = w * grad_factor
+        value = tl.where(shown, value, 0.0)
         out = row * cols + columns
         if OVER == "":
             tl.store(loss + out, value * factor, mask=live)

@@ -1,0 +1,60 @@
+"""The Triton kernels behind masks and at dimensions of 0, under the operators' own tests.
+
+test_interpreter.py runs this file as it does kernel_checks.py; test_gpu.py takes its tests over.
+"""
+
+import math
+
+import likelihood_cases
+import pytest
+import test_masked_values as masked
+import test_zero_sizes as nothing
+import torch
+from conftest import Target
+from kernel_checks import device, triton_backend  # noqa: F401
+from operator_calls import Sizes
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+@pytest.fixture
+def backend(device, monkeypatch):  # noqa: F811
+    # A launch in the interpreter takes a tenth of a second.
+    monkeypatch.setattr(masked, "BAD", (math.nan,))
+    torch.manual_seed(0)
+    return Target("triton", device)
+
+
+@pytest.mark.parametrize("case", likelihood_cases.ALL, ids=str)
+def test_masks_over_every_likelihood(backend, case):
+    masked.check_likelihood(backend, case, "elements", [("none", None), ("sample", 2)])
+
+
+@pytest.mark.parametrize("reduction", ["none", "sample", "sum", "dim"])
+def test_masks_over_the_kl(backend, reduction):
+    masked.test_the_kl(backend, "elements", "logvar", reduction)
+
+
+@pytest.mark.parametrize("name", masked.ROW_MODELS)
+def test_masks_over_classes(backend, name):
+    masked.check_classes(backend, name, [("none", None), ("sample", 2)])
+
+
+# Of the others no kernel is called.
+KERNELS = ("rsample", "gaussian_kl", "sample_kl", "mixture_log_prob", "mmd", "linear_nll")
+
+
+@pytest.mark.parametrize("dim", Sizes._fields)
+@pytest.mark.parametrize("name", KERNELS)
+def test_every_operator_with_a_dimension_of_0(backend, name, dim):
+    nothing.test_every_operator_with_a_dimension_of_0(backend, name, dim)
+
+
+@pytest.mark.parametrize("reduction", nothing.REDUCTIONS)
+def test_no_classes(backend, reduction):
+    nothing.test_no_classes(backend, reduction)
+
+
+def test_means_over_nothing(backend):
+    nothing.test_a_mean_over_nothing_is_0(backend)
+    nothing.test_an_empty_batch_of_many_samples(backend)
