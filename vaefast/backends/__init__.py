@@ -13,6 +13,8 @@ from types import ModuleType, TracebackType
 
 import torch
 
+from .. import _install
+
 BACKENDS = ("auto", "native", "triton", "reference")
 
 # Forms of likelihoods that users registered, and their Triton twins as "module:name" or "": plain
@@ -216,7 +218,7 @@ def _triton_cause(device_type: str | None) -> str | None:
     try:
         importlib.import_module("triton")
     except ImportError as error:
-        return f"triton did not import ({error}); pip install 'vaefast[triton]'"
+        return f"triton did not import ({error}); {_install.command('triton')}"
     if device_type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "on CPU, Triton kernels run only in its interpreter: set TRITON_INTERPRET=1"
     if device_type not in (None, "cpu", "cuda"):

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .. import _install
 from ..likelihoods import registered
 from ..train import InputError
 
@@ -69,7 +70,7 @@ def need(extra: str, *modules: str) -> None:
     """Raises InputError that names the extra to install where one of `modules` is missing."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f'{", ".join(missing)} missing: pip install "vaefast[{extra}]"')
+        raise InputError(f"{', '.join(missing)} missing: {_install.command(extra)}")
 
 
 def default_folder(command: str) -> Path:
