@@ -80,11 +80,11 @@ def demo(
 
         place = _device(device)
         _check_likelihood(likelihood)
-        run = RunFolder(out or default_folder("demo"), overwrite=overwrite)
         settings = Settings(
             min(epochs, 2) if smoke else epochs, batch_size, lr, beta, seed, autoencoder
         )
-        with _threads(threads):
+        folder = out or default_folder("demo")
+        with _threads(threads), RunFolder(folder, overwrite=overwrite, say=say) as run:
             _run(run, settings, latent, width, likelihood, place, rounds=5 if smoke else 200)
 
 
