@@ -284,7 +284,8 @@ def metrics_time(run: Path) -> float | None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(1, 10))
+# Before the metrics, the best, the one before and the last checkpoint, of two epochs.
+@pytest.mark.parametrize("number", [1, 3, 5, 6, 7, 8])
 def test_killed_between_any_two_files_a_run_goes_on_as_if_it_had_not_been(tmp_path, runs, number):
     code = (
         "import os, signal, sys; replace, calls = os.replace, [];\n"
@@ -295,7 +296,7 @@ def test_killed_between_any_two_files_a_run_goes_on_as_if_it_had_not_been(tmp_pa
         "from vaefast_command import main; main()"
     )
     first = ("train", "x.npy", "--width", "8", "--latent", "2", "--epochs", "4", "--out", "run")
-    done = subprocess.run([sys.executable, "-c", code, *first], capture_output=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code, *first], capture_output=True, timeout=500)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     run = tmp_path / "run"
     if (run / "checkpoints" / "last.ckpt").exists():
