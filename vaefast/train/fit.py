@@ -124,8 +124,7 @@ def fit(
         filename=Path(BEST).stem,
         monitor="held_out_loss",
         save_last=True,
-        # After the metrics have their row: between a checkpoint and its row a run could be killed,
-        # and would go on without that row.
+        # After the metrics have their row, so that no checkpoint is ahead of metrics.csv.
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
