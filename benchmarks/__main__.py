@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -52,11 +53,20 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    record.require_core()
+    try:
+        record.require_core()
+        device = torch.device(args.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        fail(str(error).splitlines()[0])
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    cases = [c for c in collect(*args.only) if not args.exactly or c.name in args.exactly]
+    try:
+        cases = [c for c in collect(*args.only) if not args.exactly or c.name in args.exactly]
+    except ValueError as error:
+        fail(str(error))
+    if not cases:
+        fail(f"no case has a name of {args.exactly}; `python -m benchmarks list` has them all")
     # A quick run's figures are worth no file unless one is asked for.
     out = args.out or (None if args.quick else record.default_path(device))
     rounds = min(args.rounds, 3) if args.quick else args.rounds
@@ -104,6 +114,12 @@ def run(args: argparse.Namespace) -> None:
         print(f"written to {out}")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
+
+
+def fail(reason: str) -> NoReturn:
+    """Ends the command with one line."""
+    print(f"benchmarks: {reason}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def facts_(args: argparse.Namespace) -> None:

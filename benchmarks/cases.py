@@ -28,5 +28,7 @@ def collect(*only: str) -> list[Case]:
         raise ValueError(f"benchmark cases must have different names, got twice: {twice}")
     kept = [c for c in found if not only or any(text in c.name for text in only)]
     if not kept:
-        raise ValueError(f"no benchmark case's name contains any of {only}; there are {names}")
+        raise ValueError(
+            f"no case's name contains {' or '.join(only)}; `python -m benchmarks list` has them all"
+        )
     return kept

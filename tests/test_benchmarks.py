@@ -326,3 +326,26 @@ def test_a_case_is_measured_from_end_to_end() -> None:
     assert not any("error" in f for f in both["implementations"].values())
     assert both["moved"] == (2 + 2 + 2) * 4 * 25 + 4
     assert vf.__version__ == load("record").machine(CPU)["vaefast"]
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        (("--only", "nosuch"), "no case's name contains nosuch"),
+        (("--exactly", "nosuch"), "no case has a name of ['nosuch']"),
+        (("--device", "abacus"), "abacus"),
+    ],
+)
+def test_a_wrong_option_is_one_line(
+    option: tuple[str, str],
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "run", "--quick", *option])
+    with pytest.raises(SystemExit) as stop:
+        load("__main__").main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert text in error
+    assert error.count("\n") == 1

@@ -217,6 +217,7 @@ def test_a_run_folder_is_not_written_over(tmp_path):
     run.append_metrics({"epoch": 2, "step": 9, "loss": 0.2})
     with pytest.raises(InputError, match=r"holds a run already; .* --overwrite"):
         RunFolder(run.path)
+    run.close()
     assert RunFolder(run.path, resume=True).read_config() == {"a": 1}
     run.keep_metrics(5)
     assert run.file("metrics.csv").read_text() == "epoch,step,loss\n1,5,0.1\n"

@@ -1,5 +1,14 @@
 """Fused operators for variational autoencoders: sampling, KL, likelihoods, the ELBO."""
 
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise ModuleNotFoundError(
+        "vaefast needs PyTorch, which is not installed: pip install torch", name="torch"
+    ) from None
+
 from . import distributions, likelihoods, metrics, nn, random, schedules
 from ._info import info
 from .backends import BackendError, available_backends, backend

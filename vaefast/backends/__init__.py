@@ -24,6 +24,8 @@ from . import _context
 P = ParamSpec("P")
 R = TypeVar("R")
 
+from .. import _install
+
 BACKENDS = ("auto", "native", "triton", "reference")
 
 # Forms of likelihoods that users registered, and their Triton twins as "module:name" or "": plain
@@ -326,7 +328,7 @@ def _triton_cause(device_type: str | None) -> str | None:
     try:
         importlib.import_module("triton")
     except ImportError as error:
-        return f"triton did not import ({error}); pip install 'vaefast[triton]'"
+        return f"triton did not import ({error}); {_install.command('triton')}"
     if device_type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "on CPU, Triton kernels run only in its interpreter: set TRITON_INTERPRET=1"
     if (device_type or "cpu").partition(":")[0] not in ("cpu", "cuda"):

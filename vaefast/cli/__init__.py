@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from .. import _install
+
 
 def main() -> None:
     """Entry point of the command; exits with 2 where an extra is missing."""
@@ -13,6 +15,6 @@ def main() -> None:
         package = (error.name or "").partition(".")[0]
         if package not in {"click", "rich", "typer"}:
             raise
-        print(f'vaefast: the command needs {package}: pip install "vaefast[demo]"', file=sys.stderr)
+        print(f"vaefast: the command needs {package}: {_install.command('demo')}", file=sys.stderr)
         raise SystemExit(2) from None
     app()

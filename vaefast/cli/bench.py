@@ -30,5 +30,5 @@ def find_checkout(places: list[Path]) -> Path:
             return place
     raise InputError(
         "the benchmarks are not part of the installed package: run this in a source checkout of "
-        'vaefast, with pip install ".[bench]"'
+        'vaefast, after pip install ".[bench]" there'
     )

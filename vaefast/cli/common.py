@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 from collections.abc import Iterator
 from datetime import datetime
@@ -12,11 +13,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .. import _install
 from ..likelihoods import registered
 from ..train import InputError
 
 console = Console(highlight=False)
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+# What a disk answers where it is full, over quota, read-only, failing, or gone.
+_DISK = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG),
+    *(errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.ESTALE),
+}
 
 
 def _known_likelihood(name: str) -> str:
@@ -52,12 +61,19 @@ Smoke = Annotated[bool, typer.Option("--smoke", help="A few steps only, to see t
 
 @contextlib.contextmanager
 def input_errors() -> Iterator[None]:
-    """Turns an InputError into one line on stderr and exit code 2."""
+    """Turns an InputError, or a disk that does not take a file, into one line and exit code 2."""
     try:
         yield
     except InputError as error:
-        _errors.print(f"vaefast: {error}", markup=False)
-        raise typer.Exit(2) from None
+        reason = str(error)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        reason = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+    else:
+        return
+    _errors.print(f"vaefast: {reason}", markup=False)
+    raise typer.Exit(2)
 
 
 def say(text: str) -> None:
@@ -69,7 +85,7 @@ def need(extra: str, *modules: str) -> None:
     """Raises InputError that names the extra to install where one of `modules` is missing."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f'{", ".join(missing)} missing: pip install "vaefast[{extra}]"')
+        raise InputError(f"{', '.join(missing)} missing: {_install.command(extra)}")
 
 
 def default_folder(command: str) -> Path:

@@ -6,13 +6,15 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .. import backends
+from .. import _install, backends
+from .._info import info
 from .common import (
     BatchSize,
     Beta,
@@ -31,6 +33,7 @@ from .common import (
     need,
     say,
 )
+from .info import build_record, missing
 
 if TYPE_CHECKING:
     import torch
@@ -77,11 +80,11 @@ def demo(
 
         place = _device(device)
         _check_likelihood(likelihood)
-        run = RunFolder(out or default_folder("demo"), overwrite=overwrite)
         settings = Settings(
             min(epochs, 2) if smoke else epochs, batch_size, lr, beta, seed, autoencoder
         )
-        with _threads(threads):
+        folder = out or default_folder("demo")
+        with _threads(threads), RunFolder(folder, overwrite=overwrite, say=say) as run:
             _run(run, settings, latent, width, likelihood, place, rounds=5 if smoke else 200)
 
 
@@ -138,7 +141,7 @@ def _run(
         summary["seconds"] = {name: t._asdict() for name, t in timings.items()}
     summary["linear_probe"] = _probe(model, images, digits)
     pictures = write_results(run, model, images.held_out, settings.seed, summary)
-    _report(summary, timings, settings)
+    _report(summary, timings, settings, device)
     say(f"{run.path}/: {', '.join(pictures)}, metrics.csv, weights.safetensors")
     say(f"{time.perf_counter() - begin:.0f} s in all")
     if interrupted:
@@ -185,7 +188,12 @@ def _probe(model: VAE, images: Split, digits: Digits) -> dict[str, dict[str, flo
     }
 
 
-def _report(summary: dict[str, Any], timings: dict[str, Timing], settings: Settings) -> None:
+def _report(
+    summary: dict[str, Any],
+    timings: dict[str, Timing],
+    settings: Settings,
+    device: torch.device,
+) -> None:
     before, after = summary["held_out_before"], summary["held_out_after"]
     table = Table("held out, nats per image", "before", "after")
     names = {"elbo": "ELBO", "nll": "-log p(x|z)", "kl": "KL"}
@@ -202,6 +210,8 @@ def _report(summary: dict[str, Any], timings: dict[str, Timing], settings: Setti
             row = (f"{fused * 1e6:.0f}", f"{eager * 1e6:.0f}", f"{eager / fused:.2f}x")
             table.add_row(title, *row)
         console.print(table)
+        for line in slow(device):
+            say(line)
     probe = summary["linear_probe"]
     say(
         f"linear classifier on {_LABELS} labels, held-out accuracy: "
@@ -210,6 +220,20 @@ def _report(summary: dict[str, Any], timings: dict[str, Timing], settings: Setti
             for name, what in (("latent", "the latent means"), ("pixels", "the pixels"))
         )
     )
+
+
+def slow(device: torch.device) -> list[str]:
+    """Why the fused times are not those of fused kernels, if they are not, and the remedy."""
+    if backends.select(device.type) != "reference":
+        return []
+    cause = backends.unavailable("native", device.type)
+    if cause is None:
+        return ["these are the times of plain PyTorch: VAEFAST_BACKEND asks for the reference"]
+    record = build_record(Path(_install.__file__).parent)
+    return [
+        f"these are the times of plain PyTorch, since no fused kernels serve {device.type}:",
+        *(missing(info(), record) or [cause]),
+    ]
 
 
 def _check_likelihood(name: str) -> None:

@@ -8,15 +8,22 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 import vaefast
 
+from .. import _install
 from .common import console, say
 
-_COMPILER = (
-    "install a C++17 compiler (Debian, Ubuntu: apt install g++; conda: conda install "
-    "cxx-compiler), then: pip install --force-reinstall --no-deps --no-cache-dir vaefast"
-)
+# What setup.py found missing, and how to get it.
+_TOOLS = {
+    "compiler": "a C++17 compiler (Debian, Ubuntu: apt install g++; conda: conda install "
+    "cxx-compiler)",
+    "headers": "Python's headers (Debian, Ubuntu: apt install python3-dev)",
+    "cmake": "CMake 3.24 or newer (pip install cmake)",
+    "ninja": "Ninja (pip install ninja)",
+    "pybind11": "pybind11 (pip install pybind11)",
+}
 
 
 def info(
@@ -30,11 +37,11 @@ def info(
         return
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name in ("vaefast", "torch", "triton", "python", "platform", "threads"):
-        table.add_row(name, str(facts[name] or "not installed"))
+        table.add_row(name, _text(facts[name] or "not installed"))
     for name, value in facts["native"].items():
         table.add_row(f"native {name}", _text(value))
     for device, causes in facts["backends"].items():
-        table.add_row(f"{device}: serves", f"[bold]{facts['serves'][device]}[/]")
+        table.add_row(f"{device}: serves", Text(facts["serves"][device], style="bold"))
         for name, state in causes.items():
             table.add_row(f"{device}: {name}", _text(state))
     for name, value in facts["settings"].items():
@@ -61,24 +68,27 @@ def missing(facts: dict[str, Any], record: dict[str, Any]) -> list[str]:
     on_cuda = facts["backends"].get("cuda", {}).get("native", "available")
     if "missing" in facts["native"]:
         lines.append(f"The native core is missing{cause}: right results, at the reference's speed.")
-        lines.append(f"  To get it, {_COMPILER}")
+        tool = _TOOLS.get(record.get("missing") or "")
+        first = f"install {tool}, then: " if tool else ""
+        lines.append(f"  To get it, {first}{_install.command(rebuild=True)}")
         lines += [f"  | {line}" for line in record.get("log") or []]
     elif facts["native"].get("cuda_archs") and on_cuda != "available":
         lines.append(f"The native core does not serve every GPU here: {on_cuda}.")
     elif on_cuda != "available":
         lines.append(f"The native core has no CUDA kernels{cause}; Triton serves where it is.")
         lines.append(
-            "  To get them, install nvcc (the CUDA toolkit), then: VAEFAST_CUDA=1 pip install "
-            "--force-reinstall --no-deps --no-cache-dir vaefast"
+            "  To get them, install nvcc (the CUDA toolkit), then: "
+            f"export VAEFAST_CUDA=1; {_install.command(rebuild=True)}"
         )
     if "cuda" in facts["backends"] and not facts["triton"]:
-        lines.append('Triton is not installed: pip install "vaefast[triton]"')
+        lines.append(f"Triton is not installed: {_install.command('triton')}")
     return lines
 
 
-def _text(value: object) -> str:
+def _text(value: object) -> Text:
+    # A str in a table is markup to rich: `[triton]` would vanish.
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value)) or "none"
+        return Text(", ".join(map(str, value)) or "none")
     if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value)
+        return Text("yes" if value else "no")
+    return Text(str(value))

@@ -72,13 +72,18 @@ def train(
     """
     with input_errors():
         need("train", "lightning", "matplotlib", "safetensors")
+        from ..train.fit import check_accelerator
+
         if resume and (out is None or overwrite):
             raise InputError("--resume needs --out, and excludes --overwrite")
         given = {name: context.params[name] for name in (*_MODEL, *_TRAINING)}
         asked = {name: value for name, value in given.items() if _typed(context, name)}
+        check_accelerator(accelerator)
         array, run, config = _prepare(data, key, out, given, asked, overwrite, resume)
         batches = 2 if smoke else None
-        interrupted = _run(run, config, array, 1 if smoke else epochs, resume, accelerator, batches)
+        epochs = 1 if smoke else epochs
+        with run:
+            interrupted = _run(run, config, array, epochs, resume, accelerator, batches)
     if interrupted:
         say(f"interrupted: vaefast train {data} --out {run.path} --resume goes on")
         raise typer.Exit(130)
@@ -104,9 +109,13 @@ def _prepare(
     digest = hashlib.sha256(array.numpy().tobytes()).hexdigest()
     if resume:
         assert out is not None
-        run = RunFolder(out, resume=True)
-        config = run.read_config()
-        _check_resumed(config, asked, digest)
+        run = RunFolder(out, resume=True, say=say)
+        try:
+            config = run.read_config()
+            _check_resumed(config, asked, digest)
+        except InputError:
+            run.close()
+            raise
         return array, run, config
     check_target(array, given["likelihood"])
     training = split(array, given["held_out"], given["seed"]).train.float()
@@ -118,14 +127,17 @@ def _prepare(
     }
     VAE(**model)
     settings = {**{name: given[name] for name in _TRAINING}, "data_sha256": digest}
-    run = RunFolder(out or default_folder("train"), overwrite=overwrite)
+    run = RunFolder(out or default_folder("train"), overwrite=overwrite, say=say)
     return array, run, {"model": model, "training": settings}
 
 
 def _check_resumed(config: dict[str, Any], asked: dict[str, Any], digest: str) -> None:
     if config.get("command") != "train":
         raise InputError(f"only a run of vaefast train can be resumed, not {config.get('command')}")
-    saved = {**config["model"], **config["training"]}
+    saved = {**config.get("model", {}), **config.get("training", {})}
+    lacking = {"shape", *_MODEL, *_TRAINING, "data_sha256"} - saved.keys()
+    if lacking:
+        raise InputError(f"the run's config.json lacks {', '.join(sorted(lacking))}")
     for name, value in asked.items():
         if saved[name] != value:
             option = name.replace("_", "-")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import random
+from .files import whole
 from .models import VAE
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ def save_curves(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
         axes.set(title=title, xlabel="epoch", ylabel="nats per sample")
         axes.legend()
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
+    with whole(path) as part:
+        figure.savefig(part, dpi=100)
 
 
 def _pixels(images: Tensor) -> Tensor:
@@ -116,4 +118,5 @@ def _save_image(path: Path, pixels: np.ndarray, title: str) -> None:
     axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
     axes.set_axis_off()
     figure.suptitle(title, y=1 - strip / 2 / (height + strip), va="center", fontsize=11)
-    figure.savefig(path, dpi=100)
+    with whole(path) as part:
+        figure.savefig(part, dpi=100)
