@@ -19,12 +19,11 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch.compiler import is_dynamo_compiling
 
+from .. import _install
 from . import _context
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-from .. import _install
 
 BACKENDS = ("auto", "native", "triton", "reference")
 
