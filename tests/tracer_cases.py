@@ -121,10 +121,10 @@ OPERATORS: dict[str, Recipe] = {
     ),
     "monte_carlo_kl": _plain("monte_carlo_kl", lambda z, m, s: vf.monte_carlo_kl(z, m, s), Z, P, P),
     "tc_terms": _plain(
-        "tc_terms", lambda z, m, s: vf.tc_terms(z, m, s, dataset_size=500), P, P, P
+        "tc_terms", lambda z, m, s: vf.tc_terms(z, m, s, dataset_size=5000), P, P, P
     ),
     "tc_terms, mws": _plain(
-        "tc_terms", lambda z, m, s: vf.tc_terms(z, m, s, dataset_size=500, method="mws"), P, P, P
+        "tc_terms", lambda z, m, s: vf.tc_terms(z, m, s, dataset_size=5000, method="mws"), P, P, P
     ),
     "mixture_log_prob": _plain(
         "mixture_log_prob", lambda z, m, s, w: vf.mixture_log_prob(z, m, s, w), P, (4, D), (4, D),

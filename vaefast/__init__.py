@@ -1,7 +1,9 @@
 """Fused operators for variational autoencoders: sampling, KL, likelihoods, the ELBO."""
 
 try:
-    import torch as _torch  # noqa: F401
+    import torch
+
+    del torch
 except ModuleNotFoundError as error:
     if error.name != "torch":
         raise

@@ -158,7 +158,7 @@ def broadcastable(name: str, tensor: Tensor, shape: torch.Size, per_sample: bool
     if per_sample and tensor.dim() == 1 and len(shape) > 1 and tensor.shape[0] == shape[0]:
         return tensor.view(-1, *([1] * (len(shape) - 1)))
     if tensor.dim() > len(shape) or any(
-        size not in (1, want)
+        size != 1 and size != want
         for size, want in zip(reversed(tensor.shape), reversed(shape), strict=False)
     ):
         raise ValueError(f"{name} must broadcast to {list(shape)}, got {list(tensor.shape)}")

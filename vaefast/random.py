@@ -214,7 +214,10 @@ def _sent(state: Tensor, device: torch.device) -> Tensor:
 
 
 def _checked_state(like: Tensor, batch: int, state: Tensor) -> Tensor:
-    if state.dtype != torch.int64 or tuple(state.shape) not in {(2,), (batch, 2)}:
+    # Not by comparing tuples: under torch.jit.trace a size is a tensor, to an exporter a symbol.
+    shape = state.shape
+    fits = state.dim() in (1, 2) and shape[-1] == 2 and (state.dim() == 1 or shape[0] == batch)
+    if state.dtype != torch.int64 or not fits:
         raise ValueError(
             f"seed as a Tensor must be an int64 state of shape [2] or [{batch}, 2], "
             f"got {state.dtype} {list(state.shape)}"

@@ -103,7 +103,7 @@ class LinearNll(NamedTuple):
 
     `form`, `numbers`, `scalar` and `uint8_scale` are the likelihood's, `by_row` whether it is one
     with a class dimension. `links`, one per head: "identity", "exp" or "softplus". `dtype` is the
-    GEMMs'. A chunk has `rows` rows. The gradients are multiplied by `grad_factor`.
+    GEMMs'. A chunk has at most `rows` rows. The gradients are multiplied by `grad_factor`.
     """
 
     form: str

@@ -41,6 +41,8 @@ def linear_nll(
     in float32, or float64 where that is the type of the GEMMs.
     """
     native = backend == "native" and h.is_cpu
+    target_rows = len(target[0]) - (len(target) == 3)
+    options = options._replace(rows=_even(options.rows, target_rows))
     sums = _Sums(h, weights, biases, scalar, options, need, native)
     narrow = [None if w is None else w.to(options.dtype) for w in weights]
     added = [
@@ -49,7 +51,6 @@ def linear_nll(
     ]
     chunk = _Chunk(narrow, added, options, h.device, sums.any, native)
     losses = h.new_empty(len(h), dtype=sums.dtype)
-    target_rows = len(target[0]) - (len(target) == 3)
     for first in range(0, len(h), target_rows or 1):
         for start in range(0, target_rows, options.rows):
             stop = min(start + options.rows, target_rows)
@@ -67,6 +68,12 @@ def linear_nll(
                     _through_link(grad, params[head], options.links[head])
                     sums.add(head, grad, rows, piece, narrow[head])
     return [losses, *sums.found()]
+
+
+def _even(most: int, rows: int) -> int:
+    """Rows of a chunk, at most `most`, spread evenly over as few chunks as it takes."""
+    chunks = -(-rows // most)
+    return -(-rows // chunks) if chunks else 1
 
 
 class _Sums:

@@ -23,7 +23,9 @@ _TENSORS = "Tensor z, Tensor mu, Tensor scale, Tensor? prior_mu, Tensor? prior_s
 def check_samples(z: Tensor, mu: Tensor) -> None:
     """Raises unless z is `[K, B, *latent]` or `[B, *latent]` for mu `[B, *latent]`."""
     _args.float_tensor("z", z)
-    if z.shape != mu.shape and (z.dim() != mu.dim() + 1 or z.shape[1:] != mu.shape):
+    # Shapes of different lengths are not compared: an exporter would take K = B for excluded.
+    own = z.shape[1:] if z.dim() == mu.dim() + 1 else z.shape
+    if own != mu.shape:
         raise ValueError(
             f"z must have mu's shape, {list(mu.shape)}, or that behind a leading sample "
             f"dimension, got {list(z.shape)}"

@@ -141,7 +141,6 @@ def linear_nll(
         # Of a row that is left out whole, nothing may enter the weights' gradients.
         kept = by_row.any(1, keepdim=True).repeat(len(flat) // len(by_row), 1)
         flat = torch.where(kept, flat, 0.0)
-    target_rows = len(parts[0]) - (len(parts) == 3)
     options = LinearNll(
         form,
         numbers,
@@ -150,7 +149,7 @@ def linear_nll(
         model.uint8_scale,
         links,
         dtype,
-        _rows(memory, weights, links, width, dtype, target_rows),
+        _rows(memory, weights, links, width, dtype),
         1.0,
     )
     if validate:
@@ -230,7 +229,11 @@ def _csr(target: Tensor) -> tuple[Tensor, ...]:
 def _gemm_dtype(h: Tensor) -> torch.dtype:
     """h's, or autocast's."""
     device = h.device.type
-    if h.dtype != torch.float64 and torch.is_autocast_enabled(device):
+    if (
+        h.dtype != torch.float64
+        and torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+    ):
         return torch.get_autocast_dtype(device)
     return h.dtype
 
@@ -241,9 +244,8 @@ def _rows(
     links: Sequence[str],
     width: int,
     dtype: torch.dtype,
-    rows: int,
 ) -> int:
-    """Rows of a chunk: what the memory allows, spread evenly over as many chunks as it takes."""
+    """The rows of a chunk that the memory allows."""
     if memory is None:
         size = sum(w.nbytes for w in weights if w is not None)
         memory = min(max(size // _SHARE, _LEAST), _MOST)
@@ -253,9 +255,7 @@ def _rows(
         1 if w is not None and link == "identity" else 1 + (w is not None)
         for w, link in zip(weights, links, strict=True)
     )
-    most = max(1, memory // max(1, width * dtype.itemsize * tensors))
-    chunks = -(-rows // most)
-    return max(1, -(-rows // chunks)) if chunks else 1
+    return max(1, memory // max(1, width * dtype.itemsize * tensors))
 
 
 def links_for(

@@ -32,5 +32,8 @@ def log_weight_matrix(like: Tensor, components: int, weighing: Weighing) -> Tens
     own = torch.arange(like.shape[0], device=like.device) + weighing.first
     # The order matters only where a component is its own successor.
     successor = ((own + 1) % components).unsqueeze(1)
-    matrix = matrix.scatter(1, successor, weighing.log_weight + math.log(weighing.stratum))
-    return matrix.scatter(1, own.unsqueeze(1), weighing.log_weight + math.log(weighing.own))
+    component = torch.arange(components, device=like.device)
+    of_stratum = weighing.log_weight + math.log(weighing.stratum)
+    matrix = torch.where(component == successor, of_stratum, matrix)
+    of_own = weighing.log_weight + math.log(weighing.own)
+    return torch.where(component == own.unsqueeze(1), of_own, matrix)
