@@ -191,6 +191,12 @@ def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     return torch.float32
 
 
+def same_shape(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Tuples are compared from the left, whatever their lengths: an exporter would take the batch
+    to be no number of samples."""
+    return len(a) == len(b) and a == b
+
+
 def stored_dtype(dtype: torch.dtype) -> torch.dtype:
     """What the gradient of a parameter of `dtype` is stored in until the upstream one is known:
     float16 would lose what a loss scaler brings back, and overflow where the mean over the batch

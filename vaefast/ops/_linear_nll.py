@@ -49,11 +49,10 @@ def run(
         rows = reference.linear_nll(h, weights, biases, scalar, target, mask, weight, options)
         return rows if factor is None else rows.sum() * factor
     options, numbers = settled(options._replace(grad_factor=1.0 if factor is None else factor))
-    leaves = tuple(
+    leaves = (h, *weights, *biases, scalar)
+    if not compiling:
         # torch's dispatcher does not look into a list of tensors that may be absent.
-        t.resolve_neg() if t is not None and t.is_neg() else t
-        for t in (h, *weights, *biases, scalar)
-    )
+        leaves = tuple([t.resolve_neg() if t is not None and t.is_neg() else t for t in leaves])
     if grad_needed(*leaves):
         parts = len(target)
         how = (numbers, options, factor is not None, backend, parts)

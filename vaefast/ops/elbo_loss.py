@@ -97,7 +97,7 @@ def elbo_loss(
     if isinstance(capacity, Tensor):
         _per_sample("capacity", capacity, first.shape, lead)
     sample_weight = None
-    if isinstance(weight, Tensor) and weight.shape == target.shape[:1]:
+    if isinstance(weight, Tensor) and _args.same_shape(weight.shape, target.shape[:1]):
         sample_weight = weight
     apart = (
         reduction == "sample"
@@ -204,7 +204,9 @@ def _posterior(
 def _per_sample(name: str, value: Tensor, shape: torch.Size, lead: int) -> None:
     """Checks that `value` is a scalar or one number per sample."""
     batch = shape[lead - 1 : lead]
-    if value.numel() != 1 and value.shape not in (batch, shape[:lead]):
+    if value.numel() != 1 and not any(
+        _args.same_shape(value.shape, s) for s in (batch, shape[:lead])
+    ):
         raise ValueError(
             f"{name} must be a scalar or one value per sample, {list(batch)}, got "
             f"{list(value.shape)}"
@@ -213,7 +215,7 @@ def _per_sample(name: str, value: Tensor, shape: torch.Size, lead: int) -> None:
 
 def _check_kl(kl: Tensor, shape: torch.Size, lead: int) -> None:
     _args.float_tensor("kl", kl)
-    if kl.shape not in (shape[:lead], shape[lead - 1 : lead]):
+    if not any(_args.same_shape(kl.shape, s) for s in (shape[:lead], shape[lead - 1 : lead])):
         raise ValueError(
             f"kl must be one value per sample, {list(shape[lead - 1 : lead])}, got {list(kl.shape)}"
         )

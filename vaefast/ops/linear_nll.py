@@ -126,16 +126,16 @@ def linear_nll(
         if found.scalar is not None:
             index, scalar = found.scalar, found.params[found.scalar]
         inside = None
-        parts = _csr(target) if sparse else (target.reshape(target.shape[:-1].numel(), width),)
+        parts = _csr(target) if sparse else (target.reshape(_args.count(target.shape[:-1]), width),)
     shape = torch.Size((*h.shape[: lead - 1], *elements))
     mask, sample_weight = _args.mask_and_weight(mask, sample_weight, elements, target)
     if validate:
         check_target(target, model, inside, mask)
         check_params(model.named_params(()), model, mask, elements)
-    if not shape.numel():
+    if not _args.count(shape):
         leaves = (h, *weights, *biases, scalar)
         return of_nothing(leaves, sample_weight, shape, lead, reduction)
-    flat = h.reshape(h.shape[:-1].numel(), h.shape[-1])
+    flat = h.reshape(_args.count(h.shape[:-1]), h.shape[-1])
     by_row = _by_row(mask, elements, each)
     if by_row is not None:
         # Of a row that is left out whole, nothing may enter the weights' gradients.
@@ -247,7 +247,7 @@ def _rows(
 ) -> int:
     """The rows of a chunk that the memory allows."""
     if memory is None:
-        size = sum(w.nbytes for w in weights if w is not None)
+        size = sum(_args.count(w.shape) * w.dtype.itemsize for w in weights if w is not None)
         memory = min(max(size // _SHARE, _LEAST), _MOST)
     elif isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
         raise ValueError(f"memory must be a positive number of bytes, got {memory!r}")

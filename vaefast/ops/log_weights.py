@@ -94,7 +94,7 @@ def log_weights(
         offset=offset,
     )
     lead = z.shape[: z.dim() - mu.dim() + 1]
-    if reconstruction.shape != lead:
+    if not _args.same_shape(reconstruction.shape, lead):
         raise ValueError(
             f"params must have z's leading dimensions, {list(lead)}, got "
             f"{list(reconstruction.shape)}"
@@ -103,7 +103,7 @@ def log_weights(
         if prior_mu is not None or prior_scale is not None:
             raise ValueError("log_prior excludes prior_mu and prior_scale, got both")
         _args.float_tensor("log_prior", log_prior)
-        if log_prior.shape != lead:
+        if not _args.same_shape(log_prior.shape, lead):
             raise ValueError(
                 f"log_prior must be {list(lead)}, as z's leading dimensions, got "
                 f"{list(log_prior.shape)}"

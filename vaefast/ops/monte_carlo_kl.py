@@ -96,7 +96,7 @@ def _log_prior(
     prior: Callable[[Tensor], Tensor] | Tensor | None, z: Tensor, lead: torch.Size
 ) -> Tensor:
     if prior is None:
-        wide = z.to(_args.compute_dtype(z)).reshape(*lead, z.shape[len(lead) :].numel())
+        wide = z.to(_args.compute_dtype(z)).reshape(*lead, _args.count(z.shape[len(lead) :]))
         return -0.5 * (wide.square().sum(-1) + math.log(2 * math.pi) * wide.shape[-1])
     value = prior if isinstance(prior, Tensor) else prior(z)
     _expect("prior", value, lead)
@@ -105,7 +105,7 @@ def _log_prior(
 
 def _expect(name: str, value: Tensor, lead: torch.Size) -> None:
     _args.float_tensor(name, value)
-    if value.shape not in (lead, lead[-1:]):
+    if not any(_args.same_shape(value.shape, s) for s in (lead, lead[-1:])):
         raise ValueError(
             f"{name} must have one value per sample, {list(lead)}, got {list(value.shape)}"
         )

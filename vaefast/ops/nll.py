@@ -89,7 +89,7 @@ def nll(
         target = target.to_dense() if sparse else target
         state = random.make_state(target, target.shape[0], seed, generator)
     shape = tensors[0].shape
-    if not shape.numel():
+    if not _args.count(shape):
         return of_nothing(tensors, weight, shape, lead, reduction)
     if form.name == "gaussian_optimal":
         return _optimal(tensors[0], target, mask, weight, form, model, lead, reduction)
@@ -132,7 +132,7 @@ def row_nll(
     _args.one_of("reduction", reduction, _args.REDUCTIONS)
     if validate:
         check_target(target, model, model.inside(params, target), mask)
-    if not positions.numel():
+    if not _args.count(positions):
         return of_nothing((rows.params,), weight, positions, lead, reduction)
     how, factor = _kernel_reduction(reduction, positions, lead)
     inner = rows.params.shape[2]
@@ -214,11 +214,12 @@ def fit(form: Form, target: Tensor, model: Likelihood) -> tuple[tuple[Tensor, ..
         )
     if len(form.params) == 1 and form.scalar is None:
         (param,) = form.params
-        if param.shape == target.shape and param.device == target.device and target.dim() > 0:
+        fits = target.dim() > 0 and _args.same_shape(param.shape, target.shape)
+        if fits and param.device == target.device:
             return form.params, 1
     full = [p for index, p in enumerate(form.params) if index != form.scalar]
     shape = full[0].shape
-    if any(p.shape != shape for p in full):
+    if not all(_args.same_shape(p.shape, shape) for p in full):
         try:
             shape = torch.broadcast_shapes(*(p.shape for p in full))
         except RuntimeError:
@@ -233,7 +234,7 @@ def fit(form: Form, target: Tensor, model: Likelihood) -> tuple[tuple[Tensor, ..
     for index, param in enumerate(form.params):
         _args.same_device("params", target, **{f"params[{index}]": param})
     tensors = tuple(
-        p if index == form.scalar or p.shape == shape else p.expand(shape)
+        p if index == form.scalar or _args.same_shape(p.shape, shape) else p.expand(shape)
         for index, p in enumerate(form.params)
     )
     return tensors, lead
