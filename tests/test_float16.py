@@ -25,7 +25,9 @@ def graded(model, params, target, wide=False, reduction="batchmean", scale=SCALE
 
 
 def assert_rounded(got, want):
-    torch.testing.assert_close(got, want, rtol=2**-9, atol=2**-24)
+    # Of float32 arithmetic, whose terms may cancel.
+    tiny = 2e-6 * float(want[want.isfinite()].abs().max())
+    torch.testing.assert_close(got, want, rtol=2**-9, atol=2**-24 + tiny)
 
 
 def test_an_error_of_many_deviations_does_not_overflow(backend):

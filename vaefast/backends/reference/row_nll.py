@@ -142,8 +142,9 @@ def _kept(target: Sequence[Tensor], mask: Tensor) -> tuple[Tensor, ...]:
     """The target with 0 at the positions that the mask [T, S] leaves out."""
     *where, values = target
     if where:
-        rows = torch.repeat_interleave(mask.squeeze(1), where[0].diff())
-        return (*where, torch.where(rows, values, 0))
+        rows, inside = entry_rows(where[0], len(values))
+        kept = mask.squeeze(1)[rows.clamp(0, max(len(mask) - 1, 0))]
+        return (*where, torch.where(kept | ~inside, values, 0))
     wide = mask.view(mask.shape[0], *[1] * (values.dim() - 2), mask.shape[1])
     return (torch.where(wide, values, 0),)
 
