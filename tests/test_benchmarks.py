@@ -109,7 +109,7 @@ def test_case_names_are_unique_and_every_likelihood_has_a_case() -> None:
     assert len(set(names)) == len(names)
     for name in likelihoods.registered():
         assert any(n.startswith(f"nll {name} ") for n in names), name
-    with pytest.raises(ValueError, match="no benchmark case"):
+    with pytest.raises(ValueError, match="no case's name contains"):
         cases.collect("no such operator")
 
 

@@ -251,7 +251,7 @@ def test_gradcheck(kernels: Target) -> None:
     ("make", "error"),
     [
         (lambda: StudentT(0.0), ValueError),
-        (lambda: StudentT(torch.ones(())), TypeError),
+        (lambda: StudentT(torch.ones((), requires_grad=True)), TypeError),
         (lambda: LogCosh(scale=-1.0), ValueError),
         (lambda: DiscretizedLogistic(bits=0), ValueError),
         (lambda: DiscretizedLogistic(bits=2.5), TypeError),
