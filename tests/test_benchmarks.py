@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -349,3 +350,17 @@ def test_a_wrong_option_is_one_line(
     error = capsys.readouterr().err
     assert text in error
     assert error.count("\n") == 1
+
+
+def test_two_versions_are_compared(tmp_path: Path) -> None:
+    """Here one with itself."""
+    out = tmp_path / "out.json"
+    script = str(Path(__file__).parent.parent / "benchmarks" / "compare.py")
+    command = [sys.executable, script, "--before", sys.executable, "--after", sys.executable]
+    command += ["--exactly", "sample_kl 128x20", "--rounds", "1", "--quick", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode in (0, 1), done.stderr
+    found = json.loads(out.read_text())
+    assert list(found) == ["sample_kl 5x5, forward", "sample_kl 5x5, forward+backward"]
+    for one in found.values():
+        assert one["low"] <= one["ratio"] <= one["high"] and one["before"] > 0
