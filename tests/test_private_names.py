@@ -18,15 +18,18 @@ TEXT = (SOURCES / "_torch.py").read_text()
 AT_IMPORT = [
     *re.findall(r'_private\(\s*"([\w.]+)"', TEXT),
     *re.findall(r'getattr\(torch\._C, "(\w+)"', TEXT),
+    *re.findall(r'hasattr\(forward_ad, "(\w+)"', TEXT),
 ]
 # Asked for at each call.
-AT_CALLS = ["_current_level", "_is_zerotensor", "_backward_cls", "has_static_value"]
+AT_CALLS = ["_is_zerotensor", "_backward_cls", "has_static_value"]
 
 PROGRAM = """
 import builtins, sys, torch, torch.fx.experimental.symbolic_shapes
 
 *way, name = sys.argv[1].split(".")
 owner = torch._C
+if not way and hasattr(torch.autograd.forward_ad, name):
+    owner = torch.autograd.forward_ad
 for step in way:
     owner = getattr(owner, step)
 there = getattr(owner, name, None)

@@ -72,10 +72,14 @@ def at_end_of_backward(function: Callable[[], None]) -> None:
     engine.queue_callback(function)
 
 
-def forward_mode() -> bool:
-    """True inside a level of forward-mode automatic differentiation."""
-    # Unknown is as good as yes: plain PyTorch is right under forward mode.
-    return getattr(forward_ad, "_current_level", 0) >= 0
+def _forward_level() -> bool:
+    return forward_ad._current_level >= 0
+
+
+# Whether forward-mode differentiation is on; plain PyTorch is right where that is not known.
+forward_mode: Callable[[], bool] = (
+    _forward_level if hasattr(forward_ad, "_current_level") else lambda: True
+)
 
 
 def is_zero_tensor(tensor: Tensor) -> bool:

@@ -182,7 +182,13 @@ class _SmallKL(torch.autograd.Function):
         mu, scale = ctx.saved_tensors
         recipe = ctx.recipe
         need = ctx.needs_input_grad
-        if not recording() and recipe.small.unmoved(mu, scale) and direct(grad_kl):
+        strides = recipe.small.strides
+        if (
+            not recording()
+            and mu.stride() == strides[0]
+            and scale.stride() == strides[1]
+            and direct(grad_kl)
+        ):
             return (*recipe.small.backward(grad_kl, mu, scale, need), None)
         tensors = (mu, scale, None, None, None, None, None, None)
         need, how = [*need[:2], False, False], (True, "native", None, False)

@@ -3,7 +3,7 @@
 At 128 x 20 the kernels take 10 us and what leads to them took 90: a call like one before it finds
 all but its addresses prepared. So it reads its operands where they are, by the strides that they
 had: what the core would have to copy first has no prepared call (`Copied`), and a backward pass
-asks `unmoved` of what autograd kept, as a saved-tensor hook may bring a view back dense.
+compares the `strides` of what autograd kept, as a hook may bring a view back dense.
 """
 
 from __future__ import annotations
@@ -43,13 +43,6 @@ class _Prepared:
                 raise Copied
         self.strides = tuple([t.stride() for t in operands])
         return grid, packed
-
-    def unmoved(self, *operands: Tensor) -> bool:
-        """True where the first operands have the strides that the call was made ready for."""
-        for tensor, strides in zip(operands, self.strides, strict=False):
-            if tensor.stride() != strides:
-                return False
-        return True
 
 
 class SmallSample(_Prepared):
