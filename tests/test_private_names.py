@@ -74,6 +74,7 @@ if name == "has_static_value":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AT_IMPORT + AT_CALLS)
 def test_without_it_results_are_right(name):
     command = [sys.executable, "-c", PROGRAM, name]

@@ -5,14 +5,30 @@ import pytest
 pytest.importorskip("triton.language")
 
 import aot
-from catalogue import CALLS
+from catalogue import CALLS, Call
 
-ON = [(call, arch) for call in CALLS for arch in (80, 90, 100) if call.everywhere or arch == 90]
+# The first of each operator and likelihood stands for its kind in a plain run.
+_KINDS = {call.name.split()[0].strip(","): call for call in reversed(CALLS)}
 
 
-@pytest.mark.parametrize(
-    ("call", "arch"), ON, ids=lambda p: f"sm_{p}" if isinstance(p, int) else str(p)
-)
+def _slow(call: Call, arch: int) -> bool:
+    return arch != 90 or _KINDS[call.name.split()[0].strip(",")] is not call
+
+
+ON = [
+    pytest.param(
+        call,
+        arch,
+        id=f"{call}-sm_{arch}",
+        marks=[pytest.mark.slow] if _slow(call, arch) else [],
+    )
+    for call in CALLS
+    for arch in (80, 90, 100)
+    if call.everywhere or arch == 90
+]
+
+
+@pytest.mark.parametrize(("call", "arch"), ON)
 def test_compiles_without_spills_to_wide_loads(call, arch):
     found = aot.launches(call.run, arch)
     assert len(found) == call.kernels, [one.kernel for one in found]
