@@ -102,7 +102,7 @@ def _points(
         p = share(pairs, lse)
         t = x[:, None, :] - tile(mu, own, d, count, dims)[None, :, :]
         root = whitening_root(tile(logvar, own, d, count, dims))[None, :, :]
-        acc += tl.sum(p[:, :, None] * whitened(whitened(t, root), root), 1)
+        acc += tl.sum(p[:, :, None] * whitened(t, root) * root * root, 1)
     place = grad + row[:, None] * dims + d[None, :]
     tl.store(place, -acc * g[:, None], mask=(row < rows)[:, None] & (d < dims)[None, :])
 
@@ -117,7 +117,7 @@ def _components(
     own = (pid // dim_blocks).to(tl.int64) * SIDE + tl.arange(0, SIDE)
     d = pid % dim_blocks * DIMS + tl.arange(0, DIMS)
     m = tile(mu, own, d, count, dims)
-    root = whitening_root(tile(logvar, own, d, count, dims))[None, :, :]
+    root = whitening_root(tile(logvar, own, d, count, dims))
     to_mu = tl.zeros((SIDE, DIMS), DTYPE)
     to_logvar = tl.zeros((SIDE, DIMS), DTYPE)
     to_weights = tl.zeros((SIDE,), DTYPE)
@@ -130,15 +130,15 @@ def _components(
         lse = tl.load(joint + row, mask=row < rows, other=0.0)
         p = share(pairs, lse) * g[:, None]
         p = tl.where((row < rows)[:, None], p, 0.0)
-        near = whitened(tile(z, row, d, rows, dims)[:, None, :] - m[None, :, :], root)
+        near = whitened(tile(z, row, d, rows, dims)[:, None, :] - m[None, :, :], root[None, :, :])
         p_near = p[:, :, None] * near
-        to_mu += tl.sum(p[:, :, None] * whitened(near, root), 0)
+        to_mu += tl.sum(p_near, 0)
         # In this order: the square may overflow where p is 0.
         to_logvar += tl.sum(p_near * near - p[:, :, None], 0)
         to_weights += tl.sum(p, 0)
     place = own[:, None] * dims + d[None, :]
     live = (own < count)[:, None] & (d < dims)[None, :]
-    tl.store(grad_mu + place, to_mu, mask=live)
+    tl.store(grad_mu + place, whitened(to_mu, root), mask=live)
     tl.store(grad_logvar + place, 0.5 * to_logvar, mask=live)
     if grad_weights is not None:
         # As a vector: Triton's interpreter cannot spread a scalar bool.

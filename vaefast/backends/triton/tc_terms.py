@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._options import Weighing
 from ._grid import launch
-from ._math import exp, whitened, whitening_root
+from ._math import exp, finite, whitened, whitening_root
 from ._pairs import dense, log_normal, pair_meta, share, shares, tile
 
 # log(2 pi)
@@ -174,8 +174,9 @@ def _points(
             first, log_weight, own, stratum, SIDE, DIMS, DTYPE, WEIGHTED,
         )  # fmt: skip
         t = x[:, None, :] - tile(mu, at, d, count, dims)[None, :, :]
-        root = whitening_root(tile(logvar, at, d, count, dims))[None, :, :]
-        acc += tl.sum(slope * whitened(whitened(t, root), root), 1)
+        root = whitening_root(tile(logvar, at, d, count, dims))
+        near = whitened(t, root[None, :, :])
+        acc += tl.sum(slope * near * finite(root * root)[None, :, :], 1)
     to_prior = tl.load(upstream + 2 * rows + row, mask=row < rows, other=0.0)
     live = (row < rows)[:, None] & (d < dims)[None, :]
     place = grad + row[:, None] * dims + d[None, :]
@@ -192,7 +193,7 @@ def _posteriors(
     at = (pid // dim_blocks).to(tl.int64) * SIDE + tl.arange(0, SIDE)
     d = pid % dim_blocks * DIMS + tl.arange(0, DIMS)
     m = tile(mu, at, d, count, dims)
-    root = whitening_root(tile(logvar, at, d, count, dims))[None, :, :]
+    root = whitening_root(tile(logvar, at, d, count, dims))
     to_mu = tl.zeros((SIDE, DIMS), DTYPE)
     to_logvar = tl.zeros((SIDE, DIMS), DTYPE)
     for start in range(0, rows, SIDE):
@@ -203,13 +204,14 @@ def _posteriors(
             first, log_weight, own, stratum, SIDE, DIMS, DTYPE, WEIGHTED,
         )  # fmt: skip
         slope = tl.where((row < rows)[:, None, None], slope, 0.0)
-        near = whitened(x[:, None, :] - m[None, :, :], root)
-        to_mu += tl.sum(slope * whitened(near, root), 0)
+        near = whitened(x[:, None, :] - m[None, :, :], root[None, :, :])
+        weighed = slope * near
+        to_mu += tl.sum(weighed, 0)
         # In this order: the square may overflow where the slope is 0.
-        to_logvar += tl.sum(slope * near * near - slope, 0)
+        to_logvar += tl.sum(weighed * near - slope, 0)
     live = (at < count)[:, None] & (d < dims)[None, :]
     place = at[:, None] * dims + d[None, :]
-    tl.store(grad_mu + place, to_mu, mask=live)
+    tl.store(grad_mu + place, whitened(to_mu, root), mask=live)
     tl.store(grad_logvar + place, 0.5 * to_logvar, mask=live)
 
 
@@ -241,7 +243,8 @@ def _each(x, mu, logvar, at, d, count, dims, weights):
     lv = tile(logvar, at, d, count, dims)
     t = x[:, None, :] - tile(mu, at, d, count, dims)[None, :, :]
     root = whitening_root(lv)[None, :, :]
-    near = whitened(t, root)
+    # Not cut off: the density of what is infinitely far is 0.
+    near = t * root * root
     return weights[:, :, None] - 0.5 * ((near * near + lv[None, :, :]) + _LOG_2PI)
 
 
