@@ -16,7 +16,7 @@ def _slow(call: Call, arch: int) -> bool:
 
 
 # Bytes on the stack of a thread, where no way of writing the kernel was found that needs none.
-FRAMES = {("tc_terms, 1024x64 backward", 100): 8}
+FRAMES = {("tc_terms, 1024x64 backward", 100): 16}
 
 ON = [
     pytest.param(
