@@ -192,7 +192,7 @@ def test_scipy(backend: Target) -> None:
         (StudentT(1.0), (0.3, 0.5), scipy.stats.t(1.0, 0.3, math.exp(0.5))),
         (StudentT(7.0, scale=2.0), (0.3,), scipy.stats.t(7.0, 0.3, 2.0)),
     ],
-    ids=str,
+    ids=lambda value: value.dist.name if hasattr(value, "dist") else str(value),
 )
 def test_samples_follow_the_density(
     model: Likelihood, params: tuple[float, ...], distribution: object
