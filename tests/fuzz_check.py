@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import fuzz_cases
 import torch
 from fuzz_cases import CALLS, Case, Operand
-from fuzz_operators import OPERATORS, nll_size, pair_log_density
+from fuzz_operators import OPERATORS, nll_size, pair_gradient, pair_log_density
 from fuzz_truth import aligned
 from tolerances import TABLE
 from torch import Tensor
@@ -398,7 +398,9 @@ def _raised(case: Case, data: Prepared, error: Exception, index: int) -> list[Fa
 def precision(case: Case) -> torch.dtype:
     """float64 where every argument of the arithmetic is."""
     for name, operand in case.operands.items():
-        if name not in _NO_PRECISION and operand.dtype != torch.float64:
+        # The x of mmd is no target.
+        aside = name in _NO_PRECISION and case.op != "mmd"
+        if not aside and operand.dtype != torch.float64:
             return torch.float32
     return torch.float64
 
@@ -513,7 +515,8 @@ def _judge(
         if case.op in ("tc_terms", "mixture_log_prob"):
             # Weights of pairs are exponentials: as right, relatively, as what is in the exponent.
             pairs = pair_log_density(case, data.wide)
-            allowed = allowed + arithmetic * pairs * (1 + _top(finite.abs()))
+            parts = pair_gradient(case, data.wide, name) * _largest(rows)
+            allowed = allowed + arithmetic * pairs * (1 + _top(finite.abs()) + parts)
         elif case.model is not None and case.model[0] == "discretized_logistic_mixture":
             # The components' weights are: of two alike, to the rounding of what they cost.
             cost = torch.finfo(precision(case)).eps * nll_size(case, data.wide)
@@ -564,8 +567,13 @@ def _terms(case: Case, data: Prepared, rows: list[Upstream], name: str) -> float
         terms += math.prod(case.shape("x")[1:])
     if name.startswith("value"):
         return terms
+    return terms * _largest(rows)
+
+
+def _largest(rows: list[Upstream]) -> float:
+    """Of the upstream gradients."""
     given = [float(u.abs().max()) for row in rows for u in row if u is not None and u.numel()]
-    return terms * max(given, default=0.0)
+    return max(given, default=0.0)
 
 
 def _named(found: Found) -> Tensors:

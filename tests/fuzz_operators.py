@@ -908,6 +908,22 @@ def pair_log_density(case: Case, w: Tensors) -> float:
     return float(pairs.abs().sum(-1).max())
 
 
+def pair_gradient(case: Case, w: Tensors, name: str) -> float:
+    """The largest derivative of log N(z_i; mu_j, sigma_j^2)'s terms in one number of `name`
+    ("gradient of mu"), each taken without its sign: where they cancel, no more is known."""
+    scale = w["scale"].detach().requires_grad_()
+    logvar = truth.log_variance(scale, case.settings)
+    (slope,) = torch.autograd.grad(logvar.sum(), scale)
+    mu, logvar = _flat(w["mu"].detach()), _flat(logvar.detach())
+    if not mu.numel() or not w["z"].numel():
+        return 0.0
+    z = w["z"].detach().reshape(w["z"].shape[0], -1, mu.shape[-1])
+    distance = (z.unsqueeze(2) - mu.unsqueeze(1)).abs() * (-0.5 * logvar).exp().unsqueeze(1)
+    if name == "gradient of scale":
+        return float((0.5 * (distance**2 + 1) * _flat(slope).abs().unsqueeze(1)).max())
+    return float((distance * (-0.5 * logvar).exp().unsqueeze(1)).max())
+
+
 def _mmd(case: Case, draw: Draw) -> None:
     case.dims["N"], case.dims["M"] = max(2, draw.size(64)), max(2, draw.size(64))
     latent = draw.sizes(case, "L", least=0, most=2)
