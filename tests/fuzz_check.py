@@ -96,9 +96,9 @@ def _hide(case: Case, calls: list[Tensors], keep: Tensor, name: str) -> None:
     """Spoils what enters no element that the mask keeps."""
     operand, dims = case.operands[name], _masked(case)
     shape = operand.shape
-    if name in ("weight", "sample_weight") and len(shape) == 1 < len(dims):
-        if case.sizes(shape) == case.sizes(dims[:1]):
-            shape = dims[:1]
+    per_sample = len(shape) == 1 < len(dims) and case.sizes(shape) == case.sizes(dims[:1])
+    if per_sample and name in ("weight", "sample_weight"):
+        shape = dims[:1]
     bad = _bad(operand, case.seed)
     if bad is None:
         return

@@ -156,8 +156,8 @@ def choose(case: Case, rng: random.Random) -> None:
     case.backward = f"transform {way}"
     if case.op == "importance_loss":
         case.settings.pop("z", None)
-    # A transform's function has to be one of its tensors.
-    case.hidden = ()
+    # The upstream gradient is the transform's own.
+    case.hidden = tuple(n for n in case.hidden if n != "upstream")
     if way not in ("forward", "second", "reentrant", "batched"):
         # torch.func and the tracers take no CSR tensors.
         case.settings.pop("sparse", None)

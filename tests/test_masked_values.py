@@ -166,9 +166,7 @@ def check_likelihood(
 @pytest.mark.parametrize("lead", [(), (2,)], ids=str)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("kind", MASKS)
-def test_an_optimal_std(
-    backend: Target, kind: str, reduction: str, lead: tuple[int, ...]
-) -> None:
+def test_an_optimal_std(backend: Target, kind: str, reduction: str, lead: tuple[int, ...]) -> None:
     rng = random.Random(0)
     mask = _mask(kind, backend.device)
     leaves = {
