@@ -538,6 +538,9 @@ def _judge(
         right |= edge & ~got.isfinite()
         right |= truth.isnan() & got.isnan()
         right |= truth.isinf() & (got == truth)
+        if case.op == "linear_nll" and case.model and case.model[0] == "laplace" and name in eager:
+            # The rounding of a logit decides on which side of the kink it lies.
+            right |= (got - eager[name].double()).abs() <= allowed
         calls = tuple(i for i in range(CALLS) if not bool(right[i].all()))
         if not calls:
             continue
