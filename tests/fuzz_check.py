@@ -515,7 +515,14 @@ def _judge(
         if case.op in ("tc_terms", "mixture_log_prob"):
             # Weights of pairs are exponentials: as right, relatively, as what is in the exponent.
             pairs = pair_log_density(case, data.wide)
-            parts = pair_gradient(case, data.wide, name) * _largest(rows)
+            parts = pair_gradient(case, data.wide, name)
+            if name.startswith("second"):
+                # The variance of first derivatives.
+                parts = max(
+                    pair_gradient(case, data.wide, f"gradient of {n}") for n in ("z", "scale")
+                )
+                parts *= parts
+            parts *= _largest(rows)
             allowed = allowed + arithmetic * pairs * (1 + _top(finite.abs()) + parts)
         elif case.model is not None and case.model[0] == "discretized_logistic_mixture":
             # The components' weights are: of two alike, to the rounding of what they cost.
