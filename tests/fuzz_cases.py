@@ -140,7 +140,7 @@ class Case:
     backward: str = "plain"
     # Values on half-integers, where what has a kink meets it.
     grid: bool = False
-    # Operands that are NaN where the mask hides them.
+    # Operands that are spoilt where the mask leaves them out, and "upstream".
     hidden: tuple[str, ...] = ()
 
     def shape(self, name: str) -> Shape:
@@ -221,11 +221,6 @@ def make(case: Case, operand: Operand, g: torch.Generator) -> Made:
             tensors = [t.detach().requires_grad_().view_as(t) for t in tensors]
         wide = wide.requires_grad_()
     return Made(tensors, wide)
-
-
-def sparse(case: Case, operand: Operand, made: Made) -> Made:
-    """A target as a CSR matrix."""
-    return Made([t.contiguous().to_sparse_csr() for t in made.tensors], made.wide)
 
 
 class Draw:

@@ -119,6 +119,7 @@ def _kl(case: Case, draw: Draw) -> None:
             reduction = draw.pick(*allowed)
     if reduction != "batchmean":
         case.settings["reduction"] = reduction
+    _hide(case, draw)
     draw.differentiate(case, 1)
 
 
@@ -151,6 +152,7 @@ def _sample_kl(case: Case, draw: Draw) -> None:
         reduction = draw.pick("sample", "sample", *REDUCTIONS, "dim")
     if reduction != "sample":
         case.settings["reduction"] = reduction
+    _hide(case, draw)
     draw.differentiate(case, 2)
 
 
@@ -313,7 +315,7 @@ def _rows(case: Case, draw: Draw) -> tuple[int, tuple[str, ...]]:
     rest = draw.sizes(case, "X", least=0, most=2)
     last = settings.get("dim", 1) == -1
     if name == "categorical":
-        case.dims["C"] = max(1, draw.size())
+        case.dims["C"] = draw.size()
         kind, dtype = f"below {case.dims['C']}", draw.pick(torch.int64, torch.int32, torch.uint8)
         if case.dims["C"] > 255:
             dtype = torch.int64
@@ -335,9 +337,6 @@ def _nll(case: Case, draw: Draw) -> None:
     rows = draw.chance(0.2)
     _, shape = _rows(case, draw) if rows else _elementwise(case, draw)
     draw.mask_and_weight(case, shape, p=0.2)
-    if case.model == ("gaussian", {"std": "optimal"}, 1):
-        # All masked, or without a weight, is a test of its own.
-        case.operands.pop("mask", None)
     if draw.chance(0.7):
         case.settings["reduction"] = draw.pick(*REDUCTIONS)
     _sparse(case, draw)
@@ -347,14 +346,37 @@ def _nll(case: Case, draw: Draw) -> None:
         draw.noise(case)
         if case.noise == "noise":
             case.noise = "seed"
-    if not rows and "mask" in case.operands and draw.chance(0.15):
-        case.hidden = tuple(n for n in ("x", "p0") if _can_hide(case, n))
+    _hide(case, draw)
     draw.differentiate(case, 1)
 
 
-def _can_hide(case: Case, name: str) -> bool:
-    o = case.operands[name]
-    return o.layout == "dense" and o.floating() and case.settings.get("sparse") is None
+_OVERLAPPING = ("expanded batch", "expanded row", "one number", "windows")
+
+
+def _hide(case: Case, draw: Draw) -> None:
+    """What is NaN, infinite or a label that is none wherever the mask leaves it out."""
+    if "mask" not in case.operands or not draw.chance(0.3):
+        return
+    named = {"x", "h", "weight", "sample_weight", "prior_mu", "prior_scale"}
+    if case.op == "gaussian_kl":
+        named |= {"mu", "scale"}
+    elif case.op != "sample_kl":
+        # The prior of another operator's KL is not masked.
+        named -= {"prior_mu", "prior_scale"}
+    w = case.operands.get("weight")
+    if case.op == "elbo_loss" and w is not None and case.sizes(w.shape) == case.shape("x")[:1]:
+        # It weighs the KL too.
+        named.discard("weight")
+    found = [
+        name
+        for name, o in case.operands.items()
+        if (name in named or name in ("p0", "p1", "p2"))
+        and o.layout not in _OVERLAPPING
+        and o.dtype != torch.bool
+    ]
+    if case.op != "elbo_loss" and case.settings.get("reduction") in ("none", "sample"):
+        found.append("upstream")
+    case.hidden = tuple(name for name in found if draw.chance(0.8))
 
 
 def _sparse(case: Case, draw: Draw) -> None:
@@ -428,6 +450,14 @@ def _elements(case: Case, w: Tensors, params: list[Tensor]) -> tuple[Tensor, int
     return truth.likelihood(chosen.name, chosen.numbers, x, params), lead
 
 
+@torch.no_grad()
+def nll_size(case: Case, w: Tensors) -> float:
+    """The largest -log p of an element."""
+    assert case.model is not None
+    elements, _ = _elements(case, w, [w[f"p{i}"] for i in range(case.model[2])])
+    return float(elements.abs().max()) if elements.numel() else 0.0
+
+
 def _nll_truth(case: Case, w: Tensors) -> tuple[Tensor, ...]:
     assert case.model is not None
     elements, lead = _elements(case, w, [w[f"p{i}"] for i in range(case.model[2])])
@@ -480,6 +510,7 @@ def _linear(case: Case, draw: Draw) -> None:
     if draw.chance(0.7):
         case.settings["reduction"] = draw.pick(*choices)
     _sparse(case, draw)
+    _hide(case, draw)
     draw.differentiate(case, 1)
     case.grid = False
 
@@ -541,8 +572,6 @@ def _elbo(case: Case, draw: Draw) -> None:
     lead, shape = _rows(case, draw) if rows else _elementwise(case, draw)
     s = case.settings
     draw.mask_and_weight(case, shape, p=0.12)
-    if case.model == ("gaussian", {"std": "optimal"}, 1):
-        case.operands.pop("mask", None)
     reduction = draw.pick("batchmean", "batchmean", "sum", "mean", "sample")
     if reduction != "batchmean":
         s["reduction"] = reduction
@@ -578,6 +607,7 @@ def _elbo(case: Case, draw: Draw) -> None:
             allowed += ["total"] if "kl" in case.operands else ["total", "dim"]
         s["free_bits_per"] = draw.pick(*allowed)
     _sparse(case, draw)
+    _hide(case, draw)
     draw.differentiate(case, 1)
 
 
@@ -650,7 +680,8 @@ def _elbo_truth(case: Case, w: Tensors) -> tuple[Tensor, ...]:
     elif reduction == "mean":
         shape = elements.shape[lead:]
         if mask is None:
-            loss = loss / max(1, shape[1:].numel())
+            each = shape[1:].numel()
+            loss = loss / each if each else loss * 0.0
         else:
             ones = truth.weighted(torch.ones_like(elements), mask, None, lead)
             copies = elements.shape[1] if lead == 2 else 1
@@ -665,10 +696,6 @@ def _elbo_truth(case: Case, w: Tensors) -> tuple[Tensor, ...]:
 
 def _log_weights(case: Case, draw: Draw) -> None:
     lead, shape = _elementwise(case, draw)
-    while case.model == ("gaussian", {"std": "optimal"}, 1):
-        case.operands.clear()
-        case.dims.clear()
-        lead, shape = _elementwise(case, draw)
     latent = draw.sizes(case, "L", least=1, most=2)
     first = ("K", "B") if lead == 2 else ("B",)
     kind = draw.posterior(case)
@@ -682,6 +709,7 @@ def _log_weights(case: Case, draw: Draw) -> None:
     if draw.chance(0.3):
         case.settings["stop_posterior"] = True
     draw.mask_and_weight(case, shape, p=0.12)
+    _hide(case, draw)
     draw.differentiate(case, 1)
 
 
@@ -878,6 +906,22 @@ def pair_log_density(case: Case, w: Tensors) -> float:
         return 0.0
     pairs = truth.log_normal(z.unsqueeze(2), mu.unsqueeze(1), _flat(logvar).unsqueeze(1))
     return float(pairs.abs().sum(-1).max())
+
+
+def pair_gradient(case: Case, w: Tensors, name: str) -> float:
+    """The largest derivative of log N(z_i; mu_j, sigma_j^2)'s terms in one number of `name`
+    ("gradient of mu"), each taken without its sign: where they cancel, no more is known."""
+    scale = w["scale"].detach().requires_grad_()
+    logvar = truth.log_variance(scale, case.settings)
+    (slope,) = torch.autograd.grad(logvar.sum(), scale)
+    mu, logvar = _flat(w["mu"].detach()), _flat(logvar.detach())
+    if not mu.numel() or not w["z"].numel():
+        return 0.0
+    z = w["z"].detach().reshape(w["z"].shape[0], -1, mu.shape[-1])
+    distance = (z.unsqueeze(2) - mu.unsqueeze(1)).abs() * (-0.5 * logvar).exp().unsqueeze(1)
+    if name == "gradient of scale":
+        return float((0.5 * (distance**2 + 1) * _flat(slope).abs().unsqueeze(1)).max())
+    return float((distance * (-0.5 * logvar).exp().unsqueeze(1)).max())
 
 
 def _mmd(case: Case, draw: Draw) -> None:

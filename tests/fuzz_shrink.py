@@ -19,6 +19,7 @@ from fuzz_check import (
     fresh,
     leaves_of,
     prepare,
+    spoilt,
     true_values,
     upstreams,
 )
@@ -244,7 +245,8 @@ def _wanted(case: Case, data: Prepared, what: str) -> tuple[list[str], list[str]
             values = {what: values[what]}
         wanted.append(repr(values))
     codes = []
-    for row in rows:
+    for i, row in enumerate(rows):
+        row = spoilt(case, data, row, i)
         each = ("None" if u is None else _literal(u.detach()) for u in row)
         codes.append(f"[{', '.join(each)}]")
     return codes, wanted

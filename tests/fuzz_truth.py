@@ -20,6 +20,7 @@ from vaefast.backends.reference.row_nll import logistic_mixture
 from vaefast.likelihoods import Likelihood
 
 LOG_2PI = math.log(2 * math.pi)
+OPTIMAL_VARIANCE = 1e-12
 
 
 def aligned(t: Tensor, dims: int, per_sample: int | None = None) -> Tensor:
@@ -152,9 +153,9 @@ def free_bits(
         return total
     total = total / max(1, width)
     if mask is None:
-        return total
-    ones = weighted(torch.ones_like(elements), mask, None)
-    return total * elements.shape[1:].numel() / ones.flatten(1).sum(1).clamp(min=1)
+        return total if width else total * 0.0
+    kept = weighted(torch.ones_like(elements), mask, None).flatten(1).sum(1)
+    return torch.where(kept > 0, total * elements.shape[1:].numel() / kept.clamp(min=1), 0.0)
 
 
 def likelihood(
@@ -186,11 +187,16 @@ def likelihood(
 
 
 def optimal(errors: Tensor, counts: Tensor, constant: float) -> Tensor:
-    """Elements of the Gaussian at std^2 = the mean squared error, before the weights.
+    """Elements of the Gaussian at std^2 = the mean squared error, at least `OPTIMAL_VARIANCE`,
+    before the weights.
 
     `errors` are the squares, `counts` the weights of both, masked ones 0.
     """
-    variance = (errors * counts).flatten(1).sum(1) / counts.flatten(1).sum(1)
+    total = counts.flatten(1).sum(1)
+    # Of no element: any number, as nothing is multiplied by it.
+    total = torch.where(total > 0, total, 1.0)
+    variance = (errors * counts).flatten(1).sum(1) / total
+    variance = torch.where(variance >= OPTIMAL_VARIANCE, variance, OPTIMAL_VARIANCE)
     variance = variance.reshape(-1, *[1] * (errors.dim() - 1))
     return errors / (2 * variance) + 0.5 * variance.log() + constant
 
@@ -200,13 +206,17 @@ def rows(model: Likelihood, x: Tensor, params: Tensor, lead: int) -> Tensor:
     at = model.class_dim + params.dim() if model.class_dim < 0 else model.class_dim + lead
     if model.name == "categorical":
         last = params.movedim(at, -1)
+        if not last.shape[-1]:
+            return last.sum(-1) + math.nan
         x = x.long()
         index = (x.unsqueeze(1) if lead == 2 else x).expand(last.shape[:-1])
         return torch.logsumexp(last, -1) - last.gather(-1, index.unsqueeze(-1)).squeeze(-1)
     if model.name == "multinomial":
         x = x.unsqueeze(1) if lead == 2 else x
         total = x.sum(-1)
-        value = total * torch.logsumexp(params, -1) - (x * params).sum(-1)
+        value = -(x * params).sum(-1)
+        if params.shape[-1]:
+            value = value + total * torch.logsumexp(params, -1)
         if model.const:
             value = value - torch.lgamma(total + 1) + torch.lgamma(x + 1).sum(-1)
         return value

@@ -163,6 +163,27 @@ def check_likelihood(
         _compare(loss, leaves, hidden, _loss_hidden(mask, reduction, lead))
 
 
+@pytest.mark.parametrize("lead", [(), (2,)], ids=str)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("kind", MASKS)
+def test_an_optimal_std(backend: Target, kind: str, reduction: str, lead: tuple[int, ...]) -> None:
+    rng = random.Random(0)
+    mask = _mask(kind, backend.device)
+    leaves = {
+        "mean": cases.normal((*lead, 4, 5), rng).float().to(backend.device),
+        "target": cases.normal((4, 5), rng).float().to(backend.device),
+        "weight": cases.uniform((4, 5), rng).float().to(backend.device),
+    }
+
+    def loss(t: dict[str, Tensor]) -> Tensor:
+        given = t["mean"], t["target"], vf.Gaussian(std="optimal")
+        return vf.nll(*given, mask=mask, weight=t["weight"], reduction=reduction)
+
+    wide = _aligned(mask)
+    hidden = {k: _everywhere_hidden(wide, v.shape, (*lead, 4, 5)) for k, v in leaves.items()}
+    _compare(loss, leaves, hidden, _loss_hidden(mask, reduction, lead))
+
+
 @pytest.mark.parametrize("reduction", [*REDUCTIONS, "dim"])
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("param", cases.PARAMS)

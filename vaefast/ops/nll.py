@@ -286,7 +286,12 @@ def _optimal(
     losses = errors / (2 * variance) + counts * (log_std + form.numbers[0])
     match reduction:
         case "none" | "sample":
-            return losses
+            if mask is None:
+                return losses
+            # Through std the upstream gradient of what is left out would reach every element.
+            kept = mask.expand(data)
+            kept = kept if reduction == "none" else kept.reshape(data[0], -1).any(-1)
+            return torch.where(kept, losses, 0.0)
         case "sum":
             return losses.sum()
         case "batchmean":
