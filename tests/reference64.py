@@ -20,7 +20,9 @@ def clamped(scale: Tensor, clamp: object) -> Tensor:
         _, low, high = clamp
         middle, half = (low + high) / 2, (high - low) / 2
         return middle + half * torch.tanh((scale - middle) / half)
-    return scale.clamp(*clamp)
+    low, high = clamp
+    # Its gradient is 1 on the bounds; that of torch's clamp is 0 there from 2.14 on.
+    return torch.where((scale >= low) & (scale <= high), scale, scale.detach().clamp(low, high))
 
 
 def log_variance(

@@ -101,6 +101,16 @@ def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     return cast(Callable[..., Any], super(torch.autograd.Function, function).apply)  # type: ignore[misc]
 
 
+def has_autocast(device: str) -> bool:
+    """Whether a kind of device has autocast."""
+    return torch.amp.is_autocast_available(device)
+
+
+# torch 2.11's compiler cannot trace the question, 2.13's can. By this mark it takes the answer for
+# a constant; torch.compiler.assume_constant_result, which sets it, imports the compiler for that.
+has_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def known(value: object) -> bool:
     """True where a compiler knows a number: it is the same at every call of the graph."""
     if isinstance(value, Tensor):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import _args, likelihoods
 from .._args import Reduction
+from .._torch import has_autocast
 from ..backends._options import LinearNll
 from ..backends.reference.linear_nll import heads
 from ..likelihoods import REAL, Likelihood, RowLikelihood
@@ -229,11 +230,7 @@ def _csr(target: Tensor) -> tuple[Tensor, ...]:
 def _gemm_dtype(h: Tensor) -> torch.dtype:
     """h's, or autocast's."""
     device = h.device.type
-    if (
-        h.dtype != torch.float64
-        and torch.amp.is_autocast_available(device)
-        and torch.is_autocast_enabled(device)
-    ):
+    if h.dtype != torch.float64 and has_autocast(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return h.dtype
 
