@@ -585,6 +585,10 @@ def _terms(case: Case, data: Prepared, rows: list[Upstream], name: str) -> float
         terms += math.prod(case.shape("x")[1:])
     if name.startswith("value"):
         return terms
+    if name.startswith("second") and case.settings.get("param") in ("std", "var"):
+        # Of log sigma, whose derivatives of both orders cancel in sigma itself.
+        scale = data.wide["scale"].detach()
+        terms *= max(1.0, 1 / float(scale.min())) ** 2 if scale.numel() else 1.0
     return terms * _largest(rows)
 
 
