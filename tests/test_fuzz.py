@@ -1,7 +1,7 @@
 """Random calls against float64, the same ones each time: about a minute of them.
 
-`VAEFAST_FUZZ_SECONDS` asks for others, for that long, from `VAEFAST_FUZZ_SEED` on; `tests/fuzz.py` is
-the tool.
+`VAEFAST_FUZZ_SECONDS` asks for others, for that long, from `VAEFAST_FUZZ_SEED` on; `tests/fuzz.py`
+is the tool.
 """
 
 from __future__ import annotations
