@@ -28,6 +28,10 @@ def row_nll(
 ) -> list[Tensor]:
     """The loss and, where needed, its gradient, which may be put `into` params' own memory."""
     dtype = compute_dtype(params)
+    stored = stored_dtype(params.dtype)
+    if need and stored != params.dtype:
+        # The kernels write a gradient in the type of what they read.
+        params = params.to(stored)
     rows, classes, inner = params.shape
     if (params.stride(2) != 1 and inner > 1) or (inner == 1 and params.stride(1) != 1 < classes):
         params = params.contiguous()
@@ -35,7 +39,6 @@ def row_nll(
     loss = torch.empty(shapes[options.reduce], dtype=dtype, device=params.device)
     grad = None
     if need:
-        stored = stored_dtype(params.dtype)
         grad = into if into is not None else fresh(params.shape, stored, params.device)
     sparse = len(target) == 3
     values = target[-1].contiguous()
