@@ -12,6 +12,13 @@ import pytest
 
 # The terminal's: pytest puts its own in the place of sys.stdout.
 _OUT = os.dup(1)
+# Whether this process is one of several of its own run; the environment may be of another run.
+_worker = False
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global _worker
+    _worker = hasattr(config, "workerinput")
 
 
 @pytest.hookimpl(trylast=True)
@@ -26,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_runtest_logreport(report: Any) -> None:
     # A worker's reports come again in the process that started it.
-    if "PYTEST_XDIST_WORKER" in os.environ:
+    if _worker:
         return
     if report.when != "call" and report.passed:
         return
@@ -37,7 +44,7 @@ def pytest_runtest_logreport(report: Any) -> None:
 
 
 def pytest_collectreport(report: Any) -> None:
-    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+    if report.failed and not _worker:
         _tell({"name": report.nodeid, "outcome": "failed", "message": str(report.longrepr)[-1500:]})
 
 

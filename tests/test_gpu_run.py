@@ -66,7 +66,6 @@ def compiled() -> str:
     return str(_C.__file__)
 
 
-@pytest.mark.xfail(strict=False, reason="beside pytest-xdist the tests stage runs none")
 @on_cpu
 @pytest.mark.slow
 @pytest.mark.timeout(1800)

@@ -88,8 +88,6 @@ class _Module(nn.Module):
 
 @pytest.mark.parametrize("name", marked(ALL, CORE))
 def test_export_with_a_dynamic_batch(name: str) -> None:
-    if name == "gaussian_kl, prior":
-        pytest.xfail("free bits with a learned prior and reduction='mean' make B a constant")
     recipe = ALL[name]
     batch = torch.export.Dim("batch", min=2, max=1000)
     shapes = tuple({} if d is None else {d: batch} for d in recipe.batch)

@@ -180,4 +180,4 @@ def _with_free_bits(
         total = kl.sum()
     else:
         total = kl
-    return total * {"batchmean": 1.0, "sum": float(batch), "mean": inverse(width)}[reduction]
+    return total * {"batchmean": 1.0, "sum": batch, "mean": inverse(width)}[reduction]
