@@ -2,10 +2,10 @@
 
 import os
 import subprocess
-import sys
 
 import pytest
 import torch
+from program import python
 
 import vaefast as vf
 from vaefast import backends
@@ -15,13 +15,12 @@ def run(code, **environment):
     """Python in a process of its own, since what was found out is remembered."""
     # Not from the checkout's root: the installed package is under test.
     return subprocess.run(
-        [sys.executable, "-P", "-c", code] if sys.version_info >= (3, 11) else
-        [sys.executable, "-I", "-c", code],
+        python(code),
         env={**os.environ, "VAEFAST_BACKEND": "auto", **environment},
         capture_output=True,
         text=True,
         timeout=120,
-    )  # fmt: skip
+    )
 
 
 def test_cpu_takes_native_first_and_reference_always_last():

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from program import python
 from typer.testing import CliRunner
 
 from vaefast.cli.app import app
@@ -123,7 +124,7 @@ def test_one_process_at_a_time_writes_into_a_folder(tmp_path):
         "run = RunFolder('run'); run.write_json('config.json', {}); print('held', flush=True); "
         "time.sleep(600)"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+    with subprocess.Popen(python(code), stdout=subprocess.PIPE) as other:
         try:
             assert other.stdout.readline() == b"held\n"
             for ways in ({"overwrite": True}, {"resume": True}):
@@ -224,7 +225,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, command, where):
 
 def command(*arguments):
     code = "from vaefast_command import main; main()"
-    return [sys.executable, "-c", code, *map(str, arguments)]
+    return python(code, *map(str, arguments))
 
 
 def test_a_limit_on_file_sizes_is_one_line(tmp_path):
@@ -296,7 +297,7 @@ def test_killed_between_any_two_files_a_run_goes_on_as_if_it_had_not_been(tmp_pa
         "from vaefast_command import main; main()"
     )
     first = ("train", "x.npy", "--width", "8", "--latent", "2", "--epochs", "4", "--out", "run")
-    done = subprocess.run([sys.executable, "-c", code, *first], capture_output=True, timeout=500)
+    done = subprocess.run(python(code, *first), capture_output=True, timeout=500)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     run = tmp_path / "run"
     if (run / "checkpoints" / "last.ckpt").exists():

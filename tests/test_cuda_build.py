@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from program import python
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -82,7 +83,7 @@ def test_it_links_and_loads_without_a_driver(cuda_module):
         "assert info['cuda'] and info['cuda_archs'] == ['90'], info;"
         "assert core.workspace((4, 100_000, 1), 4, False, 4) > 0"
     )
-    subprocess.run([sys.executable, "-c", code, str(cuda_module)], check=True)
+    subprocess.run(python(code, str(cuda_module)), check=True)
 
 
 def test_no_kernel_spills(machine_code):

@@ -7,7 +7,6 @@ import itertools
 import os
 import random
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 import torch
 from conftest import Target
 from operator_calls import Sizes, calls, operators
+from program import python
 
 import vaefast as vf
 
@@ -146,4 +146,4 @@ grad.sum().backward()
 assert mu.grad.device.type == prior.grad.device.type == "cpu"
 """
     environment = {**os.environ, "VAEFAST_BUFFER_CACHE": "0"}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd="/")
+    subprocess.run(python(code), check=True, env=environment, cwd="/")

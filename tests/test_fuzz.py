@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import tracer_cases
+from program import python
 
 import vaefast as vf
 
@@ -66,14 +67,12 @@ sys.exit(fuzz.main(["--cases", "1", "--only", "gaussian_kl", "--seed", "3"]))
 
 
 def test_a_planted_fault_is_found_and_made_small() -> None:
-    found = subprocess.run(
-        [sys.executable, "-c", PLANTED.format(tests=str(TESTS))], capture_output=True, text=True
-    )
+    found = subprocess.run(python(PLANTED.format(tests=str(TESTS))), capture_output=True, text=True)
     assert found.returncode == 1, found.stdout + found.stderr
     assert "call 1" in found.stdout
     script = found.stdout.split('"""', 1)[1].split("\n\n\n# ")[0].split("\n\n1 cases")[0]
     script = '"""' + script
-    alone = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    alone = subprocess.run(python(script), capture_output=True, text=True)
     assert alone.returncode == 0, script + alone.stderr
     assert "wanted" in alone.stdout
     assert "'B': 1" in found.stdout
@@ -84,6 +83,6 @@ def test_every_operator_has_cases() -> None:
         f"import sys; sys.path.insert(0, {str(TESTS)!r}); import fuzz_operators as f; "
         "print(*f.OPERATORS, *f.COMPOSED)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(python(code), capture_output=True, text=True, check=True)
     public = tracer_cases.public_operators()
     assert set(done.stdout.split()) == public

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from program import python
 from test_benchmarks import load
 
 import vaefast as vf
@@ -108,9 +109,7 @@ def test_a_stage_that_hangs_is_ended_and_its_cases_are_kept(tmp_path):
     run = load("gpu_run")
     lines: list[str] = []
     hangs = "import time; print('@case 1', flush=True); time.sleep(60)"
-    (ended,) = run.processes(
-        [[sys.executable, "-c", hangs]], 3.0, lines.append, dict(os.environ), tmp_path
-    )
+    (ended,) = run.processes([python(hangs)], 3.0, lines.append, dict(os.environ), tmp_path)
     assert ended.status is None and lines == ["@case 1"]
 
 
@@ -231,7 +230,7 @@ def collected():
         "torch.cuda.device_count = lambda: 1;"
         "sys.exit(pytest.main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", code, "--collect-only", "-q", "-m", "gpu"]
+    command = python(code, "--collect-only", "-q", "-m", "gpu")
     command += [
         "-p",
         "no:cacheprovider",

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from program import python
 
 from vaefast import _install, backends
 from vaefast.cli.info import missing
@@ -144,15 +145,13 @@ def blocked(*names):
 
 def test_without_torch_one_line_says_so():
     code = blocked("torch") + "from vaefast_command import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--help"], capture_output=True, text=True, cwd="/"
-    )
+    done = subprocess.run(python(code, "--help"), capture_output=True, text=True, cwd="/")
     assert done.returncode == 2
     assert done.stdout == ""
     line = "vaefast needs PyTorch, which is not installed: pip install torch\n"
     assert done.stderr == f"vaefast: {line}"
     code = blocked("torch") + "import vaefast"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+    done = subprocess.run(python(code), capture_output=True, text=True, cwd="/")
     assert done.returncode == 1
     assert done.stderr.endswith(f"ModuleNotFoundError: {line}")
     assert done.stderr.count("Traceback") == 1
@@ -216,7 +215,7 @@ def test_pybind11_has_one_path_wherever_it_lies(setup_py, tmp_path, monkeypatch)
     ],
 )
 def test_a_failed_configuration_names_what_was_missing(setup_py, printed, missing, capfd):
-    command = [sys.executable, "-c", f"import sys; print({printed!r}); sys.exit(1)"]
+    command = python(f"import sys; print({printed!r}); sys.exit(1)")
     with pytest.raises(setup_py["BuildFailed"]) as failure:
         setup_py["run"](command)
     assert failure.value.missing == missing
@@ -238,3 +237,10 @@ def test_a_demo_without_kernels_says_why_it_is_slow(monkeypatch):
     text = "\n".join(slow(cpu))
     assert "times of plain PyTorch, since no fused kernels serve cpu" in text
     assert _install.command(rebuild=True) in text
+
+
+def test_programs_of_tests_import_what_is_installed():
+    tests = Path(__file__).parent
+    starts = re.compile(r"sys\.executable,\s*\"-c\"")
+    found = [f.name for f in tests.rglob("*.py") if starts.search(f.read_text())]
+    assert found == ["program.py"]

@@ -3,11 +3,11 @@
 import ast
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from program import python
 
 import vaefast as vf
 
@@ -77,7 +77,7 @@ if name == "has_static_value":
 @pytest.mark.slow
 @pytest.mark.parametrize("name", AT_IMPORT + AT_CALLS)
 def test_without_it_results_are_right(name):
-    command = [sys.executable, "-c", PROGRAM, name]
+    command = python(PROGRAM, name)
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import scipy.stats
 import torch
 from conftest import Target
+from program import python
 from test_benchmarks import load
 from torch import Tensor
 
@@ -163,6 +163,6 @@ def test_a_plugin_with_a_triton_twin(tmp_path: Path) -> None:
         "TRITON_INTERPRET": "1",
     }
     done = subprocess.run(
-        [sys.executable, "-c", USE], cwd=tmp_path, env=environment, capture_output=True, text=True
+        python(USE), cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.stdout.strip() == "same", done.stderr[-3000:]

@@ -2,11 +2,11 @@
 
 import os
 import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from program import python
 
 pytest.importorskip("triton.language")
 
@@ -35,7 +35,7 @@ def test_kernels_in_the_interpreter(tmp_path, file, least, chosen):
     report = tmp_path / "report.xml"
     # Not "python -m pytest" from the root: that would import the checkout, not what is installed.
     command = [
-        *(sys.executable, "-c", "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"),
+        *python("import pytest; sys.exit(pytest.main(sys.argv[1:]))"),
         *(str(HERE / file), f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml")),
         *("-q", "-p", "no:cacheprovider", f"--junitxml={report}", "-k", chosen),
     ]
