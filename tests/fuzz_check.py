@@ -12,7 +12,13 @@ from typing import Any, NamedTuple
 import fuzz_cases
 import torch
 from fuzz_cases import CALLS, Case, Operand
-from fuzz_operators import OPERATORS, nll_size, pair_gradient, pair_log_density
+from fuzz_operators import (
+    OPERATORS,
+    densities_size,
+    nll_size,
+    pair_gradient,
+    pair_log_density,
+)
 from fuzz_truth import aligned
 from tolerances import TABLE
 from torch import Tensor
@@ -583,6 +589,8 @@ def _terms(case: Case, data: Prepared, rows: list[Upstream], name: str) -> float
     terms = 1.0 + (float(x.detach().abs().max()) if x is not None and x.numel() else 0.0)
     if case.op == "mmd":
         terms += math.prod(case.shape("x")[1:])
+    if case.op in ("log_weights", "monte_carlo_kl"):
+        terms += densities_size(case, data.wide)
     if name.startswith("value"):
         return terms
     if name.startswith("second") and case.settings.get("param") in ("std", "var"):

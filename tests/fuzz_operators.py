@@ -720,12 +720,19 @@ def _log_weights_call(case: Case, t: Tensors, noise: dict[str, Any]) -> tuple[Te
     return (vf.log_weights(*args, likelihood=model, **given, **_plain(case)),)
 
 
-def _log_density(case: Case, z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-    """log N(z; mu, e^logvar) summed over the latent dimensions, broadcast over K."""
+def _log_density(
+    case: Case,
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    of: Callable[[Tensor], Tensor] = torch.positive,
+) -> Tensor:
+    """log N(z; mu, e^logvar), or what is `of` each, summed over the latent dimensions, broadcast
+    over K."""
     dims = z.dim() - 1
     lead = dims - len(case.operands["mu"].shape) + 1
     m, v = (truth.aligned(t, dims) for t in (mu, logvar))
-    return truth.summed(truth.log_normal(z, m, v).expand(z.shape), lead)
+    return truth.summed(of(truth.log_normal(z, m, v)).expand(z.shape), lead)
 
 
 def _log_prior(case: Case, w: Tensors, z: Tensor) -> Tensor:
@@ -744,6 +751,19 @@ def _log_weights_truth(case: Case, w: Tensors) -> tuple[Tensor, ...]:
     elements, lead = _elements(case, w, [w[f"p{i}"] for i in range(case.model[2])])
     elements = truth.weighted(elements, w.get("mask"), w.get("weight"), lead)
     return (log_p - log_q - truth.by_sample(elements, lead),)
+
+
+@torch.no_grad()
+def densities_size(case: Case, w: Tensors) -> float:
+    """The largest terms of log q(z|x) and of log p(z), summed over a sample without their signs."""
+    prior = _prior_logvar(case, w)
+    zero = torch.zeros(w["z"].shape[0], dtype=torch.float64)
+    pairs = (
+        ("z", w["mu"], truth.log_variance(w["scale"], case.settings)),
+        ("z_flow", w.get("prior_mu", zero), zero if prior is None else prior),
+    )
+    sizes = [_log_density(case, w.get(z, w["z"]), m, v, torch.abs) for z, m, v in pairs]
+    return sum(float(size.max()) for size in sizes if size.numel())
 
 
 def _importance(case: Case, draw: Draw) -> None:
