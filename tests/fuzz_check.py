@@ -583,6 +583,8 @@ def _count(case: Case) -> int:
 def _relative(case: Case, name: str) -> bool:
     """Of an estimated KL and of second derivatives too, terms cancel."""
     cancels = "estimator" in case.settings or name.startswith("second")
+    # 1 - tanh^2 is right beside 1.
+    cancels |= "soft" in str(case.settings.get("clamp")) and name == "gradient of scale"
     return case.op in _RELATIVE and not cancels
 
 
