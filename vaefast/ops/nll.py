@@ -31,7 +31,7 @@ def nll(
     generator: random.Generator | None = None,
     offset: int = 0,
 ) -> Tensor:
-    """-log p(target | params), in nats, constants included.
+    """-log p(target | params), in nats, constants included: by default its batch mean.
 
     Args:
         params: the decoder's output: a tensor or a tuple of tensors `[B, *data]`, or with a
