@@ -25,6 +25,7 @@ def gaussian_kl(
     *,
     free_bits: float = 0.0,
     free_bits_per: FreeBitsPer = "dim",
+    balance: float | None = None,
     param: Param = "logvar",
     min_std: float = 0.0,
     clamp: Clamp = None,
@@ -45,6 +46,8 @@ def gaussian_kl(
         free_bits: nats below which the KL costs nothing and gives no gradient.
         free_bits_per: `"dim"`: max(free_bits, .) of each dimension's batch mean;
             `"sample"`: of each sample's KL; `"total"`: of the batch mean.
+        balance: a in [0, 1]: the same value, whose gradient to the prior is multiplied by a and
+            that to the posterior by 1 - a (KL balancing, DreamerV2's alpha); None for neither.
         param: `"logvar"`, `"log_std"`, `"std"`, `"var"` or `"softplus"`.
         min_std: the floor of sigma under `"softplus"`.
         clamp: bounds on scale, as in `rsample`.
@@ -59,7 +62,8 @@ def gaussian_kl(
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: shapes, devices or settings do not fit together; free bits per dimension or
-            in total are asked for with a reduction that keeps the samples apart.
+            in total are asked for with a reduction that keeps the samples apart; there is no prior
+            to balance.
 
     Example:
         >>> import torch, vaefast as vf
@@ -67,13 +71,15 @@ def gaussian_kl(
         >>> float(vf.gaussian_kl(mu, logvar))
         1.5
 
-    Source: Kingma & Welling 2014, appendix B; free bits: Kingma et al. 2016, appendix C.8.
+    Source: Kingma & Welling 2014, appendix B; free bits: Kingma et al. 2016, appendix C.8; balance:
+    Hafner et al. 2021, "Mastering Atari with Discrete World Models", algorithm 2.
     """
     standard = (
         prior_mu is None
         and prior_scale is None
         and mask is None
         and weight is None
+        and balance is None
         and free_bits == 0
     )
     settings = ("gaussian_kl", param, min_std, clamp, reduction, free_bits_per)
@@ -88,6 +94,7 @@ def gaussian_kl(
     transform = transform_of(param, min_std, clamp)
     free_bits = _args.number("free_bits", free_bits)
     first = before_free_bits(reduction, free_bits, free_bits_per)
+    balance = checked_balance(balance, prior_mu, prior_scale)
     how, factor = kernel_reduction(first, mu.shape)
     options = Posterior(transform, -1, 1.0, 0, how, factor)
     _, kl = _sample_kl.run(
@@ -98,6 +105,7 @@ def gaussian_kl(
         prior_scale=prior_scale,
         mask=mask,
         weight=weight,
+        balance=balance,
     )
     assert kl is not None
     if standard is True and wide_scale is scale:
@@ -120,6 +128,20 @@ def check_prior(
             _args.broadcastable(name, value, mu.shape)
     _args.same_device("mu", mu, prior_mu=prior_mu, prior_scale=prior_scale)
     return scale
+
+
+def checked_balance(
+    balance: float | None, prior_mu: Tensor | None, prior_scale: Tensor | None
+) -> float | None:
+    """The prior's share of the gradient as a number in [0, 1]; None for none."""
+    if balance is None:
+        return None
+    if prior_mu is None and prior_scale is None:
+        raise ValueError("balance needs prior_mu or prior_scale: N(0, I) has no gradient to weigh")
+    value = _args.number("balance", balance)
+    if not 0 <= value <= 1:
+        raise ValueError(f"balance must be in [0, 1], got {value}")
+    return value
 
 
 def kernel_reduction(reduction: str, shape: torch.Size) -> tuple[str, float]:

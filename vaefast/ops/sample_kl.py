@@ -14,6 +14,7 @@ from .gaussian_kl import (
     FreeBitsPer,
     before_free_bits,
     check_prior,
+    checked_balance,
     kernel_reduction,
     with_free_bits,
 )
@@ -29,6 +30,7 @@ def sample_kl(
     reduction: Reduction = "sample",
     free_bits: float = 0.0,
     free_bits_per: FreeBitsPer = "sample",
+    balance: float | None = None,
     num_samples: int | None = None,
     temperature: float = 1.0,
     param: Param = "logvar",
@@ -58,12 +60,15 @@ def sample_kl(
         free_bits, free_bits_per: as in `gaussian_kl`, but per sample by default: a maximum of a
             mean over the batch (`"dim"`, `"total"`) keeps no samples apart, and needs another
             reduction. `elbo_loss` then reports the KL with its free bits granted.
+        balance: as in `gaussian_kl`, of the KL's gradient alone: what reaches mu and scale through
+            z is the loss's own and keeps its weight.
         num_samples, temperature, seed, generator, noise, offset: of z, as in `rsample`.
         param, min_std, clamp: of scale, as in `rsample`.
         mask, weight: on the KL's elements, as in `gaussian_kl`.
         estimator: `"closed"`, the KL itself, or `"monte_carlo"`, its unbiased estimate at each
             sample, `[K, B]` (`[B]` where num_samples is None), for the reductions `"sample"`,
-            `"batchmean"` (the mean of that) and `"sum"`; without mask, weight and free bits.
+            `"batchmean"` (the mean of that) and `"sum"`; without mask, weight, free
+            bits and balance.
         stop_posterior: of `"monte_carlo"`: no gradient to mu and scale but the one through z,
             as in `log_weights`, for the bound `"stl"`. (`"dreg"` weighs what passes through z,
             which here is not all of it: take `rsample` and `log_weights`.)
@@ -95,6 +100,7 @@ def sample_kl(
         and estimator == "closed"
         and not stop_posterior
         and (free_bits == 0) is True
+        and balance is None
     )
     settings = (param, min_std, clamp, temperature, offset, reduction)
     if standard:
@@ -109,6 +115,7 @@ def sample_kl(
     _args.one_of("estimator", estimator, ("closed", "monte_carlo"))
     _args.one_of("free_bits_per", free_bits_per, ("dim", "sample", "total"))
     free_bits = _args.number("free_bits", free_bits)
+    balance = checked_balance(balance, prior_mu, prior_scale)
     first = before_free_bits(reduction, free_bits, free_bits_per)
     transform = transform_of(param, min_std, clamp)
     state = noise_state(mu, num_samples, seed, generator, noise)
@@ -122,6 +129,11 @@ def sample_kl(
             raise ValueError(
                 "free_bits need estimator='closed', got 'monte_carlo': a floor on each estimate "
                 "is none on its mean"
+            )
+        if balance is not None:
+            raise ValueError(
+                "balance needs estimator='closed', got 'monte_carlo': an estimate's gradient "
+                "reaches the posterior through z too"
             )
         _args.one_of("reduction", reduction, ("sample", "batchmean", "sum"))
         return _estimated(
@@ -151,6 +163,7 @@ def sample_kl(
         weight=weight,
         state=state,
         noise=noise,
+        balance=balance,
     )
     assert z is not None and kl is not None
     if standard and wide_scale is scale:
