@@ -343,6 +343,14 @@ def check_positive(name: str, value: object) -> float:
     return found
 
 
+def check_not_negative(name: str, value: object) -> float:
+    """`value` as a finite number of at least 0, or an error."""
+    found = _args.number(name, value)
+    if not 0 <= found < math.inf:
+        raise ValueError(f"{name} must be at least 0 and finite, got {value}")
+    return found
+
+
 def keep(model: Likelihood, **checked: object) -> None:
     """Puts checked values into fields of a likelihood, which is frozen."""
     for name, value in checked.items():
