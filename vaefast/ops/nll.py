@@ -45,7 +45,8 @@ def nll(
             of `"sample"`), `"sum"` or `"mean"` (over elements, or over the mask).
         validate: check that the target lies in the likelihood's support and that parameters are
             such as it takes (a rate not negative, a probability in [0, 1], a learned std positive),
-            where the mask does not leave them out (waits for the device).
+            where the mask does not leave them out (waits for the device). A uint8 target of nothing
+            but 0 and 1 gets a warning: for binary data it should be bool.
         seed, generator, offset: of the noise of `Bernoulli(binarize=True)`, as in `rsample`.
 
     Returns:
