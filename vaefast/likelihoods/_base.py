@@ -154,6 +154,24 @@ class Likelihood:
         """As `form`, where it depends on how the target is stored."""
         return self.form(params)
 
+    def log_prob(self, params: Params, x: Tensor) -> Tensor:
+        """log p(x | params) in nats: of each element, or of each position of a likelihood with a
+        class dimension.
+
+        Args:
+            params: the decoder's output, a tensor or a tuple, `[B, *data]` or `[K, B, *data]`.
+            x: as `nll` takes its target, `[B, *data]`.
+
+        Example:
+            >>> import torch, vaefast as vf
+            >>> vf.Bernoulli().log_prob(torch.zeros(1, 2), torch.ones(1, 2))
+            tensor([[-0.6931, -0.6931]])
+        """
+        # That module imports this one.
+        from ..ops.nll import nll
+
+        return -nll(params, x, self, reduction="none")
+
     @torch.no_grad()
     def sample(
         self,
