@@ -27,6 +27,7 @@ from ._autograd import (
     reference_grads,
     scaled,
 )
+from ._memory_order import inverse, memory_order, ordered
 from ._register import Operator, settled
 
 
@@ -50,6 +51,10 @@ def run(
             target = target.values().contiguous()
     if plain:
         return reference.nll(params, target, mask, weight, state, options)
+    # The noise that a target is drawn by belongs to its place as it is counted.
+    order = memory_order(params[0], options.lead) if state is None and not sparse else None
+    if order is not None:
+        return _in_order(order, params, target, mask, weight, options)
     options, numbers = settled(options)
     if grad_needed(*params):
         loss: Tensor = _NLL.apply(
@@ -69,6 +74,31 @@ def run(
         return loss
     need = [False] * len(params)
     return _call(params, target, mask, weight, state, sparse, numbers, options, need, backend)[0]
+
+
+def _in_order(
+    order: tuple[int, ...],
+    params: tuple[Tensor, ...],
+    target: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    options: Nll,
+) -> Tensor:
+    """`run` of parameters that lie in memory by this order of dimensions."""
+    copies = options.lead - 1
+    # The target's dimensions lack that of the samples.
+    own = [d - copies for d in order[copies:]]
+    loss = run(
+        tuple(
+            p if index == options.scalar else ordered(p, order) for index, p in enumerate(params)
+        ),
+        ordered(target, own),
+        ordered(mask, own),
+        ordered(weight, own),
+        None,
+        options,
+    )
+    return loss.permute(inverse(order)) if options.reduce == "elem" else loss
 
 
 class _NLL(torch.autograd.Function):

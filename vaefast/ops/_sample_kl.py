@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backends
+from .. import backends, random
 from .._args import compute_dtype, grad_needed, operand
 from ..backends._options import Posterior
 from ..backends.reference import sample_kl as reference
 from ._autograd import by_reference, direct, distinct, keep, kept, needs_reference, reference_grads
+from ._memory_order import inverse, memory_order, ordered
 from ._register import Operator, settled
 
 _TENSORS = (
@@ -47,6 +48,10 @@ def run(
         if balance is not None:
             return _balanced(tensors, options, balance)
         return reference.sample_kl(*tensors, options)
+    # Of several samples the first dimension is theirs, and the noise of each its own.
+    order = memory_order(mu, 1) if options.num_samples <= 0 else None
+    if order is not None:
+        return _in_order(order, tensors, options, balance)
     options, numbers = settled(options)
     if grad_needed(mu, scale, prior_mu, prior_scale):
         share = None if balance is None else operand(balance)
@@ -56,6 +61,43 @@ def run(
     else:
         z, kl = _forward.routed(backend, numbers, *tensors, options)
     return z if options.num_samples >= 0 else None, kl if options.reduce else None
+
+
+def _in_order(
+    order: tuple[int, ...],
+    tensors: tuple[Tensor | None, ...],
+    options: Posterior,
+    balance: float | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """`run` of operands that lie in memory by this order of dimensions.
+
+    Noise belongs to its place as it is counted: it is made there, and brought into the order.
+    """
+    *_, state, noise = tensors
+    if state is not None:
+        assert tensors[0] is not None
+        dtype = compute_dtype(*tensors[:4])
+        noise = random.normal(tensors[0].shape, state, dtype=dtype, offset=options.offset)
+    mu, scale, prior_mu, prior_scale, mask, weight = (ordered(t, order) for t in tensors[:6])
+    assert mu is not None and scale is not None
+    z, kl = run(
+        mu,
+        scale,
+        options,
+        prior_mu=prior_mu,
+        prior_scale=prior_scale,
+        mask=mask,
+        weight=weight,
+        noise=ordered(noise, order),
+        balance=balance,
+    )
+    if z is not None:
+        z = z.permute(inverse(order))
+    if kl is not None and options.reduce == "elem":
+        kl = kl.permute(inverse(order))
+    elif kl is not None and options.reduce == "dim":
+        kl = kl.permute(inverse([d - 1 for d in order[1:]]))
+    return z, kl
 
 
 class _SampleKL(torch.autograd.Function):
