@@ -36,7 +36,8 @@ def nll(
     Args:
         params: the decoder's output: a tensor or a tuple of tensors `[B, *data]`, or with a
             leading sample dimension, `[K, B, *data]`. Each may have its own floating dtype.
-        target: `[B, *data]`; floating, bool, or uint8 (a pixel: read as bytes and divided by
+        target: `[B, *data]`, which may ask for a gradient (log q(z), a hierarchical prior's
+            sample); floating, bool, or uint8 (a pixel: read as bytes and divided by
             255 in the kernel). Counts may be a `torch.sparse_csr` matrix `[B, V]`.
         likelihood: an object of `vaefast.likelihoods` or its lower-case name.
         mask: bool, broadcasts to `[B, *data]`; a `[B]` mask is one per sample.
