@@ -19,6 +19,8 @@ Formula = Callable[..., tuple[Tensor, ...]]
 
 FORWARD, BOTH, STEP = "forward", "forward+backward", "step"
 EAGER, COMPILED, FUSED = "eager", "compiled", "vaefast-"
+# Of whole steps: fused and compiled, without the replaced operations, and these by themselves.
+TOGETHER, LIMIT, OPERATORS = "both", "limit", "operators"
 
 
 class Call(NamedTuple):
@@ -58,6 +60,10 @@ class Case(Protocol):
     @property
     def capturable(self) -> bool:
         """Whether a CUDA graph can hold it."""
+
+    @property
+    def apart(self) -> bool:
+        """Whether its memory on a CPU is measured in a process of its own."""
 
     def small(self) -> Case:
         """The same at a size that only shows that it runs."""
@@ -103,6 +109,7 @@ class OpCase:
 
     passes = (FORWARD, BOTH)
     capturable = True
+    apart = True
 
     @property
     def name(self) -> str:

@@ -27,6 +27,7 @@ from . import (
     bench_gaussian_kl,
     bench_mixture_log_prob,
     bench_mmd,
+    bench_models,
     bench_nll,
     bench_row_nll,
     bench_sample_kl,
@@ -279,6 +280,7 @@ def launch_cases() -> list[Case]:
         bench_gaussian_kl.cases()[0],
         next(c for c in bench_nll.cases() if c.name == "nll bernoulli 128x784"),
         *bench_elbo_loss.cases(),
+        bench_models.mlp(),
     ]
 
 

@@ -4,7 +4,7 @@ On CPU in a process of its own, in which malloc maps every block over 64 KiB and
 it is freed, as the compiled core does with its buffers. Then the growth of the resident set's
 high-water mark, in pages, is what the call needed, the core's own scratch included; it is used
 where the inputs exceed 4 MiB. Below that, pages are too coarse, and torch's allocations are added
-up, to the byte.
+up, to the byte, as they are of whole training steps, in the process that times them.
 On a GPU: the caching allocator's peak.
 """
 
@@ -16,16 +16,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import vaefast as vf
+from vaefast.backends.native._buffers import buffers
 
 from . import ROOT
-from .case import Case, Inputs, nbytes
+from .case import Call, Case, Inputs, nbytes
 from .cases import collect
 
 MALLOC = {
@@ -53,6 +54,22 @@ def peaks(case: Case, device: torch.device, small: bool = False) -> Peaks:
     if done.returncode:
         raise RuntimeError(f"measuring the memory of {case.name} failed:\n{done.stderr[-2000:]}")
     result: Peaks = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def here(calls: Mapping[str, Call]) -> dict[str, dict[str, Any]]:
+    """`{implementation: {"bytes", "by"}}` of calls that have run, in this process: torch's
+    allocations alone, without the memory that the core keeps from call to call."""
+    result = {}
+    limit, buffers.limit = buffers.limit, 0
+    try:
+        for name, call in calls.items():
+            buffers.clear()
+            gc.collect()
+            with vf.backend(call.backend):
+                result[name] = {"bytes": allocated(call.run), "by": "allocator"}
+    finally:
+        buffers.limit = limit
     return result
 
 

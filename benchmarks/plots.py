@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from .case import COMPILED, EAGER, FUSED
+from .case import COMPILED, EAGER, FUSED, LIMIT, TOGETHER
 from .report import LABELS, fused_in, last_pass, times
 
 Entry = dict[str, Any]
@@ -28,6 +28,8 @@ COLOURS = {
     FUSED + "native": "#d55e00",
     FUSED + "triton": "#009e73",
     FUSED + "reference": "#e69f00",
+    TOGETHER: "#8c3b00",
+    LIMIT: "#000000",
 }
 BAR = 0.19
 

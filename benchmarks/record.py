@@ -136,9 +136,12 @@ def run_case(
                 targets = dict(CUDA_TARGETS)
         entry["implementations"] = figures(times, timed.elements(inputs), moved, extra)
         passes[what] = entry
+        if with_memory and not timed.apart and device.type == "cpu":
+            for name, peak in memory.here(running).items():
+                entry["implementations"].setdefault(name, {})["peak"] = peak
         del calls, running
         gc.collect()
-    if with_memory:
+    if with_memory and (timed.apart or device.type == "cuda"):
         for what, found in memory.peaks(case, device, quick).items():
             for name, peak in found.items():
                 passes[what]["implementations"].setdefault(name, {})["peak"] = peak

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import ROOT
-from .case import BOTH, COMPILED, EAGER, FUSED, STEP
+from .case import BOTH, COMPILED, EAGER, FUSED, LIMIT, OPERATORS, STEP, TOGETHER
 from .harness import FLOOR
 
 Entry = dict[str, Any]
@@ -22,10 +22,18 @@ LABELS = {
     "functional": "torch.nn.functional",
     "distributions": "torch.distributions",
     "products": "its three GEMMs alone",
+    TOGETHER: "vaefast, compiled",
+    LIMIT: "limit",
+    OPERATORS: "its operators alone",
     FLOOR: "copy_",
 }
 # What a peak may exceed outputs and gradients by: pages and malloc's headers; a state, a scalar.
 SLACK = {"resident": 256 << 10, "cuda": 16 << 10, "allocator": 1 << 10}
+
+
+# What a step may take above its limit, in multiples of its operators' own time; and from which
+# share of the eager step on it must be ahead of the compiled one.
+ABOVE, SHARE = 1.2, 0.1
 
 
 def write(results: Path, root: Path = ROOT) -> None:
@@ -40,7 +48,9 @@ def write(results: Path, root: Path = ROOT) -> None:
     (root / IMAGES).mkdir(parents=True, exist_ok=True)
     pictures: list[str] = []
     for name, data in machines.items():
-        for chosen, cases in (("", headline(data)), ("-all", data["cases"])):
+        of_steps = root / IMAGES / f"speed-steps-{name}.png"
+        plots.speed(data["machine"], steps(data), of_steps)
+        for chosen, cases in (("", headline(data)), ("-all", operators(data))):
             plots.speed(data["machine"], cases, root / IMAGES / f"speed{chosen}-{name}.png")
             plots.memory(data["machine"], cases, root / IMAGES / f"memory{chosen}-{name}.png")
         picture = IMAGES / f"batch-{name}.png"
@@ -71,9 +81,19 @@ def load(results: Path) -> dict[str, dict[str, Any]]:
 
 
 def headline(data: dict[str, Any]) -> list[Entry]:
-    """The cases with a target, whole training steps last."""
-    chosen = [entry for entry in data["cases"] if entry["targets"]]
+    """The cases with a target, steps without a limit last."""
+    chosen = [entry for entry in operators(data) if entry["targets"]]
     return sorted(chosen, key=lambda entry: STEP in entry["passes"])
+
+
+def steps(data: dict[str, Any]) -> list[Entry]:
+    """Whole training steps with their limits."""
+    return [entry for entry in data["cases"] if LIMIT in last_pass(entry)["implementations"]]
+
+
+def operators(data: dict[str, Any]) -> list[Entry]:
+    """All other cases."""
+    return [entry for entry in data["cases"] if LIMIT not in last_pass(entry)["implementations"]]
 
 
 def replace_section(path: Path, text: str) -> None:
@@ -87,8 +107,16 @@ def replace_section(path: Path, text: str) -> None:
 
 
 def readme(machines: dict[str, dict[str, Any]]) -> str:
+    """Whole steps, where there are any; else the operators."""
     parts = []
-    for name, data in machines.items():
+    with_steps = {name: data for name, data in machines.items() if steps(data)}
+    for name, data in with_steps.items():
+        parts += [
+            f"{provenance(data, steps(data))} Forward, backward and Adam.",
+            step_table(steps(data)),
+            f"![Whole training steps]({IMAGES.as_posix()}/speed-steps-{name}.png)",
+        ]
+    for name, data in machines.items() if not with_steps else ():
         cases = headline(data)
         parts += [
             f"{provenance(data, cases)} Forward and backward.",
@@ -102,10 +130,16 @@ def readme(machines: dict[str, dict[str, Any]]) -> str:
 def document(machines: dict[str, dict[str, Any]]) -> str:
     parts = []
     for name, data in machines.items():
-        cases = data["cases"]
+        cases = operators(data)
+        parts += [f"## {data['machine']['device']}", provenance(data, data["cases"])]
+        if steps(data):
+            parts += [
+                "### Whole training steps",
+                step_table(steps(data)),
+                target_table(steps(data)),
+                full_table(steps(data), data["machine"]["kind"] == "cuda"),
+            ]
         parts += [
-            f"## {data['machine']['device']}",
-            provenance(data, cases),
             f"![Speed-up over eager](img/speed-all-{name}.png)",
             f"![Peak memory](img/memory-all-{name}.png)",
             "### Forward and backward",
@@ -174,6 +208,43 @@ def summary_table(cases: Sequence[Entry]) -> str:
     return table(head, rows)
 
 
+def step_table(cases: Sequence[Entry]) -> str:
+    """Times of a step, what of it the replaced operations are, and peak memory."""
+    head = [
+        *("training step", "eager", "torch.compile", "vaefast", "both", "limit"),
+        *("replaced, of eager", "over eager", "over compile", "both over compile"),
+        *("memory, eager", "memory, compile", "memory, vaefast"),
+    ]
+    rows = []
+    for entry in cases:
+        found = last_pass(entry)["implementations"]
+        for name in fused_in(last_pass(entry)):
+            mine = found[name]
+            share = replaced(found)
+            rows.append(
+                [
+                    entry["name"].removeprefix("training step "),
+                    *(duration(found.get(n)) for n in (EAGER, COMPILED, name, TOGETHER, LIMIT)),
+                    "–" if share is None else f"{100 * share:.1f}%",
+                    *(times(mine.get("speedup", {}).get(n)) for n in (EAGER, COMPILED)),
+                    times(found.get(TOGETHER, {}).get("speedup", {}).get(COMPILED)),
+                    *(size(_peak(found, n)) for n in (EAGER, COMPILED, name)),
+                ]
+            )
+    return table(head, rows)
+
+
+def replaced(found: Entry) -> float | None:
+    """The share of the eager step that the replaced operations are."""
+    eager, limit = (found.get(n, {}).get("median_us") for n in (EAGER, LIMIT))
+    return None if eager is None or limit is None else max(0.0, 1 - limit / eager)
+
+
+def _peak(found: Entry, name: str) -> int | None:
+    peak: int | None = found.get(name, {}).get("peak", {}).get("bytes")
+    return peak
+
+
 def target_table(cases: Sequence[Entry]) -> str:
     rows = [
         [entry["name"], what, wanted, got, "reached" if reached else "**missed**", first]
@@ -187,6 +258,9 @@ def verdicts(entry: Entry) -> Iterable[tuple[str, str, str, str, bool]]:
     """(what, target, measured, the same of first calls, reached) for each target of a case, and for
     its memory."""
     part = last_pass(entry)
+    if LIMIT in part["implementations"]:
+        yield from _step_verdicts(part)
+        return
     for name in fused_in(part):
         mine, backend = part["implementations"][name], name.removeprefix(FUSED)
         for other, wanted in entry["targets"].items():
@@ -208,6 +282,25 @@ def verdicts(entry: Entry) -> Iterable[tuple[str, str, str, str, bool]]:
             allowed = part["allowed"]
             reached = peak["bytes"] <= allowed * 1.01 + SLACK[peak["by"]]
             yield f"{backend}: peak memory", f"≤ {size(allowed)}", size(peak["bytes"]), "", reached
+
+
+def _step_verdicts(part: Entry) -> Iterable[tuple[str, str, str, str, bool]]:
+    found = part["implementations"]
+    limit, alone = (found[n].get("median_us") for n in (LIMIT, OPERATORS))
+    for name in fused_in(part):
+        mine, backend = found[name], name.removeprefix(FUSED)
+        if None not in (limit, alone, mine.get("median_us")):
+            above = (mine["median_us"] - limit) / alone
+            what = f"{backend}: time above the limit, multiple of its operators alone"
+            yield what, f"≤ {times(ABOVE)}", times(above), "", above <= ABOVE
+        share, ratio = replaced(found), mine.get("speedup", {}).get(COMPILED)
+        if share is not None and ratio is not None and share >= SHARE:
+            yield f"{backend}: speed-up over torch.compile", "≥ 1x", times(ratio), "", ratio >= 1
+        peak, least = _peak(found, name), _peak(found, LIMIT)
+        if peak is not None and least is not None:
+            allowed = least + part["allowed"]
+            reached = peak <= allowed * 1.01 + SLACK["allocator"]
+            yield f"{backend}: peak memory", f"≤ {size(allowed)}", size(peak), "", reached
 
 
 def full_table(cases: Sequence[Entry], on_gpu: bool) -> str:

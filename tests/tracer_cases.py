@@ -82,6 +82,16 @@ OPERATORS: dict[str, Recipe] = {
         P, P, (D,), P,
     ),
     "sample_kl": _plain("sample_kl", lambda m, s: vf.sample_kl(m, s, seed=3), P, P),
+    "gaussian_kl, balanced": _plain(
+        "gaussian_kl", lambda *t: vf.gaussian_kl(*t, balance=0.8), P, P, (D,), P
+    ),
+    "sample_kl, balanced": _plain(
+        "sample_kl",
+        lambda m, s, p, v: vf.sample_kl(
+            m, s, seed=3, prior_mu=p, prior_scale=v, balance=0.8, free_bits=0.1
+        ),
+        P, P, P, (D,),
+    ),
     "sample_kl, mean": _plain(
         "sample_kl", lambda m, s: vf.sample_kl(m, s, seed=3, reduction="mean"), P, P
     ),
@@ -225,6 +235,8 @@ SETTINGS: dict[str, tuple[Call, tuple[Any, ...]]] = {
         lambda v, m, s: vf.sample_kl(m, s, seed=1, temperature=v, estimator="monte_carlo"), (P, P)),
     "gaussian_kl clamp": (lambda v, m, s: vf.gaussian_kl(m, s, clamp=(-v, v)), (P, P)),
     "gaussian_kl free_bits": (lambda v, m, s: vf.gaussian_kl(m, s, free_bits=v), (P, P)),
+    "gaussian_kl balance": (
+        lambda v, m, s, p: vf.gaussian_kl(m, s, p, balance=v), (P, P, P)),
     "nll Gaussian std": (_mean, (("B", X),)),
     "nll Laplace scale": (
         lambda v, m: vf.nll(m, torch.zeros_like(m), vf.Laplace(scale=v)), (("B", X),)),

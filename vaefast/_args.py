@@ -115,19 +115,26 @@ def same_device(reference: str, tensor: Tensor, **others: Tensor | None) -> None
             )
 
 
-def posterior(mu: Tensor, scale: Tensor, what: str = "mu and scale") -> None:
-    """Checks a posterior's two parameters: floating point, `[B, *latent]`, same shape, device."""
-    first, second = what.split(" and ")
-    float_tensor(first, mu)
-    float_tensor(second, scale)
-    if mu.shape != scale.shape:
+def posterior(mu: Tensor, scale: Tensor) -> Tensor:
+    """Checks a posterior's two parameters: floating point, mu `[B, *latent]`, one device.
+
+    Returns:
+        `scale`, expanded to mu's shape where it broadcasts to it. One in half precision is widened
+        first: its gradient is a sum over what it broadcasts to.
+    """
+    float_tensor("mu", mu)
+    float_tensor("scale", scale)
+    same = same_shape(mu.shape, scale.shape)
+    if not same and not _broadcasts(scale.shape, mu.shape):
         raise ValueError(
-            f"{what} must have the same shape, got {list(mu.shape)} and {list(scale.shape)}"
+            f"mu and scale must have the same shape, got {list(mu.shape)} and "
+            f"{list(scale.shape)}; of others scale must broadcast to mu"
         )
     if mu.dim() < 1:
-        raise ValueError(f"{first} must have a batch dimension, [B, *latent], got a scalar")
+        raise ValueError("mu must have a batch dimension, [B, *latent], got a scalar")
     if mu.device != scale.device:
-        raise ValueError(f"{what} must be on one device, got {mu.device} and {scale.device}")
+        raise ValueError(f"mu and scale must be on one device, got {mu.device} and {scale.device}")
+    return scale if same else scale.to(compute_dtype(scale)).expand(mu.shape)
 
 
 def clamp_bounds(clamp: Clamp) -> tuple[float, ...]:
@@ -157,12 +164,16 @@ def broadcastable(name: str, tensor: Tensor, shape: torch.Size, per_sample: bool
     """
     if per_sample and tensor.dim() == 1 and len(shape) > 1 and tensor.shape[0] == shape[0]:
         return tensor.view(-1, *([1] * (len(shape) - 1)))
-    if tensor.dim() > len(shape) or any(
-        size != 1 and size != want
-        for size, want in zip(reversed(tensor.shape), reversed(shape), strict=False)
-    ):
+    if not _broadcasts(tensor.shape, shape):
         raise ValueError(f"{name} must broadcast to {list(shape)}, got {list(tensor.shape)}")
     return tensor
+
+
+def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+    """True where a tensor of `shape` expands to `to`."""
+    return len(shape) <= len(to) and all(
+        size == 1 or size == want for size, want in zip(reversed(shape), reversed(to), strict=False)
+    )
 
 
 def mask_and_weight(

@@ -92,7 +92,7 @@ def mutual_information(
     serves `mixture_log_prob`.
 
     Args:
-        mu, scale: posteriors over a data set, `[N, *latent]`.
+        mu, scale: posteriors over a data set, `[N, *latent]`; scale may broadcast to that.
         param, min_std, clamp, seed: as in `rsample`.
         num_samples: samples of each posterior, one after the other.
         chunk: samples at a time.
@@ -107,7 +107,7 @@ def mutual_information(
 
     Source: Hoffman & Johnson 2016, "ELBO surgery"; Dieng et al. 2019, section 4.
     """
-    _args.posterior(mu, scale)
+    scale = _args.posterior(mu, scale)
     num_samples = _args.integer("num_samples", num_samples)
     chunk = _args.integer("chunk", chunk)
     if num_samples < 1 or chunk < 1:

@@ -135,7 +135,7 @@ class GaussianKL(nn.Module):
     """KL(N(mu, sigma^2) || prior) in nats: `vf.gaussian_kl`.
 
     Args:
-        free_bits, free_bits_per, param, min_std, clamp, reduction: as in `gaussian_kl`.
+        free_bits, free_bits_per, balance, param, min_std, clamp, reduction: as in `gaussian_kl`.
         validate: as in `Reparameterize`; what the mask leaves out is not looked at.
 
     Raises:
@@ -153,6 +153,7 @@ class GaussianKL(nn.Module):
         *,
         free_bits: float = 0.0,
         free_bits_per: FreeBitsPer = "dim",
+        balance: float | None = None,
         param: Param = "logvar",
         min_std: float = 0.0,
         clamp: Clamp = None,
@@ -165,6 +166,7 @@ class GaussianKL(nn.Module):
         one_of("reduction", reduction, (*REDUCTIONS, "dim"))
         self.free_bits = number("free_bits", free_bits)
         self.free_bits_per: FreeBitsPer = free_bits_per
+        self.balance = None if balance is None else number("balance", balance)
         self.param: Param = param
         self.min_std, self.clamp = min_std, clamp
         self.reduction: Reduction = reduction
@@ -192,6 +194,7 @@ class GaussianKL(nn.Module):
             prior_scale,
             free_bits=self.free_bits,
             free_bits_per=self.free_bits_per,
+            balance=self.balance,
             param=self.param,
             min_std=self.min_std,
             clamp=self.clamp,
@@ -205,6 +208,7 @@ class GaussianKL(nn.Module):
             self,
             free_bits=0.0,
             free_bits_per="dim",
+            balance=None,
             param="logvar",
             min_std=0.0,
             clamp=None,

@@ -100,7 +100,7 @@ void evaluate(const F likelihood, int64_t n, const T* x, const T* const* params,
       const T count = kCounts == Counts::kZero ? T(0) : x[i];
       T grad[3] = {};
       if constexpr (kTwoLoops) {
-        value[i] = F::template inner<kGrad, kCounts>(count, theta, grad);
+        value[i] = likelihood.template inner<kGrad, kCounts>(count, theta, grad);
       } else if constexpr (kCounts == Counts::kAny) {
         value[i] = likelihood.template nll<kGrad>(count, theta, grad);
       } else {

@@ -193,17 +193,18 @@ VAEFAST_FN T negative_binomial_nll(T x, T mu, T theta, T& grad_mu, T& grad_theta
   return x < T(0) ? T(kNan) : value;
 }
 
-// theta: mu, theta, as scvi-tools has them.
+// theta: mu, theta, as scvi-tools has them; numbers: what is added to mu, which may have underflowed.
 template <class T>
 struct negative_binomial {
   static constexpr int kParams = 2;
-  explicit negative_binomial(const double*) {}
+  T eps;
+  explicit negative_binomial(const double* numbers) : eps(T(numbers[0])) {}
 
   template <bool kGrad, Counts kCounts = Counts::kAny>
   VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
     T grad_mu = T(0), grad_theta = T(0);
     const T value =
-        negative_binomial_nll<kGrad, kCounts>(x, theta[0], theta[1], grad_mu, grad_theta);
+        negative_binomial_nll<kGrad, kCounts>(x, theta[0] + eps, theta[1], grad_mu, grad_theta);
     if constexpr (kGrad) {
       grad[0] = grad_mu;
       grad[1] = grad_theta;
@@ -212,13 +213,15 @@ struct negative_binomial {
   }
 };
 
-// theta: mu, theta, dropout logits pi: a zero comes with probability sigmoid(pi) from outside.
+// theta: mu, theta, dropout logits pi: a zero comes with probability sigmoid(pi) from outside;
+// numbers: as above.
 // With n the negative binomial's loss at 0, -log p(0) = -log1p(sigmoid(-pi) (e^-n - 1)), and
 // where that logarithm's argument nears 0 softplus(pi) - logaddexp(pi, -n).
 template <class T>
 struct zero_inflated_negative_binomial {
   static constexpr int kParams = 3;
-  explicit zero_inflated_negative_binomial(const double*) {}
+  T eps;
+  explicit zero_inflated_negative_binomial(const double* numbers) : eps(T(numbers[0])) {}
 
   template <bool kGrad, Counts kCounts = Counts::kAny>
   VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
@@ -228,9 +231,10 @@ struct zero_inflated_negative_binomial {
 
   // n and its derivatives.
   template <bool kGrad, Counts kCounts>
-  VAEFAST_MEMBER static T inner(T x, const T* theta, T* grad) {
+  VAEFAST_MEMBER T inner(T x, const T* theta, T* grad) const {
     T grad_mu = T(0), grad_theta = T(0);
-    const T n = negative_binomial_nll<kGrad, kCounts>(x, theta[0], theta[1], grad_mu, grad_theta);
+    const T n =
+        negative_binomial_nll<kGrad, kCounts>(x, theta[0] + eps, theta[1], grad_mu, grad_theta);
     if constexpr (kGrad) {
       grad[0] = grad_mu;
       grad[1] = grad_theta;

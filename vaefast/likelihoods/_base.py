@@ -154,6 +154,24 @@ class Likelihood:
         """As `form`, where it depends on how the target is stored."""
         return self.form(params)
 
+    def log_prob(self, params: Params, x: Tensor) -> Tensor:
+        """log p(x | params) in nats: of each element, or of each position of a likelihood with a
+        class dimension.
+
+        Args:
+            params: the decoder's output, a tensor or a tuple, `[B, *data]` or `[K, B, *data]`.
+            x: as `nll` takes its target, `[B, *data]`.
+
+        Example:
+            >>> import torch, vaefast as vf
+            >>> vf.Bernoulli().log_prob(torch.zeros(1, 2), torch.ones(1, 2))
+            tensor([[-0.6931, -0.6931]])
+        """
+        # That module imports this one.
+        from ..ops.nll import nll
+
+        return -nll(params, x, self, reduction="none")
+
     @torch.no_grad()
     def sample(
         self,
@@ -340,6 +358,14 @@ def check_positive(name: str, value: object) -> float:
     found = _args.number(name, value)
     if not 0 < found < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {value}")
+    return found
+
+
+def check_not_negative(name: str, value: object) -> float:
+    """`value` as a finite number of at least 0, or an error."""
+    found = _args.number(name, value)
+    if not 0 <= found < math.inf:
+        raise ValueError(f"{name} must be at least 0 and finite, got {value}")
     return found
 
 

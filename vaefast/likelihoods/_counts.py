@@ -9,7 +9,19 @@ import torch
 from torch import Tensor
 
 from .. import _args
-from ._base import NOT_NEGATIVE, REAL, Domain, Form, Likelihood, Noise, Params, as_tuple, register
+from ._base import (
+    NOT_NEGATIVE,
+    REAL,
+    Domain,
+    Form,
+    Likelihood,
+    Noise,
+    Params,
+    as_tuple,
+    check_not_negative,
+    keep,
+    register,
+)
 from ._draws import gamma, poisson
 
 _COUNTS = (*_args.FLOAT_DTYPES, torch.uint8, torch.int32, torch.int64)
@@ -75,9 +87,18 @@ class NegativeBinomial(Counts):
     computed without those differences, so that it is right for counts to 1e6 and theta to 1e8.
     params are (mu, theta), both positive, as in scvi-tools (Lopez et al. 2018); theta may be
     `[G]`, one per column.
+
+    Args:
+        eps: is added to mu in the density. At mu = 0, where a softmax underflowed, a count above 0
+            has an infinite loss and gradient; with scvi-tools' 1e-8 a large one, x log(1 / eps),
+            and the gradient -x / eps.
     """
 
+    eps: float = 0.0
     param_names: ClassVar[tuple[str, ...]] = ("mu", "theta")
+
+    def __post_init__(self) -> None:
+        keep(self, eps=check_not_negative("eps", self.eps))
 
     def positive_params(self) -> frozenset[str]:
         return frozenset({"mu", "theta"})
@@ -87,7 +108,7 @@ class NegativeBinomial(Counts):
 
     def form(self, params: tuple[Tensor, ...]) -> Form:
         self._expect(params, 2)
-        return Form("negative_binomial", params, ())
+        return Form("negative_binomial", params, (self.eps,))
 
     def mean(self, params: Params) -> Tensor:
         mu, theta = as_tuple(params)
@@ -106,9 +127,16 @@ class ZeroInflatedNegativeBinomial(Counts):
 
     params are (mu, theta, dropout_logits), as in scvi-tools (Lopez et al. 2018); theta may be
     `[G]`, one per column.
+
+    Args:
+        eps: as in `NegativeBinomial`.
     """
 
+    eps: float = 0.0
     param_names: ClassVar[tuple[str, ...]] = ("mu", "theta", "dropout_logits")
+
+    def __post_init__(self) -> None:
+        keep(self, eps=check_not_negative("eps", self.eps))
 
     def positive_params(self) -> frozenset[str]:
         return frozenset({"mu", "theta"})
@@ -118,7 +146,7 @@ class ZeroInflatedNegativeBinomial(Counts):
 
     def form(self, params: tuple[Tensor, ...]) -> Form:
         self._expect(params, 3)
-        return Form("zero_inflated_negative_binomial", params, ())
+        return Form("zero_inflated_negative_binomial", params, (self.eps,))
 
     def mean(self, params: Params) -> Tensor:
         mu, theta, dropout = as_tuple(params)

@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from .. import _args, random
 from ._base import Likelihood, Noise, Params, as_tuple, register_rows
@@ -105,6 +106,14 @@ class RowLikelihood(Likelihood):
         shape = params.shape
         outer, inner = _args.count(shape[:at]), _args.count(shape[at + 1 :])
         target_rows = _args.count(shape[lead - 1 : at])
+        segments = _args.count(shape[lead:at])
+        if inner != 1 and _classes_last(params, at):
+            # As channels_last: a position's classes are a row.
+            params = params.movedim(at, -1)
+            if inside:
+                target = target.movedim(at - lead + 1, -1)
+            outer, target_rows, segments = outer * inner, target_rows * inner, segments * inner
+            inner = 1
         parts: tuple[Tensor, ...]
         if target.layout == torch.sparse_csr:
             parts = (target.crow_indices(), target.col_indices(), target.values())
@@ -117,7 +126,7 @@ class RowLikelihood(Likelihood):
             parts,
             torch.Size((*shape[:at], *shape[at + 1 :])),
             lead,
-            _args.count(shape[lead:at]),
+            segments,
         )
 
     def _noise(
@@ -135,6 +144,14 @@ class RowLikelihood(Likelihood):
             state = state + torch.stack([torch.zeros_like(part), part * inner], 1)
         noise = Noise(state, torch.Size((outer, inner)), dtype)
         return params.to(dtype).reshape(outer, params.shape[at], inner), noise
+
+
+def _classes_last(params: Tensor, at: int) -> bool:
+    """True where the dimension `at` is the innermost in memory. A compiler would take that for a
+    constant."""
+    if is_compiling() or params.is_contiguous():
+        return False
+    return params.movedim(at, -1).is_contiguous()
 
 
 @register_rows("categorical")

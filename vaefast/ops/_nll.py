@@ -17,6 +17,7 @@ from .. import backends
 from .._args import compute_dtype, grad_needed, stored_dtype
 from ..backends._options import Nll
 from ..backends.reference import nll as reference
+from ..backends.reference.likelihoods import LOCATION
 from ._autograd import (
     by_reference,
     direct,
@@ -27,6 +28,7 @@ from ._autograd import (
     reference_grads,
     scaled,
 )
+from ._memory_order import inverse, memory_order, ordered
 from ._register import Operator, settled
 
 
@@ -40,7 +42,9 @@ def run(
 ) -> Tensor:
     """-log p(target | params), reduced as `options` says, by the backend that serves."""
     backend = backends.select_form(target.device, options.form)
-    plain = backend == "reference" or needs_reference(target, weight)
+    # The kernels give a target's gradient where it is minus that in the location.
+    located = options.form in LOCATION and state is None and target.layout == torch.strided
+    plain = backend == "reference" or needs_reference(None if located else target, weight)
     sparse: tuple[Tensor, ...] = ()
     if target.layout == torch.sparse_csr:
         if plain or backend != "native" or not target.is_cpu:
@@ -50,8 +54,14 @@ def run(
             target = target.values().contiguous()
     if plain:
         return reference.nll(params, target, mask, weight, state, options)
+    # The noise that a target is drawn by belongs to its place as it is counted.
+    order = memory_order(params[0], options.lead) if state is None and not sparse else None
+    if order is not None:
+        return _in_order(order, params, target, mask, weight, options)
     options, numbers = settled(options)
-    if grad_needed(*params):
+    if grad_needed(target):
+        params = _wide_enough(params, target, options)
+    if grad_needed(*params, target):
         loss: Tensor = _NLL.apply(
             *distinct(
                 target,
@@ -71,6 +81,31 @@ def run(
     return _call(params, target, mask, weight, state, sparse, numbers, options, need, backend)[0]
 
 
+def _in_order(
+    order: tuple[int, ...],
+    params: tuple[Tensor, ...],
+    target: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    options: Nll,
+) -> Tensor:
+    """`run` of parameters that lie in memory by this order of dimensions."""
+    copies = options.lead - 1
+    # The target's dimensions lack that of the samples.
+    own = [d - copies for d in order[copies:]]
+    loss = run(
+        tuple(
+            p if index == options.scalar else ordered(p, order) for index, p in enumerate(params)
+        ),
+        ordered(target, own),
+        ordered(mask, own),
+        ordered(weight, own),
+        None,
+        options,
+    )
+    return loss.permute(inverse(order)) if options.reduce == "elem" else loss
+
+
 class _NLL(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -87,7 +122,8 @@ class _NLL(torch.autograd.Function):
     ) -> Tensor:
         sparse, params = tensors[:parts], tensors[parts:]
         need = list(ctx.needs_input_grad[8 + parts :])
-        made = need if options.reduce != "elem" else [False] * len(need)
+        wanted = wanted_of(need, ctx.needs_input_grad[0])
+        made = wanted if options.reduce != "elem" else (False,) * len(need)
         loss, *grads = _call(
             params, target, mask, weight, state, sparse, numbers, options, made, backend
         )
@@ -98,24 +134,29 @@ class _NLL(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
         need, options, backend, parts = ctx.need, ctx.options, ctx.backend, ctx.parts
+        to_target = ctx.needs_input_grad[0]
+        wanted = wanted_of(need, to_target)
         saved, made, overwrite = kept(ctx, 5 + parts + len(need))
         target, mask, weight, state, numbers = saved[:5]
         sparse, params = saved[5 : 5 + parts], saved[5 + parts :]
-        grads: Sequence[Tensor | None]
+        grads: list[Tensor | None]
         if by_reference(upstream):
             x = densified(target, sparse, params[0].shape[options.lead :])
-            grads = twice_differentiable(params, x, mask, weight, state, options, need, upstream)
-        elif options.reduce == "elem":
+            to_x, *grads = twice_differentiable(
+                params, x, mask, weight, state, options, [to_target, *need], upstream
+            )
+            return (to_x, *(None,) * (7 + parts), *grads)
+        if options.reduce == "elem":
             weight = upstream if weight is None else upstream * weight
             options = options._replace(reduce="sum")
-            _, *grads = _call(
-                params, target, mask, weight, state, sparse, numbers, options, need, backend
+            _, *made = _call(
+                params, target, mask, weight, state, sparse, numbers, options, wanted, backend
             )
-            found = iter(grads)
-            grads = [
-                _in_dtype(next(found), index, params[index], options) if wanted else None
-                for index, wanted in enumerate(need)
-            ]
+            found = iter(made)
+            grads = [next(found) if w else None for w in wanted]
+            scalar = grads[options.scalar] if options.scalar >= 0 else None
+            if scalar is not None:
+                grads[options.scalar] = scalar.sum()
         else:
             if mask is not None and options.reduce == "sample" and options.scalar >= 0:
                 shape = params[0].shape[options.lead - 1 :]
@@ -123,10 +164,8 @@ class _NLL(torch.autograd.Function):
                 upstream = torch.where(any_kept, upstream, 0.0)
             found = iter(made)
             grads = [
-                times_upstream(next(found), i, params[i], upstream, options, backend, overwrite)
-                if need[i]
-                else None
-                for i in range(len(need))
+                times_upstream(next(found), i, upstream, options, backend, overwrite) if w else None
+                for i, w in enumerate(wanted)
             ]
             if mask is not None and options.reduce == "sample":
                 # A stored 0 times a sample's infinite gradient is no number.
@@ -134,11 +173,37 @@ class _NLL(torch.autograd.Function):
                     g if g is None or index == options.scalar else torch.where(mask, g, 0.0)
                     for index, g in enumerate(grads)
                 ]
-        return (None,) * (8 + parts) + tuple(grads)
+        to_x = None
+        if to_target:
+            assert grads[0] is not None
+            to_x = minus_to(target, grads[0], keeps=need[0])
+        own = [
+            g.to(p.dtype) if n and g is not None else None
+            for g, n, p in zip(grads, need, params, strict=True)
+        ]
+        return (to_x, *(None,) * (7 + parts), *own)
 
 
-def _in_dtype(grad: Tensor, index: int, param: Tensor, options: Nll) -> Tensor:
-    return (grad.sum() if index == options.scalar else grad).to(param.dtype)
+def _wide_enough(params: tuple[Tensor, ...], target: Tensor, options: Nll) -> tuple[Tensor, ...]:
+    """The parameters, the location in float32 where its gradient in bfloat16 would not do for the
+    target: one in more digits, or one that is a sum over several samples."""
+    loc, *others = params
+    if loc.dtype == torch.bfloat16 and (target.dtype != loc.dtype or options.lead == 2):
+        loc = loc.float()
+    return (loc, *others)
+
+
+def wanted_of(need: Sequence[bool], to_target: bool) -> tuple[bool, ...]:
+    """What the kernel has to make: the location's gradient is the target's too."""
+    return (need[0] or to_target, *need[1:])
+
+
+def minus_to(target: Tensor, grad: Tensor, keeps: bool) -> Tensor:
+    """The target's gradient from the location's, which it takes the place of unless that is kept:
+    summed over the samples that one target stands for."""
+    if grad.dim() > target.dim():
+        return grad.sum(0).neg_().to(target.dtype)
+    return (grad.neg() if keeps else grad.neg_()).to(target.dtype)
 
 
 def twice_differentiable(
@@ -151,10 +216,10 @@ def twice_differentiable(
     need: Sequence[bool],
     upstream: Tensor,
 ) -> list[Tensor | None]:
-    """The gradients by way of the reference."""
+    """The gradients in the target and the parameters, by way of the reference."""
     return reference_grads(
-        lambda *p: (reference.nll(p, target, mask, weight, state, options),),
-        params,
+        lambda x, *p: (reference.nll(p, x, mask, weight, state, options),),
+        (target, *params),
         need,
         (upstream,),
     )
@@ -163,7 +228,6 @@ def twice_differentiable(
 def times_upstream(
     grad: Tensor,
     index: int,
-    param: Tensor,
     upstream: Tensor,
     options: Nll,
     backend: str,
@@ -171,10 +235,10 @@ def times_upstream(
 ) -> Tensor:
     """A stored gradient, times what the forward pass could not know."""
     if index == options.scalar:
-        return (grad * upstream).sum().to(param.dtype)
+        return (grad * upstream).sum()
     if options.reduce == "sample":
         upstream = upstream.view(*upstream.shape, *([1] * (grad.dim() - upstream.dim())))
-    return scaled(grad, upstream, backend, overwrite, param.dtype)
+    return scaled(grad, upstream, backend, overwrite)
 
 
 def _call(

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backends
-from .._args import compute_dtype, grad_needed
+from .. import backends, random
+from .._args import compute_dtype, grad_needed, operand
 from ..backends._options import Posterior
 from ..backends.reference import sample_kl as reference
 from ._autograd import by_reference, direct, distinct, keep, kept, needs_reference, reference_grads
+from ._memory_order import inverse, memory_order, ordered
 from ._register import Operator, settled
 
 _TENSORS = (
@@ -35,15 +36,26 @@ def run(
     weight: Tensor | None = None,
     state: Tensor | None = None,
     noise: Tensor | None = None,
+    balance: float | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """(z, kl) by the backend that serves, each None where `options` does not ask for it."""
+    """(z, kl) by the backend that serves, each None where `options` does not ask for it.
+
+    `balance`: the prior's share of the KL's gradient, and what is left of 1 the posterior's.
+    """
     backend = backends.select(mu.device)
     tensors = (mu, scale, prior_mu, prior_scale, mask, weight, state, noise)
     if backend == "reference" or needs_reference(weight, noise):
+        if balance is not None:
+            return _balanced(tensors, options, balance)
         return reference.sample_kl(*tensors, options)
+    # Of several samples the first dimension is theirs, and the noise of each its own.
+    order = memory_order(mu, 1) if options.num_samples <= 0 else None
+    if order is not None:
+        return _in_order(order, tensors, options, balance)
     options, numbers = settled(options)
     if grad_needed(mu, scale, prior_mu, prior_scale):
-        z, kl = _SampleKL.apply(*distinct(*tensors, numbers, options, backend))
+        share = None if balance is None else operand(balance)
+        z, kl = _SampleKL.apply(*distinct(*tensors, numbers, options, backend, share))
     elif direct(*tensors):
         z, kl = _forward.direct(backend, *tensors, options)
     else:
@@ -51,14 +63,54 @@ def run(
     return z if options.num_samples >= 0 else None, kl if options.reduce else None
 
 
+def _in_order(
+    order: tuple[int, ...],
+    tensors: tuple[Tensor | None, ...],
+    options: Posterior,
+    balance: float | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """`run` of operands that lie in memory by this order of dimensions.
+
+    Noise belongs to its place as it is counted: it is made there, and brought into the order.
+    """
+    *_, state, noise = tensors
+    if state is not None:
+        assert tensors[0] is not None
+        dtype = compute_dtype(*tensors[:4])
+        noise = random.normal(tensors[0].shape, state, dtype=dtype, offset=options.offset)
+    mu, scale, prior_mu, prior_scale, mask, weight = (ordered(t, order) for t in tensors[:6])
+    assert mu is not None and scale is not None
+    z, kl = run(
+        mu,
+        scale,
+        options,
+        prior_mu=prior_mu,
+        prior_scale=prior_scale,
+        mask=mask,
+        weight=weight,
+        noise=ordered(noise, order),
+        balance=balance,
+    )
+    if z is not None:
+        z = z.permute(inverse(order))
+    if kl is not None and options.reduce == "elem":
+        kl = kl.permute(inverse(order))
+    elif kl is not None and options.reduce == "dim":
+        kl = kl.permute(inverse([d - 1 for d in order[1:]]))
+    return z, kl
+
+
 class _SampleKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor | None, Tensor | None]:
-        *tensors, numbers, options, backend = args
+        *tensors, numbers, options, backend, balance = args
         ctx.set_materialize_grads(False)
         ctx.options, ctx.backend, ctx.direct = options, backend, direct(*tensors)
+        # A number that a compiler does not know is a tensor.
+        open_balance = balance if isinstance(balance, Tensor) else None
+        ctx.balance = balance if open_balance is None else None
         if not ctx.direct:
-            keep(ctx, (*tensors, numbers), (None,))
+            keep(ctx, (*tensors, numbers, open_balance), (None,))
             z, kl = _forward.routed(backend, numbers, *tensors, options)
             _mark(ctx, z)
             return z, kl
@@ -66,21 +118,22 @@ class _SampleKL(torch.autograd.Function):
         derivative = None
         if ctx.needs_input_grad[1]:
             derivative = module.room_for_derivative(*tensors[:4], options)
-        keep(ctx, (*tensors, None), (derivative,))
+        keep(ctx, (*tensors, None, open_balance), (derivative,))
         z, kl = module.sample_kl(*tensors, options, derivative)
         _mark(ctx, z)
         return z, kl
 
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Any:
-        (*tensors, numbers), (derivative,), overwrite = kept(ctx, 9)
+        (*tensors, numbers, open_balance), (derivative,), overwrite = kept(ctx, 10)
+        balance = ctx.balance if open_balance is None else open_balance
         options, need = ctx.options, list(ctx.needs_input_grad[:4])
         if options.num_samples < 0:
             grad_z = None
         if not options.reduce:
             grad_kl = None
         how = (ctx.direct, ctx.backend, numbers, overwrite)
-        found = gradients(tensors, derivative, options, need, grad_z, grad_kl, *how)
+        found = gradients(tensors, derivative, options, need, grad_z, grad_kl, *how, balance)
         return (*found, *_NO_GRADS)
 
 
@@ -95,11 +148,22 @@ def gradients(
     backend: str,
     numbers: Tensor | None,
     overwrite: bool,
+    balance: float | Tensor | None = None,
 ) -> Sequence[Tensor | None]:
     """The gradients in mu, scale, prior_mu and prior_scale, None where none is needed.
 
     `derivative`: dz/dscale, if it was kept, and whether to `overwrite` it.
     """
+    if balance is not None and grad_kl is not None:
+        # Two terms of one value: each has one side's gradients, and takes the other's parameters
+        # for constants, to any order.
+        posterior, prior = _apart(tensors)
+        how = (was_direct, backend, numbers)
+        share, own = _share(grad_kl, 1 - balance), [*need[:2], False, False]
+        ours = gradients(posterior, derivative, options, own, grad_z, share, *how, overwrite)
+        share, own = _share(grad_kl, balance), [False, False, *need[2:]]
+        its = gradients(prior, None, options, own, None, share, *how, False)
+        return (*ours[:2], *its[2:])
     if grad_kl is None:
         # The prior's parameters enter the KL alone.
         need[2:] = [False, False]
@@ -124,8 +188,33 @@ def _mark(ctx: Any, z: Tensor | None) -> None:
         ctx.mark_non_differentiable(z)
 
 
-# For mask, weight, state, noise, numbers, options and backend.
-_NO_GRADS = (None,) * 7
+# For mask, weight, state, noise, numbers, options, backend and balance.
+_NO_GRADS = (None,) * 8
+
+
+_Tensors = Sequence[Tensor | None]
+
+
+def _share(upstream: Tensor, of: float | Tensor) -> Tensor:
+    return (upstream * of).to(upstream.dtype)
+
+
+def _apart(tensors: _Tensors) -> tuple[_Tensors, _Tensors]:
+    """The operands with the prior's parameters constant, and with the posterior's."""
+    fixed = [None if t is None else t.detach() for t in tensors[:4]]
+    rest = tensors[4:]
+    return (*tensors[:2], *fixed[2:], *rest), (*fixed[:2], *tensors[2:4], *rest)
+
+
+def _balanced(
+    tensors: _Tensors, options: Posterior, balance: float
+) -> tuple[Tensor | None, Tensor | None]:
+    """As `gradients` has it, in plain PyTorch."""
+    call: Any = reference.sample_kl
+    posterior, prior = _apart(tensors)
+    z, kl = call(*posterior, options)
+    _, same = call(*prior, options._replace(num_samples=-1))
+    return z, (1 - balance) * kl + balance * same
 
 
 def _twice_differentiable(

@@ -11,6 +11,7 @@ from torch.compiler import is_dynamo_compiling
 
 from .._torch import apply_of, keeps_graph
 from ..backends._options import Nll
+from ..backends.reference.likelihoods import LOCATION
 from ..likelihoods import Likelihood, Params
 from . import _nll, _recipes
 from ._autograd import by_reference, direct
@@ -32,7 +33,11 @@ def nll(params: Params, target: Tensor, model: Likelihood, reduction: str) -> Te
     loss: Tensor
     if recording():
         if target.requires_grad:
-            return None
+            options: Any = recipe.options
+            if options.form not in LOCATION:
+                return None
+            loss = recipe.apply(recipe, target, *tensors)
+            return loss
         for param in tensors:
             if param.requires_grad:
                 loss = recipe.apply(recipe, target, *tensors)
@@ -93,14 +98,32 @@ class _SmallNLL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, recipe: Recipe, target: Tensor, *params: Tensor) -> Tensor:
         loss: Tensor
-        loss, ctx.made = recipe.small.forward(params, target, ctx.needs_input_grad[2:])
+        need = ctx.needs_input_grad[2:]
+        if ctx.needs_input_grad[1]:
+            need = _nll.wanted_of(need, True)
+        loss, ctx.made = recipe.small.forward(params, target, need)
         ctx.save_for_backward(*params, target)
         ctx.recipe = recipe
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
+        if ctx.needs_input_grad[1]:
+            return (None, *_with_targets(ctx, upstream))
         return (None, None, *_nll_gradients(ctx, upstream, 2))
+
+
+def _with_targets(ctx: Any, upstream: Tensor) -> Sequence[Tensor | None]:
+    """The target's gradient and those of the parameters."""
+    need = ctx.needs_input_grad[1:]
+    *params, target = ctx.saved_tensors
+    if by_reference(upstream):
+        options = ctx.recipe.options
+        return _nll.twice_differentiable(params, target, None, None, None, options, need, upstream)
+    location, *others = _nll_gradients(ctx, upstream, 2)
+    assert location is not None
+    to_target = _nll.minus_to(target, location, keeps=need[1])
+    return (to_target, location if need[1] else None, *others)
 
 
 def _nll_gradients(ctx: Any, upstream: Tensor, first: int) -> Sequence[Tensor | None]:
@@ -124,12 +147,13 @@ def _nll_gradients(ctx: Any, upstream: Tensor, first: int) -> Sequence[Tensor | 
             made = (*grads[:scalar], grads[scalar].sum())
         return made
     if by_reference(upstream):
-        need = ctx.needs_input_grad[first:]
-        return _nll.twice_differentiable(params, target, None, None, None, options, need, upstream)
+        need = (False, *ctx.needs_input_grad[first:])
+        found = _nll.twice_differentiable(params, target, None, None, None, options, need, upstream)
+        return found[1:]
     return [
         None
         if grad is None
-        else _nll.times_upstream(grad, index, params[index], upstream, options, "native", not keeps)
+        else _nll.times_upstream(grad, index, upstream, options, "native", not keeps)
         for index, grad in enumerate(grads)
     ]
 

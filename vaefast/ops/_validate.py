@@ -3,6 +3,8 @@ a mask does not leave them out. Each check waits for the device."""
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -15,21 +17,32 @@ from ..likelihoods import REAL, Domain, Likelihood, RowLikelihood
 def check_target(
     target: Tensor, model: Likelihood, inside: Tensor | None = None, mask: Tensor | None = None
 ) -> None:
-    """Raises ValueError where the target holds a value outside the likelihood's support.
+    """Raises ValueError where the target holds a value outside the likelihood's support, and warns
+    of bytes that look like bits.
 
     `inside`: what the likelihood says of the target where that depends on the parameters; `mask`,
     aligned with the likelihood's elements.
     """
     values = target.values() if target.layout == torch.sparse_csr else target
     outside = ~(model.support(values) if inside is None else inside)
-    if mask is not None:
-        outside = outside & _over_target(mask, target, model)
+    shown = None if mask is None else _over_target(mask, target, model)
+    if shown is not None:
+        outside = outside & shown
     if bool(outside.any()):
         raise ValueError(
             f"target is outside the support of likelihood {model.name!r} in "
             f"{int(outside.sum())} of {target.numel()} elements, for example "
             f"{values[outside].flatten()[0].item()}"
         )
+    if values.dtype == torch.uint8 and model.uint8_scale != 1:
+        seen = values if shown is None else values[shown.expand(values.shape)]
+        if seen.numel() and int(seen.max()) == 1:
+            # Of the line that called the operator.
+            warnings.warn(
+                "target is uint8 and holds nothing but 0 and 1, which are read as pixels, 0 and "
+                f"1/{model.uint8_scale:g}; for binary data give target.bool()",
+                stacklevel=4,
+            )
 
 
 def check_params(

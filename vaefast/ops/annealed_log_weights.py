@@ -94,7 +94,7 @@ def annealed_log_weights(
     Args:
         weigh: from z `[K, B, *latent]` to log w(z) `[K, B]`, as `log_weights` gives them; it must
             be differentiable in z.
-        mu, scale: of q(z|x), `[B, *latent]`.
+        mu, scale: of q(z|x), `[B, *latent]`; scale may broadcast to that.
         num_samples: K, how many chains.
         steps: T.
         leapfrog: leapfrog steps of a move, each of which costs a gradient of `weigh`.
@@ -126,7 +126,7 @@ def annealed_log_weights(
     Source: Neal 2001, "Annealed Importance Sampling"; Wu, Burda, Salakhutdinov & Grosse 2017, "On
     the Quantitative Analysis of Decoder-Based Generative Models", from the encoder's q(z|x).
     """
-    _args.posterior(mu, scale)
+    scale = _args.posterior(mu, scale)
     for name, value in (("num_samples", num_samples), ("steps", steps), ("leapfrog", leapfrog)):
         _args.integer(name, value, least=1)
     step_size = _args.number("step_size", step_size)

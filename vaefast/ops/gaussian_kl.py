@@ -25,6 +25,7 @@ def gaussian_kl(
     *,
     free_bits: float = 0.0,
     free_bits_per: FreeBitsPer = "dim",
+    balance: float | None = None,
     param: Param = "logvar",
     min_std: float = 0.0,
     clamp: Clamp = None,
@@ -32,26 +33,28 @@ def gaussian_kl(
     weight: Tensor | None = None,
     reduction: Reduction = "batchmean",
 ) -> Tensor:
-    """KL(N(mu, sigma^2) || N(prior_mu, prior_sigma^2)), in nats.
+    """KL(N(mu, sigma^2) || N(prior_mu, prior_sigma^2)), in nats: by default its batch mean.
 
     Per element, with d = log sigma^2 - log prior_sigma^2,
     `0.5 * ((mu - prior_mu)^2 / prior_sigma^2 + (expm1(d) - d))`.
 
     Args:
         mu: `[B, *latent]`, float64, float32, bfloat16 or float16.
-        scale: as mu; what it is, `param` says.
+        scale: of mu's shape, or broadcasts to it; what it is, `param` says.
         prior_mu: broadcasts to mu; None for 0. Gradients flow to it.
         prior_scale: broadcasts to mu, with the same `param`, never clamped; None for sigma = 1.
         free_bits: nats below which the KL costs nothing and gives no gradient.
         free_bits_per: `"dim"`: max(free_bits, .) of each dimension's batch mean;
             `"sample"`: of each sample's KL; `"total"`: of the batch mean.
+        balance: a in [0, 1]: the same value, whose gradient to the prior is multiplied by a and
+            that to the posterior by 1 - a (KL balancing, DreamerV2's alpha); None for neither.
         param: `"logvar"`, `"log_std"`, `"std"`, `"var"` or `"softplus"`.
         min_std: the floor of sigma under `"softplus"`.
         clamp: bounds on scale, as in `rsample`.
         mask: bool, broadcasts to the elements; a `[B]` mask is one per sample.
         weight: float, likewise; sums are weighted, `batchmean` still divides by B.
         reduction: `"none"`, `"sample"`, `"batchmean"`, `"sum"`, `"mean"` or `"dim"` (per latent
-            dimension, averaged over the batch).
+            dimension, averaged over the batch). `sample_kl` has `"sample"` for its default.
 
     Returns:
         The KL in float32, or float64 if any parameter is.
@@ -59,7 +62,8 @@ def gaussian_kl(
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: shapes, devices or settings do not fit together; free bits per dimension or
-            in total are asked for with a reduction that keeps the samples apart.
+            in total are asked for with a reduction that keeps the samples apart; there is no prior
+            to balance.
 
     Example:
         >>> import torch, vaefast as vf
@@ -67,13 +71,15 @@ def gaussian_kl(
         >>> float(vf.gaussian_kl(mu, logvar))
         1.5
 
-    Source: Kingma & Welling 2014, appendix B; free bits: Kingma et al. 2016, appendix C.8.
+    Source: Kingma & Welling 2014, appendix B; free bits: Kingma et al. 2016, appendix C.8; balance:
+    Hafner et al. 2021, "Mastering Atari with Discrete World Models", algorithm 2.
     """
     standard = (
         prior_mu is None
         and prior_scale is None
         and mask is None
         and weight is None
+        and balance is None
         and free_bits == 0
     )
     settings = ("gaussian_kl", param, min_std, clamp, reduction, free_bits_per)
@@ -81,33 +87,31 @@ def gaussian_kl(
         found = _small_posterior.gaussian_kl(mu, scale, settings)
         if found is not None:
             return found
-    check_prior(mu, scale, prior_mu, prior_scale)
+    wide_scale = check_prior(mu, scale, prior_mu, prior_scale)
     mask, weight = _args.mask_and_weight(mask, weight, mu.shape, mu)
     _args.one_of("reduction", reduction, (*_args.REDUCTIONS, "dim"))
     _args.one_of("free_bits_per", free_bits_per, ("dim", "sample", "total"))
     transform = transform_of(param, min_std, clamp)
     free_bits = _args.number("free_bits", free_bits)
-    first = reduction
-    if free_bits > 0:
-        first = _before_free_bits(reduction, free_bits_per)
-    elif free_bits < 0:
-        raise ValueError(f"free_bits must be at least 0, got {free_bits}")
+    first = before_free_bits(reduction, free_bits, free_bits_per)
+    balance = checked_balance(balance, prior_mu, prior_scale)
     how, factor = kernel_reduction(first, mu.shape)
     options = Posterior(transform, -1, 1.0, 0, how, factor)
     _, kl = _sample_kl.run(
         mu,
-        scale,
+        wide_scale,
         options,
         prior_mu=prior_mu,
         prior_scale=prior_scale,
         mask=mask,
         weight=weight,
+        balance=balance,
     )
     assert kl is not None
-    if standard is True:
+    if standard is True and wide_scale is scale:
         _small_posterior.keep_posterior(mu, scale, settings, options)
     if free_bits > 0:
-        kl = _with_free_bits(kl, free_bits, free_bits_per, reduction, mu.shape)
+        kl = with_free_bits(kl, free_bits, free_bits_per, reduction, mu.shape)
     if reduction == "mean" and mask is not None:
         kl = _args.over_kept(kl, mu.numel(), mask, mu.shape)
     return kl
@@ -115,14 +119,29 @@ def gaussian_kl(
 
 def check_prior(
     mu: Tensor, scale: Tensor, prior_mu: Tensor | None, prior_scale: Tensor | None
-) -> None:
-    """Checks the parameters of posterior and prior."""
-    _args.posterior(mu, scale)
+) -> Tensor:
+    """Checks the parameters of posterior and prior; the scale of mu's shape."""
+    scale = _args.posterior(mu, scale)
     for name, value in (("prior_mu", prior_mu), ("prior_scale", prior_scale)):
         if value is not None:
             _args.float_tensor(name, value)
             _args.broadcastable(name, value, mu.shape)
     _args.same_device("mu", mu, prior_mu=prior_mu, prior_scale=prior_scale)
+    return scale
+
+
+def checked_balance(
+    balance: float | None, prior_mu: Tensor | None, prior_scale: Tensor | None
+) -> float | None:
+    """The prior's share of the gradient as a number in [0, 1]; None for none."""
+    if balance is None:
+        return None
+    if prior_mu is None and prior_scale is None:
+        raise ValueError("balance needs prior_mu or prior_scale: N(0, I) has no gradient to weigh")
+    value = _args.number("balance", balance)
+    if not 0 <= value <= 1:
+        raise ValueError(f"balance must be in [0, 1], got {value}")
+    return value
 
 
 def kernel_reduction(reduction: str, shape: torch.Size) -> tuple[str, float]:
@@ -148,7 +167,12 @@ def inverse(count: int) -> float:
     return 1.0 / count if count else 0.0
 
 
-def _before_free_bits(reduction: str, per: str) -> Reduction:
+def before_free_bits(reduction: Reduction, free_bits: float, per: str) -> Reduction:
+    """The reduction that free bits are granted behind; checks the three of them."""
+    if free_bits < 0:
+        raise ValueError(f"free_bits must be at least 0, got {free_bits}")
+    if not free_bits > 0:
+        return reduction
     if per == "sample":
         if reduction in ("none", "dim"):
             raise ValueError(
@@ -165,9 +189,10 @@ def _before_free_bits(reduction: str, per: str) -> Reduction:
     return "dim" if per == "dim" else "batchmean"
 
 
-def _with_free_bits(
+def with_free_bits(
     kl: Tensor, free_bits: float, per: str, reduction: str, shape: torch.Size
 ) -> Tensor:
+    """`kl`, reduced as `before_free_bits` says, with its free bits granted, reduced as asked."""
     kl = closed_clamp(kl, low=free_bits)
     batch, width = shape[0], _args.count(shape[1:])
     if per == "sample":

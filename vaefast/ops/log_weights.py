@@ -46,7 +46,7 @@ def log_weights(
         target: `[B, *data]`.
         z: `[K, B, *latent]`, as `rsample(mu, scale, num_samples=K)` gives them; gradients flow
             through it.
-        mu, scale: of the posterior that z was drawn from, `[B, *latent]`.
+        mu, scale: of the posterior that z was drawn from, `[B, *latent]`; scale may broadcast.
         likelihood, mask, weight, seed, generator, offset: of the reconstruction, as in `nll`. A
             mask or weight makes log p(x|z) a weighted sum.
         prior_mu, prior_scale: of a Gaussian prior, as in `gaussian_kl`; None for N(0, I).
@@ -75,7 +75,7 @@ def log_weights(
     Source: Burda, Grosse & Salakhutdinov 2016, "Importance Weighted Autoencoders", section 3;
     Roeder, Wu & Duvenaud 2017, "Sticking the Landing", for `stop_posterior`.
     """
-    check_prior(mu, scale, prior_mu, prior_scale)
+    scale = check_prior(mu, scale, prior_mu, prior_scale)
     _log_ratio.check_samples(z, mu)
     transform = transform_of(param, min_std, clamp)
     if validate:

@@ -28,7 +28,7 @@ def mixture_log_prob(
     Args:
         z: the points, `[..., *latent]`, float64, float32, bfloat16 or float16.
         mu: the components' means, `[K, *latent]`.
-        scale: as mu; what it is, `param` says.
+        scale: of mu's shape, or broadcasts to it; what it is, `param` says.
         log_weights: log w_k, `[K]`, taken as they are: pass `torch.log_softmax(logits, 0)` for
             learned weights that sum to one. None for 1/K each.
         param, min_std, clamp: of scale, as in `rsample`.
@@ -50,7 +50,7 @@ def mixture_log_prob(
     Source: Tomczak & Welling 2018, "VAE with a VampPrior", equation 9.
     """
     _args.float_tensor("z", z)
-    _args.posterior(mu, scale)
+    scale = _args.posterior(mu, scale)
     latent = mu.shape[1:]
     lead = z.dim() - len(latent)
     if lead < 0 or z.shape[lead:] != latent:

@@ -37,7 +37,7 @@ def monte_carlo_kl(
 
     Args:
         z: z_0, samples of N(mu, sigma^2), `[K, B, *latent]` or `[B, *latent]`.
-        mu, scale: `[B, *latent]`.
+        mu, scale: `[B, *latent]`; scale may broadcast to that.
         log_det: log |det df/dz_0|, `[K, B]` or `[B]`; None for 0.
         z_flow: z_T, of z's shape; None where there is no flow.
         prior: None for N(0, I), a pair (mu, scale) as in `gaussian_kl`, a function from z_T to
@@ -62,7 +62,7 @@ def monte_carlo_kl(
 
     Source: Rezende & Mohamed 2015, "Variational Inference with Normalizing Flows", equation 15.
     """
-    _args.posterior(mu, scale)
+    scale = _args.posterior(mu, scale)
     _log_ratio.check_samples(z, mu)
     _args.one_of("reduction", reduction, ("sample", "batchmean", "sum"))
     transform = transform_of(param, min_std, clamp)

@@ -31,12 +31,13 @@ def nll(
     generator: random.Generator | None = None,
     offset: int = 0,
 ) -> Tensor:
-    """-log p(target | params), in nats, constants included.
+    """-log p(target | params), in nats, constants included: by default its batch mean.
 
     Args:
         params: the decoder's output: a tensor or a tuple of tensors `[B, *data]`, or with a
             leading sample dimension, `[K, B, *data]`. Each may have its own floating dtype.
-        target: `[B, *data]`; floating, bool, or uint8 (a pixel: read as bytes and divided by
+        target: `[B, *data]`, which may ask for a gradient (log q(z), a hierarchical prior's
+            sample); floating, bool, or uint8 (a pixel: read as bytes and divided by
             255 in the kernel). Counts may be a `torch.sparse_csr` matrix `[B, V]`.
         likelihood: an object of `vaefast.likelihoods` or its lower-case name.
         mask: bool, broadcasts to `[B, *data]`; a `[B]` mask is one per sample.
@@ -45,7 +46,8 @@ def nll(
             of `"sample"`), `"sum"` or `"mean"` (over elements, or over the mask).
         validate: check that the target lies in the likelihood's support and that parameters are
             such as it takes (a rate not negative, a probability in [0, 1], a learned std positive),
-            where the mask does not leave them out (waits for the device).
+            where the mask does not leave them out (waits for the device). A uint8 target of nothing
+            but 0 and 1 gets a warning: for binary data it should be bool.
         seed, generator, offset: of the noise of `Bernoulli(binarize=True)`, as in `rsample`.
 
     Returns:

@@ -30,7 +30,7 @@ def rsample(
 
     Args:
         mu: `[B, *latent]`, float64, float32, bfloat16 or float16.
-        scale: as mu; what it is, `param` says.
+        scale: of mu's shape, or broadcasts to it; what it is, `param` says.
         num_samples: K samples of each posterior, `[K, B, *latent]`; None for one, `[B, *latent]`.
         temperature: factor on sigma.
         param: `"logvar"`, `"log_std"`, `"std"`, `"var"` or `"softplus"` (sigma =
@@ -65,15 +65,15 @@ def rsample(
         found: Tensor | None = _small_posterior.sample(mu, scale, settings, seed, generator)
         if found is not None:
             return found
-    _args.posterior(mu, scale)
+    wide_scale = _args.posterior(mu, scale)
     transform = transform_of(param, min_std, clamp)
     state = noise_state(mu, num_samples, seed, generator, noise)
     samples = 0 if num_samples is None else _args.integer("num_samples", num_samples)
     heat = _args.number("temperature", temperature)
     options = Posterior(transform, samples, heat, _args.integer("offset", offset), "", 1.0)
-    z, _ = _sample_kl.run(mu, scale, options, state=state, noise=noise)
+    z, _ = _sample_kl.run(mu, wide_scale, options, state=state, noise=noise)
     assert z is not None
-    if plain:
+    if plain and wide_scale is scale:
         _small_posterior.keep_posterior(mu, scale, settings, options)
     return z
 

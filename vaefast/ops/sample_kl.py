@@ -10,7 +10,14 @@ from .. import _args, random
 from .._args import Clamp, Param, Reduction
 from ..backends._options import Posterior
 from . import _estimated_kl, _sample_kl, _small_posterior
-from .gaussian_kl import check_prior, kernel_reduction
+from .gaussian_kl import (
+    FreeBitsPer,
+    before_free_bits,
+    check_prior,
+    checked_balance,
+    kernel_reduction,
+    with_free_bits,
+)
 from .rsample import noise_state, transform_of
 
 
@@ -21,6 +28,9 @@ def sample_kl(
     prior_mu: Tensor | None = None,
     prior_scale: Tensor | None = None,
     reduction: Reduction = "sample",
+    free_bits: float = 0.0,
+    free_bits_per: FreeBitsPer = "sample",
+    balance: float | None = None,
     num_samples: int | None = None,
     temperature: float = 1.0,
     param: Param = "logvar",
@@ -35,7 +45,7 @@ def sample_kl(
     estimator: Literal["closed", "monte_carlo"] = "closed",
     stop_posterior: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(z, KL): `rsample` and `gaussian_kl` of one posterior, in one read of mu and scale.
+    """(z, KL `[B]`): `rsample` and `gaussian_kl` of one posterior, in one read of mu and scale.
 
     With `estimator="monte_carlo"` the KL is what each sample says of it, log q(z|x) - log p(z):
     `log_weights`' latent part, so that IWAE's log weights are `-nll(...) - kl`. That is
@@ -43,16 +53,22 @@ def sample_kl(
 
     Args:
         mu: `[B, *latent]`, float64, float32, bfloat16 or float16.
-        scale: as mu; what it is, `param` says.
+        scale: of mu's shape, or broadcasts to it; what it is, `param` says.
         prior_mu, prior_scale: the prior, as in `gaussian_kl`.
         reduction: of the KL: `"sample"` (`[B]`, what `elbo_loss(kl=...)` takes) or any other of
-            `gaussian_kl`.
+            `gaussian_kl`, whose own default is the mean over the batch, `"batchmean"`.
+        free_bits, free_bits_per: as in `gaussian_kl`, but per sample by default: a maximum of a
+            mean over the batch (`"dim"`, `"total"`) keeps no samples apart, and needs another
+            reduction. `elbo_loss` then reports the KL with its free bits granted.
+        balance: as in `gaussian_kl`, of the KL's gradient alone: what reaches mu and scale through
+            z is the loss's own and keeps its weight.
         num_samples, temperature, seed, generator, noise, offset: of z, as in `rsample`.
         param, min_std, clamp: of scale, as in `rsample`.
         mask, weight: on the KL's elements, as in `gaussian_kl`.
         estimator: `"closed"`, the KL itself, or `"monte_carlo"`, its unbiased estimate at each
             sample, `[K, B]` (`[B]` where num_samples is None), for the reductions `"sample"`,
-            `"batchmean"` (the mean of that) and `"sum"`; without mask and weight.
+            `"batchmean"` (the mean of that) and `"sum"`; without mask, weight, free
+            bits and balance.
         stop_posterior: of `"monte_carlo"`: no gradient to mu and scale but the one through z,
             as in `log_weights`, for the bound `"stl"`. (`"dreg"` weighs what passes through z,
             which here is not all of it: take `rsample` and `log_weights`.)
@@ -83,6 +99,8 @@ def sample_kl(
         and num_samples is None
         and estimator == "closed"
         and not stop_posterior
+        and (free_bits == 0) is True
+        and balance is None
     )
     settings = (param, min_std, clamp, temperature, offset, reduction)
     if standard:
@@ -91,10 +109,14 @@ def sample_kl(
         )
         if found is not None:
             return found
-    check_prior(mu, scale, prior_mu, prior_scale)
+    wide_scale = check_prior(mu, scale, prior_mu, prior_scale)
     mask, weight = _args.mask_and_weight(mask, weight, mu.shape, mu)
     _args.one_of("reduction", reduction, (*_args.REDUCTIONS, "dim"))
     _args.one_of("estimator", estimator, ("closed", "monte_carlo"))
+    _args.one_of("free_bits_per", free_bits_per, ("dim", "sample", "total"))
+    free_bits = _args.number("free_bits", free_bits)
+    balance = checked_balance(balance, prior_mu, prior_scale)
+    first = before_free_bits(reduction, free_bits, free_bits_per)
     transform = transform_of(param, min_std, clamp)
     state = noise_state(mu, num_samples, seed, generator, noise)
     samples = 0 if num_samples is None else _args.integer("num_samples", num_samples)
@@ -103,11 +125,21 @@ def sample_kl(
     if estimator == "monte_carlo":
         if mask is not None or weight is not None:
             raise ValueError("mask and weight need estimator='closed', got 'monte_carlo'")
+        if free_bits > 0:
+            raise ValueError(
+                "free_bits need estimator='closed', got 'monte_carlo': a floor on each estimate "
+                "is none on its mean"
+            )
+        if balance is not None:
+            raise ValueError(
+                "balance needs estimator='closed', got 'monte_carlo': an estimate's gradient "
+                "reaches the posterior through z too"
+            )
         _args.one_of("reduction", reduction, ("sample", "batchmean", "sum"))
         return _estimated(
             _estimated_kl.run(
                 mu,
-                scale,
+                wide_scale,
                 Posterior(transform, samples, heat, place, "sample", 1.0),
                 prior_mu=prior_mu,
                 prior_scale=prior_scale,
@@ -119,11 +151,11 @@ def sample_kl(
         )
     if stop_posterior:
         raise ValueError("stop_posterior needs estimator='monte_carlo', got 'closed'")
-    how, factor = kernel_reduction(reduction, mu.shape)
+    how, factor = kernel_reduction(first, mu.shape)
     options = Posterior(transform, samples, heat, place, how, factor)
     z, kl = _sample_kl.run(
         mu,
-        scale,
+        wide_scale,
         options,
         prior_mu=prior_mu,
         prior_scale=prior_scale,
@@ -131,10 +163,13 @@ def sample_kl(
         weight=weight,
         state=state,
         noise=noise,
+        balance=balance,
     )
     assert z is not None and kl is not None
-    if standard:
+    if standard and wide_scale is scale:
         _small_posterior.keep_posterior(mu, scale, settings, options)
+    if free_bits > 0:
+        kl = with_free_bits(kl, free_bits, free_bits_per, reduction, mu.shape)
     if reduction == "mean" and mask is not None:
         kl = _args.over_kept(kl, mu.numel(), mask, mu.shape)
     return z, kl

@@ -51,7 +51,7 @@ def tc_terms(
     Args:
         z: a sample of each posterior, `[B, *latent]`, float64, float32, bfloat16 or float16.
         mu: the posteriors' means, `[B, *latent]`.
-        scale: as mu; what it is, `param` says.
+        scale: of mu's shape, or broadcasts to it; what it is, `param` says.
         dataset_size: N, the number of data that batches are drawn from.
         method: `"mss"`, minibatch stratified sampling (unbiased for q(z)): W is 1/N for a
             point's own posterior, (N-M)/(N M) for one other and 1/M for the rest, M = B - 1.
@@ -81,7 +81,7 @@ def tc_terms(
     Source: Chen et al. 2018, "Isolating Sources of Disentanglement in VAEs", equation 2 and
     appendix C.
     """
-    _args.posterior(mu, scale)
+    scale = _args.posterior(mu, scale)
     _args.float_tensor("z", z)
     if z.shape != mu.shape:
         raise ValueError(

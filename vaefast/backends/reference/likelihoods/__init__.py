@@ -6,6 +6,16 @@ C++ functor and the Triton twin of that name compute the same.
 """
 
 from . import bernoulli, counts, location, pixels
-from ._base import FORMULAS, Formula, formula
+from ._base import FORMULAS, LOCATION, Formula, formula, location_formula
 
-__all__ = ["FORMULAS", "Formula", "bernoulli", "counts", "formula", "location", "pixels"]
+__all__ = [
+    "FORMULAS",
+    "LOCATION",
+    "Formula",
+    "bernoulli",
+    "counts",
+    "formula",
+    "location",
+    "location_formula",
+    "pixels",
+]

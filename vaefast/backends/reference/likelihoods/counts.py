@@ -65,13 +65,15 @@ def poisson_rate(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ..
     """rate - x log rate + log x!; numbers: (0 to leave out log x!,)."""
     (rate,), x = _wide(params, x)
     none = x == 0
-    if not numbers[0]:
-        return _checked(rate - torch.where(none, 0.0, x * torch.log(rate)), x, params)
-    safe = torch.where(none, 1.0, x)
     inside = torch.where(none, 1.0, rate)
+    if not numbers[0]:
+        return _checked(rate - torch.where(none, 0.0, x * torch.log(inside)), x, params)
+    safe = torch.where(none, 1.0, x)
     above = safe > inside
     low, high = torch.where(above, inside, safe), torch.where(above, safe, inside)
-    ratio = safe * torch.log1p((high - low) / low)
+    gone = _overflows(high - low, low)
+    ratio = safe * torch.log1p((high - low) / torch.where(gone, 1.0, low))
+    ratio = torch.where(gone, safe * _log_ratio(high, low, gone), ratio)
     deviance = (inside - safe) + torch.where(above, ratio, -ratio)
     value = torch.where(none, rate, deviance + _factorial_rest(safe))
     return _checked(value, x, params)
@@ -79,18 +81,21 @@ def poisson_rate(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ..
 
 @formula
 def negative_binomial(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
-    """-log NB(x; mu, theta): see `_negative_binomial`."""
+    """-log NB(x; mu + eps, theta): see `_negative_binomial`; numbers: (eps,)."""
     (mu, theta), x = _wide(params, x)
-    return _checked(_negative_binomial(x, mu, theta), x, params)
+    return _checked(_negative_binomial(x, mu + numbers[0], theta), x, params)
 
 
 @formula
 def zero_inflated_negative_binomial(
     x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]
 ) -> Tensor:
-    """n + softplus(pi) for x > 0; -log1p(sigmoid(-pi) (e^-n - 1)) for x = 0, n = -log NB(x)."""
+    """n + softplus(pi) for x > 0; -log1p(sigmoid(-pi) (e^-n - 1)) for x = 0, n = -log NB(x).
+
+    numbers: (eps,), which is added to mu.
+    """
     (mu, theta, pi), x = _wide(params, x)
-    n = _negative_binomial(x, mu, theta)
+    n = _negative_binomial(x, mu + numbers[0], theta)
     # expm1's derivative in torch is its result + 1, which is 0 where e^-n is small.
     fall = torch.where(n < 1, torch.expm1(-n), torch.exp(-n) - 1)
     soft = -F.logsigmoid(-pi)
@@ -111,13 +116,27 @@ def _negative_binomial(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
     none, above = x == 0, x > mu
     low, high = torch.where(above, mu, x), torch.where(above, x, mu)
     d = high - low
-    odds = d / torch.where(none, 1.0, low) * _share(theta, high)
+    share = _share(theta, high)
+    gone = ~none & _overflows(d, low)
+    odds = d / torch.where(none | gone, 1.0, low) * share
     first = torch.where(none, 0.0, x * torch.log1p(torch.where(none, 0.0, odds)))
+    first = torch.where(gone, x * _log_ratio(low + d * share, low, gone), first)
     deviance = first - _theta_log1p(theta, d, low)
     safe = torch.where(none, 1.0, x)
     rest = _stirling_rest(theta) - _stirling_rest(safe + theta)
     binomial = 0.5 * torch.log1p(safe / theta) + rest + _factorial_rest(safe)
     return torch.where(above, deviance, -deviance) + torch.where(none, 0.0, binomial)
+
+
+def _overflows(d: Tensor, low: Tensor) -> Tensor:
+    """True where log1p(d / low) has no derivative in numbers: at low = 0, and near it."""
+    return low * torch.finfo(low.dtype).max < d
+
+
+def _log_ratio(high: Tensor, low: Tensor, where: Tensor) -> Tensor:
+    """log(high / low), 0 elsewhere; at low = 0 infinite, with a derivative of -inf, not NaN."""
+    one = torch.ones_like(low)
+    return torch.log(torch.where(where, high, one)) - torch.log(torch.where(where, low, one))
 
 
 def _share(theta: Tensor, other: Tensor) -> Tensor:

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._exact import decayed, whitened
-from ._base import formula
+from ._base import location_formula
 
 
-@formula
+@location_formula
 def gaussian_fixed(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
     """(x - m)^2 / (2 s^2) + constant; numbers: (1 / (2 s^2), constant)."""
     half_precision, constant = numbers
@@ -21,35 +21,35 @@ def gaussian_fixed(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, 
     return distance * (distance * half_precision) + constant
 
 
-@formula
+@location_formula
 def gaussian_scalar(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
     """(x - m)^2 / (2 s^2) + log s + constant with a learned scalar s; numbers: (constant,)."""
     mean, std = params
     return ((x - mean) / std) ** 2 * 0.5 + torch.log(std) + numbers[0]
 
 
-@formula
+@location_formula
 def gaussian(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
     """((x - m)^2 e^-v + v) / 2 + constant; numbers: (constant,)."""
     mean, logvar = params
     return 0.5 * (whitened(x - mean, logvar).square() + logvar) + numbers[0]
 
 
-@formula
+@location_formula
 def laplace_fixed(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
     """|x - m| / b + constant; numbers: (1 / b, constant)."""
     inverse, constant = numbers
     return (x - params[0]).abs() * inverse + constant
 
 
-@formula
+@location_formula
 def laplace_scalar(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
     """|x - m| / b + log b + constant with a learned scalar b; numbers: (constant,)."""
     loc, scale = params
     return (x - loc).abs() / scale + torch.log(scale) + numbers[0]
 
 
-@formula
+@location_formula
 def laplace(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
     """|x - m| e^-s + s + constant; numbers: (constant,)."""
     loc, log_scale = params
@@ -58,21 +58,21 @@ def laplace(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -
     return decayed(distance, log_scale) * torch.sign(distance) + log_scale + numbers[0]
 
 
-@formula
+@location_formula
 def log_cosh_fixed(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
     """log cosh((x - m) / b) + constant; numbers: (1 / b, constant)."""
     inverse, constant = numbers
     return _log_cosh((x - params[0]) * inverse) + constant
 
 
-@formula
+@location_formula
 def log_cosh(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
     """log cosh((x - m) e^-s) + s + constant; numbers: (constant,)."""
     loc, log_scale = params
     return _log_cosh(decayed(x - loc, log_scale)) + log_scale + numbers[0]
 
 
-@formula
+@location_formula
 def student_t_fixed(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
     """h log(1 + r^2) + constant, r = (x - m) n; numbers: (n = 1 / (b sqrt(df)), h, constant)."""
     inverse, half, constant = numbers
@@ -80,7 +80,7 @@ def student_t_fixed(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float,
     return half * _log1p_square(x - params[0], log_scale, inverse) + constant
 
 
-@formula
+@location_formula
 def student_t(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
     """h log(1 + r^2) + s + constant, r = (x - m) e^-s n; numbers: (n = df^-1/2, h, constant)."""
     loc, log_scale = params

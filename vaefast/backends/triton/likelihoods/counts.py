@@ -53,8 +53,11 @@ def poisson_rate(x, theta, numbers):
 @heavy_form
 @triton.jit
 def negative_binomial(x, theta, numbers):
-    """theta: mu, theta, the mean and the dispersion: variance mu + mu^2 / theta."""
-    return _negative_binomial(x, theta[0], theta[1])
+    """theta: mu, theta, the mean and the dispersion: variance mu + mu^2 / theta.
+
+    numbers: what is added to mu, which may have underflowed.
+    """
+    return _negative_binomial(x, theta[0] + numbers[0], theta[1])
 
 
 @heavy_form
@@ -63,8 +66,9 @@ def zero_inflated_negative_binomial(x, theta, numbers):
     """theta: mu, theta, dropout logits pi. With n the negative binomial's loss, at 0
 
     -log1p(sigmoid(-pi) (e^-n - 1)), and where that nears log 0 softplus(pi) - logaddexp(pi, -n).
+    numbers: as above.
     """
-    n, to_mu, to_theta = _negative_binomial(x, theta[0], theta[1])
+    n, to_mu, to_theta = _negative_binomial(x, theta[0] + numbers[0], theta[1])
     pi = theta[2]
     zero = x == 0.0
     e = exp(-tl.abs(pi))
