@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "architecture.md").read_text()
-PATHS = sorted({p for p in re.findall(r"`((?:vaefast|csrc|tests)/[^`]*)`", TEXT)})
+PATHS = sorted(set(re.findall(r"`((?:vaefast|csrc|tests)/[^`]*)`", TEXT)))
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -18,12 +18,12 @@ from .._args import compute_dtype, grad_needed, stored_dtype
 from ..backends._options import Nll
 from ..backends.reference import nll as reference
 from ._autograd import (
+    by_plain_pytorch,
     by_reference,
     direct,
     distinct,
     keep,
     kept,
-    needs_reference,
     reference_grads,
     scaled,
 )
@@ -40,7 +40,7 @@ def run(
 ) -> Tensor:
     """-log p(target | params), reduced as `options` says, by the backend that serves."""
     backend = backends.select_form(target.device, options.form)
-    plain = backend == "reference" or needs_reference(target, weight)
+    plain = by_plain_pytorch("nll", backend, target, weight)
     sparse: tuple[Tensor, ...] = ()
     if target.layout == torch.sparse_csr:
         if plain or backend != "native" or not target.is_cpu:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import _args, likelihoods
 from .._args import Reduction
+from .._explain import declined, served
 from .._torch import has_autocast
 from ..backends._options import LinearNll
 from ..backends.reference.linear_nll import heads
@@ -134,6 +135,8 @@ def linear_nll(
         check_target(target, model, inside, mask)
         check_params(model.named_params(()), model, mask, elements)
     if not _args.count(shape):
+        declined("empty")
+        served("linear_nll", "reference", "reference")
         leaves = (h, *weights, *biases, scalar)
         return of_nothing(leaves, sample_weight, shape, lead, reduction)
     flat = h.reshape(_args.count(h.shape[:-1]), h.shape[-1])

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import _args, random
 from .._args import Clamp, Param, Reduction
+from .._explain import declined
 from ..backends._options import Posterior
 from . import _estimated_kl, _sample_kl, _small_posterior
 from .gaussian_kl import check_prior, kernel_reduction
@@ -74,18 +75,29 @@ def sample_kl(
     Source: Kingma & Welling 2014, section 2.4 and appendix B; Burda et al. 2016 and Roeder et al.
     2017 for `"monte_carlo"` and `stop_posterior`.
     """
-    standard = (
-        prior_mu is None
-        and prior_scale is None
-        and mask is None
-        and weight is None
-        and noise is None
-        and num_samples is None
-        and estimator == "closed"
-        and not stop_posterior
+    special = (
+        "prior_mu"
+        if prior_mu is not None
+        else "prior_scale"
+        if prior_scale is not None
+        else "mask"
+        if mask is not None
+        else "weight"
+        if weight is not None
+        else "noise"
+        if noise is not None
+        else "num_samples"
+        if num_samples is not None
+        else "estimator"
+        if estimator != "closed"
+        else "stop_posterior"
+        if stop_posterior
+        else ""
     )
     settings = (param, min_std, clamp, temperature, offset, reduction)
-    if standard:
+    if special:
+        declined("argument", special)
+    else:
         found: tuple[Tensor, Tensor] | None = _small_posterior.sample(
             mu, scale, settings, seed, generator
         )
@@ -133,7 +145,7 @@ def sample_kl(
         noise=noise,
     )
     assert z is not None and kl is not None
-    if standard:
+    if not special:
         _small_posterior.keep_posterior(mu, scale, settings, options)
     if reduction == "mean" and mask is not None:
         kl = _args.over_kept(kl, mu.numel(), mask, mu.shape)
