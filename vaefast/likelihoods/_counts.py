@@ -12,6 +12,8 @@ from .. import _args
 from ._base import NOT_NEGATIVE, REAL, Domain, Form, Likelihood, Noise, Params, as_tuple, register
 from ._draws import gamma, poisson
 
+__all__ = ["NegativeBinomial", "Poisson", "ZeroInflatedNegativeBinomial"]
+
 _COUNTS = (*_args.FLOAT_DTYPES, torch.uint8, torch.int32, torch.int64)
 
 
@@ -75,6 +77,13 @@ class NegativeBinomial(Counts):
     computed without those differences, so that it is right for counts to 1e6 and theta to 1e8.
     params are (mu, theta), both positive, as in scvi-tools (Lopez et al. 2018); theta may be
     `[G]`, one per column.
+
+    Example:
+        >>> import torch, vaefast as vf
+        >>> mu, theta = torch.full((4, 10), 2.0), torch.ones(10)
+        >>> loss = vf.nll((mu, theta), torch.zeros(4, 10), "negative_binomial")
+        >>> round(float(loss / 10), 4)  # a geometric distribution: P(0) = 1 / (1 + mu)
+        1.0986
     """
 
     param_names: ClassVar[tuple[str, ...]] = ("mu", "theta")
@@ -106,6 +115,14 @@ class ZeroInflatedNegativeBinomial(Counts):
 
     params are (mu, theta, dropout_logits), as in scvi-tools (Lopez et al. 2018); theta may be
     `[G]`, one per column.
+
+    Example:
+        >>> import torch, vaefast as vf
+        >>> mu, theta, logits = torch.full((4, 10), 2.0), torch.ones(10), torch.zeros(4, 10)
+        >>> likelihood = "zero_inflated_negative_binomial"
+        >>> loss = vf.nll((mu, theta, logits), torch.zeros(4, 10), likelihood)
+        >>> round(float(loss / 10), 4)  # P(0) = 1/2 + 1/2 1/3
+        0.4055
     """
 
     param_names: ClassVar[tuple[str, ...]] = ("mu", "theta", "dropout_logits")

@@ -51,7 +51,7 @@ def elbo_loss(
     generator: random.Generator | None = None,
     offset: int = 0,
 ) -> ELBO:
-    """-ELBO = E_q[-log p(x|z)] + beta KL(q(z|x) || p(z)), at one sample z.
+    """-ELBO = E_q[-log p(x|z)] + beta KL(q(z|x) || p(z)), in nats, at one sample z.
 
     Args:
         params, target, likelihood, mask, seed, generator, offset: of the reconstruction, as in
@@ -69,8 +69,8 @@ def elbo_loss(
         validate: as in `nll`, and check that a scale that is a std or variance is positive.
 
     Returns:
-        `ELBO(loss, nll, kl)`: nll and kl before beta, capacity and free bits, averaged over the
-        samples (per sample under `reduction="sample"`).
+        `ELBO(loss, nll, kl)`, in nats: nll and kl before beta, capacity and free bits, averaged
+        over the samples (per sample under `reduction="sample"`).
 
     Raises:
         TypeError: an argument is of the wrong type.

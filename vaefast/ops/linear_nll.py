@@ -43,7 +43,7 @@ def linear_nll(
     memory: int | None = None,
     validate: bool = False,
 ) -> Tensor:
-    """-log p(target | h W^T + b): a decoder's last linear layer and its likelihood in one.
+    """-log p(target | h W^T + b), in nats: a decoder's last linear layer and its likelihood in one.
 
     Equal to `nll(F.linear(h, weight, bias), target, likelihood)`, but in chunks of rows: a chunk's
     logits are made by one GEMM, turned in place into loss and gradient, and consumed by the two
@@ -69,8 +69,8 @@ def linear_nll(
         validate: as in `nll`.
 
     Returns:
-        The loss in float32, or float64 if h is. Under autocast the GEMMs are in its dtype, the
-        loss and the sums of the gradients in float32.
+        The loss, float32, or float64 if h is. Under autocast the GEMMs are in its dtype, the loss
+        and the sums of the gradients in float32.
 
     Raises:
         TypeError: an argument is of the wrong type.

@@ -62,6 +62,9 @@ def nll(
         >>> logits, x = torch.zeros(4, 10), torch.ones(4, 10)
         >>> round(float(vf.nll(logits, x, "bernoulli")), 4)
         6.9315
+
+    Source: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", equation 7 and appendix C, for
+    the term; each likelihood's docstring has that of its formula.
     """
     model = likelihoods.resolve(likelihood)
     if not isinstance(target, Tensor):
