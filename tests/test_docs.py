@@ -52,8 +52,19 @@ def test_everything_public_is_described(name):
 )  # fmt: skip
 def test_operators_docstrings_are_whole(name):
     text = getattr(vf, name).__doc__
-    for part in ("Args:", "Returns:", "Raises:", "Example:", ">>>"):
+    for part in ("Args:", "Returns:", "Raises:", "Example:", ">>>", "Source:"):
         assert part in text, f"{name}: no {part}"
+    # A sample has x's unit or none, and a discrepancy of means in feature space none.
+    assert "nats" in text or name in ("rsample", "mmd")
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [*vf.likelihoods.registered().values(), *vf.likelihoods.registered_rows().values()],
+    ids=lambda cls: cls.name,
+)
+def test_every_likelihood_has_an_example(cls):
+    assert ">>>" in (cls.__doc__ or "")
 
 
 def test_everything_in_all_exists():

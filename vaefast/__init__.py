@@ -12,6 +12,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 from . import distributions, likelihoods, metrics, nn, random, schedules
+from ._explain import Explanation, explain
 from ._info import info
 from .backends import BackendError, available_backends, backend
 from .distributions import DiagonalGaussian
@@ -59,6 +60,7 @@ __all__ = [
     "DiagonalGaussian",
     "DiscretizedLogistic",
     "DiscretizedLogisticMixture",
+    "Explanation",
     "Gaussian",
     "Laplace",
     "LogCosh",
@@ -75,6 +77,7 @@ __all__ = [
     "backend",
     "distributions",
     "elbo_loss",
+    "explain",
     "gaussian_kl",
     "importance_loss",
     "info",

@@ -20,6 +20,7 @@ import torch
 from torch.compiler import is_dynamo_compiling
 
 from .. import _install
+from .._explain import declined, listening
 from . import _context
 
 P = ParamSpec("P")
@@ -132,7 +133,21 @@ def select(device: str | torch.device) -> str:
     if is_dynamo_compiling():
         name: str = _constant(_asked_in_trace(), device_type)
         return name
-    return _serving(asked(), device_type)
+    chosen = _serving(asked(), device_type)
+    if chosen != "native" and listening():
+        _say_why(chosen, device_type)
+    return chosen
+
+
+def _say_why(chosen: str, device_type: str) -> None:
+    """Tells `explain` why it is not the native backend."""
+    if (asked() or _from_environment()) != "auto":
+        declined("asked", chosen)
+        return
+    for name in _order(device_type):
+        if name == chosen:
+            return
+        declined("unavailable", name, unavailable(name, device_type))
 
 
 def _asked_in_trace() -> str | None:
@@ -152,7 +167,12 @@ def select_form(device: str | torch.device, form: str) -> str:
     if is_dynamo_compiling():
         name: str = _user_constant(_asked_in_trace(), device_type, form)
         return name
-    return _serving_user(asked(), device_type, form)
+    chosen = _serving_user(asked(), device_type, form)
+    if listening():
+        usual = select(device)
+        if chosen != usual:
+            declined("form", form, usual)
+    return chosen
 
 
 def _name(device: str | torch.device) -> str:
@@ -226,8 +246,7 @@ def available_backends(device: str = "cpu") -> tuple[str, ...]:
         >>> "reference" in available_backends()
         True
     """
-    order = ("native", "triton") if device.partition(":")[0] in ("cpu", "cuda") else ()
-    return (*(name for name in order if not unavailable(name, device)), "reference")
+    return (*(n for n in ("native", "triton") if not unavailable(n, device)), "reference")
 
 
 def unavailable(name: str, device_type: str | None = None) -> str | None:
@@ -244,13 +263,13 @@ def load(name: str, op: str) -> ModuleType:
 
 
 def _automatic(device_type: str) -> str:
-    if device_type == "cpu":
-        return "reference" if _native_cause("cpu") else "native"
-    if device_type.partition(":")[0] == "cuda":
-        if not _native_cause(device_type):
-            return "native"
-        return "reference" if _triton_cause("cuda") else "triton"
-    return "reference"
+    serving = (name for name in _order(device_type) if not unavailable(name, device_type))
+    return next(serving, "reference")
+
+
+def _order(device_type: str) -> tuple[str, ...]:
+    """What `auto` tries before the reference."""
+    return ("native",) if device_type == "cpu" else ("native", "triton")
 
 
 def _from_environment() -> str:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ._base import PROBABILITY, REAL, Domain, Form, Likelihood, Noise, Params, as_tuple, register
 
+__all__ = ["Bernoulli", "ContinuousBernoulli"]
+
 
 @register("bernoulli")
 @dataclass(frozen=True, eq=False)
@@ -23,6 +25,13 @@ class Bernoulli(Likelihood):
 
     A target in (0, 1) gives the cross-entropy, which is no density in x: see
     `ContinuousBernoulli`.
+
+    Example:
+        >>> import torch, vaefast as vf
+        >>> logits, x = torch.zeros(4, 10), torch.ones(4, 10)
+        >>> loss = vf.nll(logits, x, vf.Bernoulli())
+        >>> round(float(loss / 10), 4)  # log 2 a pixel
+        0.6931
     """
 
     logits: bool = True
@@ -60,6 +69,13 @@ class ContinuousBernoulli(Likelihood):
     -log p = log((e^l - 1) / l) - x l. Unlike `Bernoulli` at a grey pixel, this is a density: its
     ELBO is a bound (Loaiza-Ganem & Cunningham 2019, equations 5 to 8). params are the logits l;
     the normaliser's 0/0 at l = 0 is a series.
+
+    Example:
+        >>> import torch, vaefast as vf
+        >>> grey = torch.full((4, 10), 0.5)
+        >>> loss = vf.nll(torch.zeros(4, 10), grey, "continuous_bernoulli")
+        >>> abs(float(loss)) < 1e-6  # logits of 0: the uniform density, 1 everywhere
+        True
     """
 
     param_names: ClassVar[tuple[str, ...]] = ("logits",)

@@ -24,6 +24,8 @@ from ._base import (
 )
 from ._draws import gamma, poisson
 
+__all__ = ["NegativeBinomial", "Poisson", "ZeroInflatedNegativeBinomial"]
+
 _COUNTS = (*_args.FLOAT_DTYPES, torch.uint8, torch.int32, torch.int64)
 
 
@@ -92,6 +94,13 @@ class NegativeBinomial(Counts):
         eps: is added to mu in the density. At mu = 0, where a softmax underflowed, a count above 0
             has an infinite loss and gradient; with scvi-tools' 1e-8 a large one, x log(1 / eps),
             and the gradient -x / eps.
+
+    Example:
+        >>> import torch, vaefast as vf
+        >>> mu, theta = torch.full((4, 10), 2.0), torch.ones(10)
+        >>> loss = vf.nll((mu, theta), torch.zeros(4, 10), "negative_binomial")
+        >>> round(float(loss / 10), 4)  # a geometric distribution: P(0) = 1 / (1 + mu)
+        1.0986
     """
 
     eps: float = 0.0
@@ -130,6 +139,14 @@ class ZeroInflatedNegativeBinomial(Counts):
 
     Args:
         eps: as in `NegativeBinomial`.
+
+    Example:
+        >>> import torch, vaefast as vf
+        >>> mu, theta, logits = torch.full((4, 10), 2.0), torch.ones(10), torch.zeros(4, 10)
+        >>> likelihood = "zero_inflated_negative_binomial"
+        >>> loss = vf.nll((mu, theta, logits), torch.zeros(4, 10), likelihood)
+        >>> round(float(loss / 10), 4)  # P(0) = 1/2 + 1/2 1/3
+        0.4055
     """
 
     eps: float = 0.0

@@ -14,6 +14,8 @@ from ._base import Params, keep, keep_levels, register_rows
 from ._pixels import DiscretizedLogistic
 from ._rows import RowLikelihood, Rows, drawn_class
 
+__all__ = ["DiscretizedLogisticMixture"]
+
 
 @register_rows("discretized_logistic_mixture")
 @dataclass(frozen=True, eq=False)
@@ -37,6 +39,14 @@ class DiscretizedLogisticMixture(RowLikelihood):
     for three channels; `[M logits | M means | M log-scales]`, 3 M, for one. An "element" of
     `reduction`, `mask` and `weight` is a pixel, all its channels together: `"none"` gives
     `[B, H, W]`.
+
+    Example:
+        >>> import torch, vaefast as vf
+        >>> likelihood = vf.DiscretizedLogisticMixture(channels=1, mixtures=5)
+        >>> params = torch.zeros(4, 15, 2, 2)
+        >>> image = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
+        >>> vf.nll(params, image, likelihood, reduction="none").shape
+        torch.Size([4, 2, 2])
     """
 
     channels: int = 3

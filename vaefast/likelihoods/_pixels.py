@@ -13,6 +13,8 @@ from .. import _args
 from ..backends.reference._exact import decayed
 from ._base import Form, Likelihood, Noise, Params, as_tuple, keep_levels, register
 
+__all__ = ["DiscretizedLogistic"]
+
 
 @register("discretized_logistic")
 @dataclass(frozen=True, eq=False)
@@ -28,6 +30,14 @@ class DiscretizedLogistic(Likelihood):
         low, high: the values of the first and the last level in a floating-point target, and the
             units of loc. A uint8 target is the level itself, whatever these are. A value between
             two levels counts as the nearer one.
+
+    Example:
+        >>> import torch, vaefast as vf
+        >>> loc, log_scale = torch.zeros(4, 1, 2, 2), torch.full((4, 1, 2, 2), 9.0)
+        >>> image = torch.full((4, 1, 2, 2), 255, dtype=torch.uint8)
+        >>> loss = vf.nll((loc, log_scale), image, "discretized_logistic")
+        >>> round(float(loss / 4), 3)  # so wide a scale leaves half the mass to the last bin
+        0.693
     """
 
     bits: int = 8

@@ -13,6 +13,8 @@ from torch.compiler import is_compiling
 from .. import _args, random
 from ._base import Likelihood, Noise, Params, as_tuple, register_rows
 
+__all__ = ["Categorical", "Multinomial"]
+
 _INDICES = (torch.uint8, torch.int32, torch.int64)
 _COUNTS = (*_args.FLOAT_DTYPES, *_INDICES)
 
@@ -165,6 +167,14 @@ class Categorical(RowLikelihood):
     The target holds class indices (int64, int32 or uint8), of the logits' shape without `dim`. An
     "element" of `reduction`, `mask` and `weight` is such a position. An index that is no class
     gives NaN.
+
+    Example:
+        >>> import torch, vaefast as vf
+        >>> logits = torch.zeros(4, 8, 3, 3)  # 8 classes in dimension 1
+        >>> labels = torch.zeros(4, 3, 3, dtype=torch.int64)
+        >>> loss = vf.nll(logits, labels, "categorical", reduction="mean")
+        >>> round(float(loss), 4)  # log 8 a position
+        2.0794
     """
 
     dim: int = 1
@@ -224,6 +234,12 @@ class Multinomial(RowLikelihood):
 
     The target is `[B, V]`, dense or `torch.sparse_csr`, in any dtype. An "element" of `reduction`,
     `mask` and `weight` is a row: `"none"` gives `[B]`.
+
+    Example:
+        >>> import torch, vaefast as vf
+        >>> logits, clicks = torch.zeros(4, 8), torch.eye(4, 8)
+        >>> round(float(vf.nll(logits, clicks, "multinomial")), 4)  # log 8: one click a user
+        2.0794
     """
 
     const: bool = True

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from .. import backends
+from .._explain import declined, served
 from .._torch import (
     dispatch_modes,
     forward_mode,
@@ -42,16 +43,27 @@ def direct(*tensors: Tensor | None) -> bool:
     its own, or for a tensor whose memory holds other numbers than it shows (a negated view), or
     is not there (a zero tensor, a batch that vmap shows one by one).
     """
-    if is_dynamo_compiling() or dispatch_modes():
+    if is_dynamo_compiling():
+        return False
+    if dispatch_modes():
+        declined("mode")
         return False
     try:
         # A plain loop: a generator in all() takes twice the time.
         for t in tensors:
-            if t is not None and (
-                type(t) not in PLAIN or t.is_neg() or (not t.data_ptr() and is_zero_tensor(t))
-            ):
+            if t is None:
+                continue
+            if type(t) not in PLAIN:
+                declined("class", type(t).__name__)
+                return False
+            if t.is_neg():
+                declined("negated")
+                return False
+            if not t.data_ptr() and is_zero_tensor(t):
+                declined("memory")
                 return False
     except RuntimeError:
+        declined("memory")
         return False
     return True
 
@@ -80,10 +92,31 @@ def needs_reference(*constants: Tensor | None) -> bool:
     torch.jit.trace, or where one of the `constants`, which the kernels take no gradient to, asks
     for one."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in constants):
-        return True
-    if torch.compiler.is_compiling():
+        declined("constant")
+    elif torch.compiler.is_compiling():
         return False
-    return transforms_active() or forward_mode() or tracing() is not None
+    elif transforms_active():
+        declined("transform")
+    elif forward_mode():
+        declined("forward")
+    elif tracing() is not None:
+        declined("trace")
+    else:
+        return False
+    return True
+
+
+def by_plain_pytorch(
+    operator: str, backend: str, *constants: Tensor | None, like: Tensor | None = None
+) -> bool:
+    """True where the reference serves a call: as its backend, or because it `needs_reference`, or
+    because there are no elements of `like`."""
+    if backend != "reference" and not needs_reference(*constants):
+        if like is None or like.numel():
+            return False
+        declined("empty")
+    served(operator, "reference", "reference")
+    return True
 
 
 def keep(ctx: Any, tensors: Sequence[Tensor | None], made: Sequence[Tensor | None]) -> None:

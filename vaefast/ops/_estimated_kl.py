@@ -17,7 +17,7 @@ from .. import backends
 from .._args import compute_dtype, grad_needed
 from ..backends._options import Posterior
 from ..backends.reference import estimated_kl as reference
-from ._autograd import by_reference, direct, distinct, needs_reference, reference_grads
+from ._autograd import by_plain_pytorch, by_reference, direct, distinct, reference_grads
 from ._register import Operator, settled
 from ._sample_kl import z_shape
 
@@ -40,7 +40,7 @@ def run(
     """(z, log q(z|x) - log p(z)) by the backend that serves."""
     backend = backends.select(mu.device)
     tensors = (mu, scale, prior_mu, prior_scale, state, noise)
-    if backend == "reference" or needs_reference(noise) or not mu.numel():
+    if by_plain_pytorch("estimated_kl", backend, noise, like=mu):
         return reference.estimated_kl(*tensors, options, stop_posterior)
     options, numbers = settled(options)
     if grad_needed(mu, scale, prior_mu, prior_scale):

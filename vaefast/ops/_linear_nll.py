@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import backends
 from .._args import grad_needed
+from .._explain import served
 from ..backends import linear_nll as chunked
 from ..backends._options import LinearNll
 from ..backends.linear_nll import Maybe
@@ -46,6 +47,7 @@ def run(
     backend = backends.select_form(h.device, options.form)
     compiling = torch.compiler.is_compiling()
     if needs_reference(weight, *target) or (compiling and backend == "reference"):
+        served("linear_nll", "reference", "reference")
         rows = reference.linear_nll(h, weights, biases, scalar, target, mask, weight, options)
         return rows if factor is None else rows.sum() * factor
     options, numbers = settled(options._replace(grad_factor=1.0 if factor is None else factor))
@@ -180,9 +182,11 @@ def _call(
 ) -> list[Tensor]:
     h, weights, biases, scalar = _split(leaves)
     tensors = (h, [*weights], [*biases], scalar, [*target], mask, weight)
+    result: list[Tensor]
     if backend == "reference" or direct(*leaves, *target, mask, weight):
-        return chunked.linear_nll(*tensors, options, need, backend)
-    result: list[Tensor] = _operator.routed(backend, numbers, *tensors, options, [*need])
+        result = _operator.direct(backend, *tensors, options, need)
+    else:
+        result = _operator.routed(backend, numbers, *tensors, options, [*need])
     return result
 
 

@@ -14,7 +14,7 @@ from .. import _args, backends
 from .._args import compute_dtype, grad_needed
 from ..backends._options import Transform
 from ..backends.reference import log_ratio as reference
-from ._autograd import by_reference, direct, distinct, needs_reference, reference_grads
+from ._autograd import by_plain_pytorch, by_reference, direct, distinct, reference_grads
 from ._register import Operator, settled
 
 _TENSORS = "Tensor z, Tensor mu, Tensor scale, Tensor? prior_mu, Tensor? prior_scale"
@@ -49,7 +49,7 @@ def run(
         return run(z.unsqueeze(0), mu, scale, transform, prior=prior, **options).squeeze(0)
     tensors = (z, mu, scale, prior_mu, prior_scale)
     backend = backends.select(z.device)
-    if backend == "reference" or needs_reference() or not z.numel():
+    if by_plain_pytorch("log_ratio", backend, like=z):
         return reference.log_ratio(*tensors, transform, prior)
     transform, numbers = settled(transform)
     if grad_needed(*tensors):

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import backends
 from .._args import grad_needed
 from ..backends.reference import mixture_log_prob as reference
-from ._autograd import by_reference, direct, distinct, needs_reference, reference_grads
+from ._autograd import by_plain_pytorch, by_reference, direct, distinct, reference_grads
 from ._register import Operator
 
 _TENSORS = "Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights"
@@ -20,7 +20,7 @@ def run(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> Te
     """The log density `[B]` of z `[B, D]` under mu, logvar `[K, D]`, all of one dtype."""
     tensors = (z, mu, logvar, log_weights)
     backend = backends.select(z.device)
-    if backend == "reference" or needs_reference() or not z.numel() or not mu.numel():
+    if by_plain_pytorch("mixture_log_prob", backend, like=mu if z.numel() else z):
         return reference.mixture_log_prob(*tensors)
     if grad_needed(*tensors):
         values: Tensor = _Mixture.apply(*distinct(*tensors, backend))

@@ -15,12 +15,12 @@ from .._args import grad_needed
 from ..backends._options import Mmd
 from ..backends.reference import mmd as reference
 from ._autograd import (
+    by_plain_pytorch,
     by_reference,
     direct,
     distinct,
     keep,
     kept,
-    needs_reference,
     reference_grads,
     scaled,
 )
@@ -30,7 +30,7 @@ from ._register import Operator, settled
 def run(x: Tensor, y: Tensor, options: Mmd) -> Tensor:
     """The squared discrepancy of x `[N, D]` and y `[M, D]`, both of one dtype."""
     backend = backends.select(x.device)
-    if backend == "reference" or needs_reference() or not x.numel():
+    if by_plain_pytorch("mmd", backend, like=x):
         return reference.mmd(x, y, options)
     options, numbers = settled(options)
     if grad_needed(x, y):

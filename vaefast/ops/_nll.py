@@ -19,12 +19,12 @@ from ..backends._options import Nll
 from ..backends.reference import nll as reference
 from ..backends.reference.likelihoods import LOCATION
 from ._autograd import (
+    by_plain_pytorch,
     by_reference,
     direct,
     distinct,
     keep,
     kept,
-    needs_reference,
     reference_grads,
     scaled,
 )
@@ -44,7 +44,7 @@ def run(
     backend = backends.select_form(target.device, options.form)
     # The kernels give a target's gradient where it is minus that in the location.
     located = options.form in LOCATION and state is None and target.layout == torch.strided
-    plain = backend == "reference" or needs_reference(None if located else target, weight)
+    plain = by_plain_pytorch("nll", backend, None if located else target, weight)
     sparse: tuple[Tensor, ...] = ()
     if target.layout == torch.sparse_csr:
         if plain or backend != "native" or not target.is_cpu:

@@ -8,13 +8,17 @@ such a call is Python's interpreter, at some 20 ns a bytecode, so it is written 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
-from typing import Any
+import threading
+from collections import UserDict
+from collections.abc import Callable, Hashable, Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from .. import backends
+from .._explain import declined
 from .._torch import (
     dispatch_modes,
     forward_mode,
@@ -33,38 +37,62 @@ recording = torch.is_grad_enabled
 
 
 class Recipe:
-    """A call of the core made ready, the options it was made of, and its autograd function."""
+    """A call of the core made ready, the options it was made of, and its autograd function.
 
-    __slots__ = ("apply", "options", "small")
+    `name`: what it is of: "sample_kl", "nll" or "elbo_loss".
+    """
 
-    def __init__(self, small: Any, options: Posterior | Nll, apply: Callable[..., Any]) -> None:
+    __slots__ = ("apply", "name", "options", "small")
+
+    def __init__(
+        self, name: str, small: Any, options: Posterior | Nll, apply: Callable[..., Any]
+    ) -> None:
+        self.name = name
         self.small = small
         self.options = options
         self.apply = apply
 
 
-kept: dict[Hashable, Recipe] = {}
+kept: MutableMapping[Hashable, Recipe] = {}
 
 
 def key_of(tensors: tuple[Tensor, ...], settings: tuple[object, ...]) -> Hashable | None:
     """What a recipe is kept under; None where more may stand behind a tensor than it shows."""
-    if (
-        dispatch_modes()
-        or transforms_active()
-        or forward_mode()
-        or tracing() is not None
-        or saved_tensor_hooks(True) is not None
-    ):
+    if dispatch_modes():
+        declined("mode")
+        return None
+    if transforms_active():
+        declined("transform")
+        return None
+    if forward_mode():
+        declined("forward")
+        return None
+    if tracing() is not None:
+        declined("trace")
+        return None
+    if saved_tensor_hooks(True) is not None:
+        declined("hooks")
         return None
     key: list[Hashable] = [asked(), settings]
     try:
         for t in tensors:
             # A zero tensor has no memory, and to ask for its memory is an error of what a
             # transform has left behind.
-            if type(t) not in PLAIN or t.is_neg() or not t.data_ptr():
+            if type(t) not in PLAIN:
+                declined("class", type(t).__name__)
                 return None
-            key += t.shape, t.stride(), t.dtype, t.is_cpu
+            if not t.is_cpu:
+                declined("device", t.device.type)
+                return None
+            if t.is_neg():
+                declined("negated")
+                return None
+            if not t.data_ptr():
+                declined("memory")
+                return None
+            key += t.shape, t.stride(), t.dtype
     except RuntimeError:
+        declined("memory")
         return None
     return tuple(key)
 
@@ -84,14 +112,67 @@ def keep(key: Hashable, make: Callable[[], Recipe]) -> None:
 
     # A tensor is found again by its identity, whatever it holds by then.
     if any(isinstance(value, Tensor) for value in _settings(key)):
-        return
+        return declined("settings", "it is a tensor")
     if len(kept) >= LIMIT:
         kept.clear()
     try:
         kept[key] = make()
-    except (Copied, TypeError):
-        return
+    except Copied:
+        declined("layout", "an operand has to be copied first")
+    except TypeError:
+        declined("settings", "it is not hashable")
 
 
-def serves_natively(tensor: Tensor) -> bool:
-    return tensor.is_cpu and backends.select("cpu") == "native"
+def serves_natively() -> bool:
+    serving = backends.select("cpu")
+    if serving != "native":
+        declined("backend", serving)
+        return False
+    return True
+
+
+@contextmanager
+def watched(used: Callable[[Recipe], None]) -> Iterator[None]:
+    """Until it is closed, `used` is called with each recipe that a call is made from."""
+    global kept
+    with _watching:
+        if isinstance(kept, _Watched):
+            yield
+            return
+        before = kept
+        kept = _Watched(before, used)
+        try:
+            yield
+        finally:
+            kept = before
+
+
+_watching = threading.RLock()
+
+
+class _Watched(UserDict[Hashable, Recipe]):
+    """The recipes kept, those looked up by `get` so that they tell of their use."""
+
+    def __init__(
+        self, recipes: MutableMapping[Hashable, Recipe], used: Callable[[Recipe], None]
+    ) -> None:
+        self.data = cast(dict[Hashable, Recipe], recipes)
+        self.used = used
+
+    def get(self, key: Hashable, default: Any = None) -> Any:
+        found = self.data.get(key)
+        return default if found is None else _Telling(found, self.used)
+
+
+class _Telling:
+    """A recipe that tells once that it is used."""
+
+    def __init__(self, recipe: Recipe, used: Callable[[Recipe], None]) -> None:
+        self._recipe = recipe
+        self._used: Callable[[Recipe], None] | None = used
+
+    def __getattr__(self, name: str) -> Any:
+        if self._used is not None and name in ("apply", "small"):
+            self._used(self._recipe)
+            self._used = None
+        return getattr(self._recipe, name)

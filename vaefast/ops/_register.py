@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import _torch, backends
+from .._explain import served
 
 lib = torch.library.Library("vaefast", "FRAGMENT")
 
@@ -69,15 +70,22 @@ class Operator:
         parts = [tensors, *settings, also, *self._last]
         lib.define(f"{name}({', '.join(part for part in parts if part)}) -> {returns}")
         lib.impl(name, self._run, "CompositeExplicitAutograd")
-        torch.library.register_fake(
-            f"vaefast::{name}", lambda *args: fake(*self._call(args, None)), lib=lib
-        )
+        self._fake = fake
+        torch.library.register_fake(f"vaefast::{name}", self._shapes, lib=lib)
 
     def direct(self, backend: str, *args: Any) -> Any:
         """The results for (*tensors, options, *also) by a backend, past torch's dispatcher."""
+        served(self.name, backend, "direct")
+        return self._served(backend, *args)
+
+    def _served(self, backend: str, *args: Any) -> Any:
         if self.serve is not None:
             return self.serve(*args, backend)
         return getattr(backends.load(backend, self.module), self.name)(*args)
+
+    def _shapes(self, *args: Any) -> Any:
+        served(self.name, args[-1], "registered")
+        return self._fake(*self._call(args, None))
 
     def routed(self, backend: str, numbers: Tensor | None, *args: Any) -> Any:
         """The same by torch's dispatcher, for whoever must see it."""
@@ -94,7 +102,8 @@ class Operator:
         numbers = args[-2] if self._settings else None
         # A CPU tensor's numbers: nothing waits for a device.
         call = self._call(args, None if numbers is None else iter(numbers.tolist()))
-        results = self.direct(args[-1], *call)
+        served(self.name, args[-1], "registered")
+        results = self._served(args[-1], *call)
         return results if self.finish is None else self.finish(results, call[0])
 
     def _call(self, args: Sequence[Any], floats: Iterator[float] | None) -> list[Any]:

@@ -17,12 +17,12 @@ from .._args import compute_dtype, grad_needed, stored_dtype
 from ..backends._options import RowNll
 from ..backends.reference import row_nll as reference
 from ._autograd import (
+    by_plain_pytorch,
     by_reference,
     direct,
     distinct,
     keep,
     kept,
-    needs_reference,
     reference_grads,
     scaled,
 )
@@ -38,7 +38,7 @@ def run(
 ) -> Tensor:
     """-log p(target | params [R, C, S]), reduced as `options` says."""
     backend = backends.select(params.device)
-    if backend == "reference" or needs_reference(weight, *target) or not params.numel():
+    if by_plain_pytorch("row_nll", backend, weight, *target, like=params):
         return reference.row_nll(params, target, mask, weight, options)
     options, numbers = settled(options)
     if grad_needed(params):

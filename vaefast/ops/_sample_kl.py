@@ -15,7 +15,15 @@ from .. import backends, random
 from .._args import compute_dtype, grad_needed, operand
 from ..backends._options import Posterior
 from ..backends.reference import sample_kl as reference
-from ._autograd import by_reference, direct, distinct, keep, kept, needs_reference, reference_grads
+from ._autograd import (
+    by_plain_pytorch,
+    by_reference,
+    direct,
+    distinct,
+    keep,
+    kept,
+    reference_grads,
+)
 from ._memory_order import inverse, memory_order, ordered
 from ._register import Operator, settled
 
@@ -44,7 +52,7 @@ def run(
     """
     backend = backends.select(mu.device)
     tensors = (mu, scale, prior_mu, prior_scale, mask, weight, state, noise)
-    if backend == "reference" or needs_reference(weight, noise):
+    if by_plain_pytorch("sample_kl", backend, weight, noise):
         if balance is not None:
             return _balanced(tensors, options, balance)
         return reference.sample_kl(*tensors, options)
@@ -114,12 +122,12 @@ class _SampleKL(torch.autograd.Function):
             z, kl = _forward.routed(backend, numbers, *tensors, options)
             _mark(ctx, z)
             return z, kl
-        module = backends.load(backend, "sample_kl")
         derivative = None
         if ctx.needs_input_grad[1]:
+            module = backends.load(backend, "sample_kl")
             derivative = module.room_for_derivative(*tensors[:4], options)
         keep(ctx, (*tensors, None, open_balance), (derivative,))
-        z, kl = module.sample_kl(*tensors, options, derivative)
+        z, kl = _forward.direct(backend, *tensors, options, derivative)
         _mark(ctx, z)
         return z, kl
 

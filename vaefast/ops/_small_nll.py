@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
+from .._explain import after_the_call, declined
 from .._torch import apply_of, keeps_graph
 from ..backends._options import Nll
 from ..backends.reference.likelihoods import LOCATION
@@ -27,6 +28,7 @@ def nll(params: Params, target: Tensor, model: Likelihood, reduction: str) -> Te
         recipe = _recipes.kept.get(key_of((*tensors, target), settings))
     except TypeError:
         # A likelihood of the user's may hold anything.
+        declined("settings", "it is not hashable")
         return None
     if recipe is None:
         return None
@@ -35,6 +37,7 @@ def nll(params: Params, target: Tensor, model: Likelihood, reduction: str) -> Te
         if target.requires_grad:
             options: Any = recipe.options
             if options.form not in LOCATION:
+                declined("constant")
                 return None
             loss = recipe.apply(recipe, target, *tensors)
             return loss
@@ -61,6 +64,7 @@ def _described(
     return tensors, tuple(settings)
 
 
+@after_the_call
 def keep_nll(
     params: Params,
     target: Tensor,
@@ -71,27 +75,26 @@ def keep_nll(
 ) -> None:
     """Makes the recipe of a call that went the long way, if one can be made. `count`: how many
     parameters the form has."""
-    if is_dynamo_compiling():
-        return
     tensors, settings = _described(params, model, reduction)
     key = key_of((*tensors, target), settings)
-    if (
-        key is None
-        or options.reduce not in ("sample", "sum")
-        or options.lead != 1
-        or len(tensors) != count
-        or not serves_natively(target)
-    ):
+    if key is None or not serves_natively():
         return
+    if options.reduce not in ("sample", "sum"):
+        return declined("reduction")
+    if options.lead != 1:
+        return declined("argument", "params with a leading sample dimension")
+    scalar = options.scalar
+    last = len(tensors) - 1
+    if len(tensors) != count or (scalar >= 0 and (scalar != last or tensors[scalar].dim() > 0)):
+        return declined("learned")
+    if not target.is_contiguous():
+        return declined("layout", "target is not contiguous")
     from ..backends.native import small
 
-    scalar = options.scalar
-    if scalar >= 0 and (scalar != len(tensors) - 1 or tensors[scalar].dim() > 0):
-        return
     full = tensors if scalar < 0 else tensors[:scalar]
-    same = all(p.dtype == tensors[0].dtype for p in tensors)
-    if same and target.is_contiguous() and small.fits(*full):
-        keep(key, lambda: Recipe(small.SmallNll(tensors, target, options), options, _apply_nll))
+    if small.fits(*full, numbers=tensors[len(full) :]):
+        made = small.SmallNll
+        keep(key, lambda: Recipe("nll", made(tensors, target, options), options, _apply_nll))
 
 
 class _SmallNLL(torch.autograd.Function):
@@ -169,6 +172,7 @@ def elbo(
     try:
         recipe = _recipes.kept.get(key_of((*tensors, target, kl), settings))
     except TypeError:
+        declined("settings", "it is not hashable")
         return None
     if recipe is None:
         return None
@@ -176,6 +180,7 @@ def elbo(
         nll, _ = recipe.small.forward(tensors, target, None)
         return _elbo_of(nll, kl, float(beta))
     if target.requires_grad:
+        declined("constant")
         return None
     found: tuple[Tensor, Tensor, Tensor] = recipe.apply(recipe, float(beta), target, kl, *tensors)
     return found
@@ -186,10 +191,9 @@ def _elbo_of(nll: Tensor, kl: Tensor, beta: float) -> tuple[Tensor, Tensor, Tens
     return torch.add(nll, mean, alpha=beta), nll, mean
 
 
+@after_the_call
 def keep_elbo(params: Params, target: Tensor, model: Likelihood, kl: Tensor) -> None:
     """Makes the recipe of a call that went the long way, if its likelihood left one."""
-    if is_dynamo_compiling():
-        return
     tensors, settings = _described(params, model, "batchmean")
     try:
         found = _recipes.kept[key_of((*tensors, target), settings)]
@@ -197,8 +201,11 @@ def keep_elbo(params: Params, target: Tensor, model: Likelihood, kl: Tensor) -> 
         return
     _, settings = _described(params, model, "elbo")
     key = key_of((*tensors, target, kl), settings)
-    if key is not None and kl.dtype == found.small.loss.dtype:
-        keep(key, lambda: Recipe(found.small, found.options, _apply_elbo))
+    if key is None:
+        return
+    if kl.dtype != found.small.loss.dtype:
+        return declined("dtype", f"a KL in {kl.dtype}")
+    keep(key, lambda: Recipe("elbo_loss", found.small, found.options, _apply_elbo))
 
 
 class _SmallELBO(torch.autograd.Function):

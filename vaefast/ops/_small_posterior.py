@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from .. import random
+from .._explain import after_the_call, declined
 from .._torch import apply_of, keeps_graph
 from ..backends._options import Posterior
 from . import _recipes, _sample_kl
@@ -31,11 +32,13 @@ def sample(
         recipe = _recipes.kept.get(key_of((mu, scale), settings))
     except TypeError:
         # A clamp may be a list.
+        declined("settings", "it is not hashable")
         return None
     if recipe is None:
         return None
     recorded = recording() and mu.requires_grad
     if scale.requires_grad is not recorded and recording():
+        declined("gradient")
         return None
     drawn = seed is None and generator is None
     if drawn:
@@ -43,6 +46,7 @@ def sample(
     elif _one_stream(seed, generator):
         state = random.make_state(mu, mu.shape[0], seed, generator)
     else:
+        declined("noise")
         return None
     if recorded:
         return recipe.apply(mu, scale, state, drawn, recipe)
@@ -57,19 +61,20 @@ def _one_stream(seed: random.Seed | None, generator: random.Generator | None) ->
     return isinstance(seed, int) or (isinstance(seed, Tensor) and seed.dim() == 1)
 
 
+@after_the_call
 def keep_posterior(
     mu: Tensor, scale: Tensor, settings: tuple[object, ...], options: Posterior
 ) -> None:
     """Makes the recipe of a call, with a sample, of it or of the KL alone, that went the long way,
     if one can be made."""
-    if is_dynamo_compiling():
-        return
     key = key_of((mu, scale), settings)
-    if key is None or options.reduce not in ("", "sample", "sum") or not serves_natively(mu):
+    if key is None or not serves_natively():
         return
+    if options.reduce not in ("", "sample", "sum"):
+        return declined("reduction")
     from ..backends.native import small
 
-    if mu.dtype != scale.dtype or not small.fits(mu, scale):
+    if not small.fits(mu, scale):
         return
     kind: type[small.SmallKl | small.SmallSampleKl | small.SmallSample]
     if options.num_samples < 0:
@@ -78,7 +83,7 @@ def keep_posterior(
         kind, apply = small.SmallSampleKl, _apply_sample_kl
     else:
         kind, apply = small.SmallSample, _apply_sample
-    keep(key, lambda: Recipe(kind(mu, scale, options), options, apply))
+    keep(key, lambda: Recipe("sample_kl", kind(mu, scale, options), options, apply))
 
 
 class _SmallSampleKL(torch.autograd.Function):
@@ -158,6 +163,7 @@ def gaussian_kl(mu: Tensor, scale: Tensor, settings: tuple[object, ...]) -> Tens
     try:
         recipe = _recipes.kept.get(key_of((mu, scale), settings))
     except TypeError:
+        declined("settings", "it is not hashable")
         return None
     if recipe is None:
         return None

@@ -15,14 +15,14 @@ from .. import backends
 from .._args import grad_needed
 from ..backends._options import Weighing
 from ..backends.reference import tc_terms as reference
-from ._autograd import by_reference, direct, distinct, needs_reference, reference_grads
+from ._autograd import by_plain_pytorch, by_reference, direct, distinct, reference_grads
 from ._register import Operator, settled
 
 
 def run(z: Tensor, mu: Tensor, logvar: Tensor, weighing: Weighing) -> Tensor:
     """mi, tc and dim_kl `[3, B]` of z `[B, D]` under mu, logvar `[M, D]`, all of one dtype."""
     backend = backends.select(z.device)
-    if backend == "reference" or needs_reference() or not z.numel():
+    if by_plain_pytorch("tc_terms", backend, like=z):
         return reference.tc_terms(z, mu, logvar, weighing)
     weighing, numbers = settled(weighing)
     if grad_needed(z, mu, logvar):

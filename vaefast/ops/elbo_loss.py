@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import _args, likelihoods, random
 from .._args import Clamp, Param, Reduction
+from .._explain import declined
 from ..backends.reference._exact import clamp as closed_clamp
 from ..likelihoods import Likelihood, Params
 from . import _small_nll
@@ -50,7 +51,7 @@ def elbo_loss(
     generator: random.Generator | None = None,
     offset: int = 0,
 ) -> ELBO:
-    """-ELBO = E_q[-log p(x|z)] + beta KL(q(z|x) || p(z)), at one sample z.
+    """-ELBO = E_q[-log p(x|z)] + beta KL(q(z|x) || p(z)), in nats, at one sample z.
 
     Args:
         params, target, likelihood, mask, seed, generator, offset: of the reconstruction, as in
@@ -68,8 +69,8 @@ def elbo_loss(
         validate: as in `nll`, and check that a scale that is a std or variance is positive.
 
     Returns:
-        `ELBO(loss, nll, kl)`: nll and kl before beta, capacity and free bits, averaged over the
-        samples (per sample under `reduction="sample"`).
+        `ELBO(loss, nll, kl)`, in nats: nll and kl before beta, capacity and free bits, averaged
+        over the samples (per sample under `reduction="sample"`).
 
     Raises:
         TypeError: an argument is of the wrong type.
@@ -121,16 +122,26 @@ def elbo_loss(
     else:
         _check_kl(kl, first.shape, lead)
         raw = kl = kl.to(_args.compute_dtype(kl))
-    plain = (
-        not apart
-        and (free_bits == 0) is True
-        and reduction == "batchmean"
-        and isinstance(beta, (int, float))
-        and mask is None
-        and weight is None
-        and not validate
+    special = (
+        "capacity"
+        if capacity is not None
+        else "reduction"
+        if reduction != "batchmean"
+        else "beta"
+        if not isinstance(beta, (int, float))
+        else "free_bits"
+        if (free_bits == 0) is not True
+        else "mask"
+        if mask is not None
+        else "weight"
+        if weight is not None
+        else "validate"
+        if validate
+        else ""
     )
-    if plain:
+    if special:
+        declined("argument", f"{special} of elbo_loss")
+    else:
         assert not isinstance(beta, Tensor)
         found = _small_nll.elbo(params, target, model, raw, beta)
         if found is not None:
@@ -151,7 +162,7 @@ def elbo_loss(
         generator=generator,
         offset=offset,
     )
-    if plain:
+    if not special:
         _small_nll.keep_elbo(params, target, model, raw)
     if kl is not None and not apart:
         raw = _args.mean(kl)

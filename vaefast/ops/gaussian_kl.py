@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import _args
 from .._args import Clamp, Param, Reduction
+from .._explain import declined
 from ..backends._options import Posterior
 from ..backends.reference._exact import clamp as closed_clamp
 from . import _sample_kl, _small_posterior
@@ -74,16 +75,25 @@ def gaussian_kl(
     Source: Kingma & Welling 2014, appendix B; free bits: Kingma et al. 2016, appendix C.8; balance:
     Hafner et al. 2021, "Mastering Atari with Discrete World Models", algorithm 2.
     """
-    standard = (
-        prior_mu is None
-        and prior_scale is None
-        and mask is None
-        and weight is None
-        and balance is None
-        and free_bits == 0
+    special = (
+        "prior_mu"
+        if prior_mu is not None
+        else "prior_scale"
+        if prior_scale is not None
+        else "mask"
+        if mask is not None
+        else "weight"
+        if weight is not None
+        else "balance"
+        if balance is not None
+        else "free_bits"
+        if (free_bits == 0) is not True
+        else ""
     )
     settings = ("gaussian_kl", param, min_std, clamp, reduction, free_bits_per)
-    if standard is True:
+    if special:
+        declined("argument", special)
+    else:
         found = _small_posterior.gaussian_kl(mu, scale, settings)
         if found is not None:
             return found
@@ -108,7 +118,7 @@ def gaussian_kl(
         balance=balance,
     )
     assert kl is not None
-    if standard is True and wide_scale is scale:
+    if not special and wide_scale is scale:
         _small_posterior.keep_posterior(mu, scale, settings, options)
     if free_bits > 0:
         kl = with_free_bits(kl, free_bits, free_bits_per, reduction, mu.shape)

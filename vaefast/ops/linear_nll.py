@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import _args, likelihoods
 from .._args import Reduction
+from .._explain import declined, served
 from .._torch import has_autocast
 from ..backends._options import LinearNll
 from ..backends.reference.linear_nll import heads
@@ -42,7 +43,7 @@ def linear_nll(
     memory: int | None = None,
     validate: bool = False,
 ) -> Tensor:
-    """-log p(target | h W^T + b): a decoder's last linear layer and its likelihood in one.
+    """-log p(target | h W^T + b), in nats: a decoder's last linear layer and its likelihood in one.
 
     Equal to `nll(F.linear(h, weight, bias), target, likelihood)`, but in chunks of rows: a chunk's
     logits are made by one GEMM, turned in place into loss and gradient, and consumed by the two
@@ -68,8 +69,8 @@ def linear_nll(
         validate: as in `nll`.
 
     Returns:
-        The loss in float32, or float64 if h is. Under autocast the GEMMs are in its dtype, the
-        loss and the sums of the gradients in float32.
+        The loss, float32, or float64 if h is. Under autocast the GEMMs are in its dtype, the loss
+        and the sums of the gradients in float32.
 
     Raises:
         TypeError: an argument is of the wrong type.
@@ -134,6 +135,8 @@ def linear_nll(
         check_target(target, model, inside, mask)
         check_params(model.named_params(()), model, mask, elements)
     if not _args.count(shape):
+        declined("empty")
+        served("linear_nll", "reference", "reference")
         leaves = (h, *weights, *biases, scalar)
         return of_nothing(leaves, sample_weight, shape, lead, reduction)
     flat = h.reshape(_args.count(h.shape[:-1]), h.shape[-1])

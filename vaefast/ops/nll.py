@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import _args, backends, likelihoods, random
 from .._args import Reduction
+from .._explain import declined, served
 from ..backends._options import Nll, RowNll
 from ..backends.reference._exact import clamp as closed_clamp
 from ..likelihoods import Form, Likelihood, Params, RowLikelihood
@@ -63,14 +64,27 @@ def nll(
         >>> logits, x = torch.zeros(4, 10), torch.ones(4, 10)
         >>> round(float(vf.nll(logits, x, "bernoulli")), 4)
         6.9315
+
+    Source: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", equation 7 and appendix C, for
+    the term; each likelihood's docstring has that of its formula.
     """
     model = likelihoods.resolve(likelihood)
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a Tensor, got {type(target).__name__}")
     if isinstance(model, RowLikelihood):
         return row_nll(model, params, target, mask, weight, reduction, validate)
-    plain = mask is None and weight is None and target.layout == torch.strided
-    if plain:
+    special = (
+        "mask"
+        if mask is not None
+        else "weight"
+        if weight is not None
+        else "a sparse target"
+        if target.layout != torch.strided
+        else ""
+    )
+    if special:
+        declined("argument", special)
+    else:
         found = _small_nll.nll(params, target, model, reduction)
         if found is not None:
             if validate:
@@ -92,8 +106,11 @@ def nll(
         state = random.make_state(target, target.shape[0], seed, generator)
     shape = tensors[0].shape
     if not _args.count(shape):
+        declined("empty")
+        served("nll", "reference", "reference")
         return of_nothing(tensors, weight, shape, lead, reduction)
     if form.name == "gaussian_optimal":
+        declined("argument", "Gaussian(std='optimal'), a composition")
         return _optimal(tensors[0], target, mask, weight, form, model, lead, reduction)
     how, factor = _kernel_reduction(reduction, shape, lead)
     options = Nll(
@@ -107,8 +124,15 @@ def nll(
         factor,
         factor,
     )
+    preparable = not special
+    if state is not None:
+        declined("argument", "a likelihood that draws its target")
+        preparable = False
+    elif form.name in backends.USER_FORMS:
+        declined("argument", "a likelihood of your own")
+        preparable = False
     loss = _nll.run(tensors, target, mask, weight, state, options)
-    if plain and state is None and form.name not in backends.USER_FORMS:
+    if preparable:
         _small_nll.keep_nll(params, target, model, reduction, options, len(tensors))
     if reduction == "mean" and mask is not None:
         loss = _args.over_kept(loss, _args.count(sample_shape), mask, sample_shape)
@@ -135,6 +159,8 @@ def row_nll(
     if validate:
         check_target(target, model, model.inside(params, target), mask)
     if not _args.count(positions):
+        declined("empty")
+        served("row_nll", "reference", "reference")
         return of_nothing((rows.params,), weight, positions, lead, reduction)
     how, factor = _kernel_reduction(reduction, positions, lead)
     inner = rows.params.shape[2]

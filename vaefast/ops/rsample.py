@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .. import _args, random
 from .._args import Clamp, Param
+from .._explain import declined
 from ..backends._options import Posterior, Transform
 from . import _sample_kl, _small_posterior
 
@@ -60,8 +61,10 @@ def rsample(
     Source: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", section 2.4.
     """
     settings = (param, min_std, clamp, temperature, offset)
-    plain = num_samples is None and noise is None
-    if plain:
+    special = "num_samples" if num_samples is not None else "noise" if noise is not None else ""
+    if special:
+        declined("argument", special)
+    else:
         found: Tensor | None = _small_posterior.sample(mu, scale, settings, seed, generator)
         if found is not None:
             return found
@@ -73,7 +76,7 @@ def rsample(
     options = Posterior(transform, samples, heat, _args.integer("offset", offset), "", 1.0)
     z, _ = _sample_kl.run(mu, wide_scale, options, state=state, noise=noise)
     assert z is not None
-    if plain and wide_scale is scale:
+    if not special and wide_scale is scale:
         _small_posterior.keep_posterior(mu, scale, settings, options)
     return z
 

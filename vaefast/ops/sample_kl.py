@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import _args, random
 from .._args import Clamp, Param, Reduction
+from .._explain import declined
 from ..backends._options import Posterior
 from . import _estimated_kl, _sample_kl, _small_posterior
 from .gaussian_kl import (
@@ -90,20 +91,33 @@ def sample_kl(
     Source: Kingma & Welling 2014, section 2.4 and appendix B; Burda et al. 2016 and Roeder et al.
     2017 for `"monte_carlo"` and `stop_posterior`.
     """
-    standard = (
-        prior_mu is None
-        and prior_scale is None
-        and mask is None
-        and weight is None
-        and noise is None
-        and num_samples is None
-        and estimator == "closed"
-        and not stop_posterior
-        and (free_bits == 0) is True
-        and balance is None
+    special = (
+        "prior_mu"
+        if prior_mu is not None
+        else "prior_scale"
+        if prior_scale is not None
+        else "mask"
+        if mask is not None
+        else "weight"
+        if weight is not None
+        else "noise"
+        if noise is not None
+        else "num_samples"
+        if num_samples is not None
+        else "estimator"
+        if estimator != "closed"
+        else "stop_posterior"
+        if stop_posterior
+        else "free_bits"
+        if (free_bits == 0) is not True
+        else "balance"
+        if balance is not None
+        else ""
     )
     settings = (param, min_std, clamp, temperature, offset, reduction)
-    if standard:
+    if special:
+        declined("argument", special)
+    else:
         found: tuple[Tensor, Tensor] | None = _small_posterior.sample(
             mu, scale, settings, seed, generator
         )
@@ -166,7 +180,7 @@ def sample_kl(
         balance=balance,
     )
     assert z is not None and kl is not None
-    if standard and wide_scale is scale:
+    if not special and wide_scale is scale:
         _small_posterior.keep_posterior(mu, scale, settings, options)
     if free_bits > 0:
         kl = with_free_bits(kl, free_bits, free_bits_per, reduction, mu.shape)

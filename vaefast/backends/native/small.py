@@ -8,12 +8,13 @@ compares the `strides` of what autograd kept, as a hook may bring a view back de
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ... import _C
+from ..._explain import declined
 from .._options import Nll, Posterior
 from ._pack import KEPT, REDUCE, Packed, fresh_like, pack
 from .nll import _FORMS
@@ -239,9 +240,16 @@ def _fresh(*tensors: Tensor) -> Callable[[Tensor], Tensor]:
 _NO_OPERANDS = (None,) * 5
 
 
-def fits(*tensors: Tensor) -> bool:
-    """True where the tensors are small, of one shape, and in float32 or float64."""
-    first = tensors[0]
-    if first.dtype not in (torch.float32, torch.float64) or not 0 < first.nbytes < _LARGE:
-        return False
-    return all(t.shape == first.shape for t in tensors)
+def fits(first: Tensor, *others: Tensor, numbers: Sequence[Tensor] = ()) -> bool:
+    """True where the tensors are small, of one shape, and with the `numbers` in one dtype, float32
+    or float64."""
+    dtypes = {t.dtype for t in (first, *others, *numbers)}
+    if len(dtypes) > 1 or first.dtype not in (torch.float32, torch.float64):
+        declined("dtype", " and ".join(sorted(map(str, dtypes))))
+    elif not 0 < first.nbytes < _LARGE:
+        declined("size", first.nbytes)
+    elif any(t.shape != first.shape for t in others):
+        declined("shape", " and ".join(str(list(t.shape)) for t in (first, *others)))
+    else:
+        return True
+    return False
