@@ -44,7 +44,13 @@ def run(
     backend = backends.select_form(target.device, options.form)
     # The kernels give a target's gradient where it is minus that in the location.
     located = options.form in LOCATION and state is None and target.layout == torch.strided
-    plain = backend == "reference" or needs_reference(None if located else target, weight)
+    plain = needs_reference(None if located else target, weight)
+    # The noise that a target is drawn by belongs to its place as it is counted.
+    dense = state is None and target.layout == torch.strided and not plain
+    order = memory_order(params[0], options.lead) if dense else None
+    if order is not None:
+        return _in_order(order, params, target, mask, weight, options)
+    plain = plain or backend == "reference"
     sparse: tuple[Tensor, ...] = ()
     if target.layout == torch.sparse_csr:
         if plain or backend != "native" or not target.is_cpu:
@@ -54,10 +60,6 @@ def run(
             target = target.values().contiguous()
     if plain:
         return reference.nll(params, target, mask, weight, state, options)
-    # The noise that a target is drawn by belongs to its place as it is counted.
-    order = memory_order(params[0], options.lead) if state is None and not sparse else None
-    if order is not None:
-        return _in_order(order, params, target, mask, weight, options)
     options, numbers = settled(options)
     if grad_needed(target):
         params = _wide_enough(params, target, options)

@@ -44,14 +44,15 @@ def run(
     """
     backend = backends.select(mu.device)
     tensors = (mu, scale, prior_mu, prior_scale, mask, weight, state, noise)
-    if backend == "reference" or needs_reference(weight, noise):
+    plain = needs_reference(weight, noise)
+    # Of several samples the first dimension is theirs, and the noise of each its own.
+    order = memory_order(mu, 1) if options.num_samples <= 0 and not plain else None
+    if order is not None:
+        return _in_order(order, tensors, options, balance)
+    if backend == "reference" or plain:
         if balance is not None:
             return _balanced(tensors, options, balance)
         return reference.sample_kl(*tensors, options)
-    # Of several samples the first dimension is theirs, and the noise of each its own.
-    order = memory_order(mu, 1) if options.num_samples <= 0 else None
-    if order is not None:
-        return _in_order(order, tensors, options, balance)
     options, numbers = settled(options)
     if grad_needed(mu, scale, prior_mu, prior_scale):
         share = None if balance is None else operand(balance)
