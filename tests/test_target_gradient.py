@@ -12,7 +12,7 @@ from vaefast.backends.reference.likelihoods import LOCATION
 from vaefast.ops import _nll
 
 REAL = [c for c in likelihood_cases.ALL if c.form in LOCATION or c.form == "gaussian_optimal"]
-REDUCTIONS = ["none", "sample", "batchmean", "sum", "mean"]
+REDUCTIONS = ["none", "sample", "mean"]
 every = pytest.mark.parametrize("case", REAL, ids=str)
 
 
@@ -33,7 +33,7 @@ def test_every_likelihood_of_real_values_is_here():
 @every
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("lead", [(), (3,)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_against_float64(backend, case, reduction, lead, dtype):
     params, x, scalar = drawn(case, (4, 9), backend.device, dtype, lead)
     mask = torch.rand(4, 9, device=backend.device) < 0.7
@@ -110,10 +110,12 @@ def test_differentiated_again_and_transforms(backend, case):
 @every
 def test_compiled(backend, case):
     params, x, scalar = drawn(case, (4, 9), backend.device, torch.float32)
+    model = case.build(None if scalar is None else scalar.detach())
 
     def loss(x, *p):
-        return vf.nll(p, x, case.build(None if scalar is None else scalar.detach()))
+        return vf.nll(p, x, model)
 
+    torch._dynamo.reset()
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     leaves = [x, *params]
     got = torch.autograd.grad(compiled(*leaves), leaves)

@@ -25,6 +25,7 @@ from ._autograd import (
     distinct,
     keep,
     kept,
+    needs_reference,
     reference_grads,
     scaled,
 )
@@ -44,7 +45,13 @@ def run(
     backend = backends.select_form(target.device, options.form)
     # The kernels give a target's gradient where it is minus that in the location.
     located = options.form in LOCATION and state is None and target.layout == torch.strided
-    plain = by_plain_pytorch("nll", backend, None if located else target, weight)
+    # The noise that a target is drawn by belongs to its place as it is counted.
+    dense = state is None and target.layout == torch.strided
+    order = memory_order(params[0], options.lead) if dense else None
+    constants = None if located else target, weight
+    if order is not None and not needs_reference(*constants):
+        return _in_order(order, params, target, mask, weight, options)
+    plain = by_plain_pytorch("nll", backend, *constants)
     sparse: tuple[Tensor, ...] = ()
     if target.layout == torch.sparse_csr:
         if plain or backend != "native" or not target.is_cpu:
@@ -54,10 +61,6 @@ def run(
             target = target.values().contiguous()
     if plain:
         return reference.nll(params, target, mask, weight, state, options)
-    # The noise that a target is drawn by belongs to its place as it is counted.
-    order = memory_order(params[0], options.lead) if state is None and not sparse else None
-    if order is not None:
-        return _in_order(order, params, target, mask, weight, options)
     options, numbers = settled(options)
     if grad_needed(target):
         params = _wide_enough(params, target, options)

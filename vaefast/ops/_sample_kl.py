@@ -22,6 +22,7 @@ from ._autograd import (
     distinct,
     keep,
     kept,
+    needs_reference,
     reference_grads,
 )
 from ._memory_order import inverse, memory_order, ordered
@@ -52,14 +53,14 @@ def run(
     """
     backend = backends.select(mu.device)
     tensors = (mu, scale, prior_mu, prior_scale, mask, weight, state, noise)
+    # Of several samples the first dimension is theirs, and the noise of each its own.
+    order = memory_order(mu, 1) if options.num_samples <= 0 else None
+    if order is not None and not needs_reference(weight, noise):
+        return _in_order(order, tensors, options, balance)
     if by_plain_pytorch("sample_kl", backend, weight, noise):
         if balance is not None:
             return _balanced(tensors, options, balance)
         return reference.sample_kl(*tensors, options)
-    # Of several samples the first dimension is theirs, and the noise of each its own.
-    order = memory_order(mu, 1) if options.num_samples <= 0 else None
-    if order is not None:
-        return _in_order(order, tensors, options, balance)
     options, numbers = settled(options)
     if grad_needed(mu, scale, prior_mu, prior_scale):
         share = None if balance is None else operand(balance)
