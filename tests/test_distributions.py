@@ -45,7 +45,7 @@ class Textbook:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_values_are_diffusers(shape, dim, dtype):
     p, q = parameters(shape, dtype), parameters(shape, dtype, seed=1)
-    ours, other = DiagonalGaussian(p, dim), DiagonalGaussian(q, dim)
+    ours, other = DiagonalGaussian(p, dim=dim), DiagonalGaussian(q, dim=dim)
     wanted, other_wanted = Textbook(p, dim), Textbook(q, dim)
     tolerance = {"rtol": 1e-12 if dtype == torch.float64 else 2e-6, "atol": 1e-6}
     x = parameters(wanted.mean.shape, dtype, seed=2)
@@ -63,7 +63,7 @@ def test_values_are_diffusers(shape, dim, dtype):
 @pytest.mark.parametrize(("shape", "dim"), SHAPES)
 def test_mean_and_logvar_are_views(shape, dim):
     p = parameters(shape)
-    posterior = DiagonalGaussian(p, dim, clamp=None)
+    posterior = DiagonalGaussian(p, dim=dim, clamp=None)
     first, second = p.chunk(2, dim)
     for got, want in [(posterior.mean, first), (posterior.logvar, second)]:
         assert got.data_ptr() == want.data_ptr()
@@ -123,15 +123,23 @@ def test_deterministic_is_the_point_mass():
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ((torch.zeros(3, 5),), ValueError, r"even size, got \[3, 5\]"),
-        ((torch.zeros(3, 4), 2), ValueError, r"dim must be a dimension .* got 2"),
-        ((torch.zeros(3, 4).long(),), TypeError, "parameters must be float64"),
-        ((torch.zeros(3, 4), 1, (2.0, 1.0)), ValueError, "clamp must be"),
+        ({"parameters": torch.zeros(3, 5)}, ValueError, r"even size, got \[3, 5\]"),
+        ({"dim": 2}, ValueError, r"dim must be a dimension .* got 2"),
+        ({"parameters": torch.zeros(3, 4).long()}, TypeError, "parameters must be float64"),
+        ({"clamp": (2.0, 1.0)}, ValueError, "clamp must be"),
+        (
+            {"deterministic": -1},
+            TypeError,
+            "deterministic must be .* by name, dim=-1",
+        ),
+        ({"rng": "numpy"}, ValueError, "rng must be one of 'philox', 'torch'"),
+        ({"shift": [0.0] * 3}, ValueError, "shift must have one value per channel, 2, got 3"),
+        ({"scale": torch.ones(5, 3, 2)}, ValueError, r"scale must broadcast to \[3, 2\]"),
     ],
 )
 def test_bad_parameters_are_named(arguments, error, text):
     with pytest.raises(error, match=text):
-        DiagonalGaussian(*arguments)
+        DiagonalGaussian(**{"parameters": torch.zeros(3, 4), **arguments})
 
 
 BATCHES = [(), (1,), (7,), (3, 5), (2, 1, 4)]

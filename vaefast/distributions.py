@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 
@@ -11,157 +10,11 @@ from torch import Size, Tensor
 from torch.distributions import Normal
 from torch.distributions.kl import register_kl
 
-from . import _args, random
-from .backends.reference._exact import clamp
-from .likelihoods import Gaussian
+from ._diagonal_gaussian import DiagonalGaussian
 from .ops.gaussian_kl import gaussian_kl
-from .ops.nll import nll
 from .ops.rsample import rsample
-from .ops.sample_kl import sample_kl
 
 __all__ = ["DiagonalGaussian", "FusedNormal"]
-
-
-class DiagonalGaussian:
-    """N(mean, exp(logvar)) from one tensor of both, as diffusers' `DiagonalGaussianDistribution`.
-
-    mean and logvar are views of `parameters`; std and var are computed when they are asked for.
-
-    Args:
-        parameters: `[B, *data]` with mean and logvar one behind the other along `dim`.
-        dim: the dimension that holds both.
-        clamp: (lo, hi), the bounds on logvar, with zero gradient outside; None for none.
-        deterministic: the point mass at mean: std and var are 0, `kl` and `nll` give `[0.]`.
-
-    Raises:
-        TypeError: parameters is no floating-point tensor.
-        ValueError: there is no such `dim`, or its size is odd.
-
-    Example:
-        >>> posterior = DiagonalGaussian(torch.zeros(2, 8, 4, 4))
-        >>> posterior.sample(torch.Generator().manual_seed(0)).shape, posterior.kl()
-        (torch.Size([2, 4, 4, 4]), tensor([0., 0.]))
-    """
-
-    def __init__(
-        self,
-        parameters: Tensor,
-        dim: int = 1,
-        clamp: tuple[float, float] | None = (-30.0, 20.0),
-        *,
-        deterministic: bool = False,
-    ) -> None:
-        _args.float_tensor("parameters", parameters)
-        bounds = _args.clamp_bounds(clamp)
-        if not -parameters.dim() <= dim < parameters.dim():
-            raise ValueError(
-                f"dim must be a dimension of parameters, {list(parameters.shape)}, got {dim}"
-            )
-        if parameters.shape[dim] % 2:
-            raise ValueError(
-                f"parameters must hold mean and logvar along dimension {dim}, an even size, got "
-                f"{list(parameters.shape)}"
-            )
-        self.parameters = parameters
-        self.clamp = (bounds[0], bounds[1]) if len(bounds) == 2 else clamp
-        self.deterministic = deterministic
-        self.mean, self._scale = parameters.tensor_split(2, dim)
-
-    @functools.cached_property
-    def logvar(self) -> Tensor:
-        """log sigma^2 within the bounds."""
-        return self._scale if self.clamp is None else clamp(self._scale, *self.clamp)
-
-    @functools.cached_property
-    def std(self) -> Tensor:
-        """sigma; 0 if deterministic."""
-        return torch.zeros_like(self.mean) if self.deterministic else torch.exp(0.5 * self.logvar)
-
-    @functools.cached_property
-    def var(self) -> Tensor:
-        """sigma^2; 0 if deterministic."""
-        return torch.zeros_like(self.mean) if self.deterministic else torch.exp(self.logvar)
-
-    def mode(self) -> Tensor:
-        """The most likely value: mean."""
-        return self.mean
-
-    def sample(
-        self,
-        generator: random.Generator | None = None,
-        *,
-        seed: random.Seed | None = None,
-        temperature: float = 1.0,
-    ) -> Tensor:
-        """mean + temperature * std * eps, differentiable in the parameters, of their dtype."""
-        if self.deterministic:
-            return self.mean
-        return rsample(
-            self.mean,
-            self._scale,
-            clamp=self.clamp,
-            generator=generator,
-            seed=seed,
-            temperature=temperature,
-        )
-
-    def kl(self, other: DiagonalGaussian | None = None) -> Tensor:
-        """KL(self || other), or against N(0, I), summed over all but the batch: `[B]`, in nats.
-
-        The result is float32, or float64 for float64 parameters.
-
-        Raises:
-            ValueError: other is deterministic; the KL to a point mass is infinite.
-        """
-        if self.deterministic:
-            return self._nothing()
-        if other is None:
-            return gaussian_kl(self.mean, self._scale, clamp=self.clamp, reduction="sample")
-        if other.deterministic:
-            raise ValueError("other must not be deterministic: the KL to a point mass is infinite")
-        return gaussian_kl(
-            self.mean,
-            self._scale,
-            other.mean,
-            other.logvar,
-            clamp=self.clamp,
-            reduction="sample",
-        )
-
-    def sample_kl(
-        self,
-        generator: random.Generator | None = None,
-        *,
-        seed: random.Seed | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """(`sample()`, `kl()`) in one read of the parameters."""
-        if self.deterministic:
-            return self.mean, self._nothing()
-        return sample_kl(self.mean, self._scale, clamp=self.clamp, generator=generator, seed=seed)
-
-    def nll(self, sample: Tensor, dims: Sequence[int] | None = None) -> Tensor:
-        """-log q(sample), summed over `dims`, by default all but the batch, in nats.
-
-        Args:
-            sample: broadcasts to mean.
-            dims: the dimensions to sum over.
-        """
-        if self.deterministic:
-            return self._nothing()
-        sample = sample.expand_as(self.mean)
-        params = (self.mean, self.logvar)
-        rank = self.mean.dim()
-        if dims is None or sorted(d % rank for d in dims) == list(range(1, rank)):
-            return nll(params, sample, Gaussian(), reduction="sample")
-        return nll(params, sample, Gaussian(), reduction="none").sum(tuple(dims))
-
-    def __repr__(self) -> str:
-        return f"DiagonalGaussian(mean: {self.mean.dtype} {list(self.mean.shape)})"
-
-    def _nothing(self) -> Tensor:
-        return torch.zeros(
-            1, dtype=_args.compute_dtype(self.parameters), device=self.parameters.device
-        )
 
 
 class FusedNormal(Normal):
