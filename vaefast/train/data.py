@@ -186,7 +186,7 @@ def load_from(settings: Mapping[str, Any], say: Callable[[str], None]) -> Sample
     """The samples that a run's section `data` describes."""
     size = settings.get("size")
     options = ImageOptions(
-        tuple(size) if size else None,  # type: ignore[arg-type]
+        (size[0], size[1]) if size else None,
         settings.get("fit") or "crop",
         settings.get("colour"),
         settings.get("broken") or "fail",

@@ -117,7 +117,8 @@ def _npz(path: Path, key: str | None) -> np.ndarray | csr_matrix:
 
             return load_npz(path).tocsr()
         try:
-            return arrays[choose(path, names, key)]  # type: ignore[no-any-return]
+            found: np.ndarray = arrays[choose(path, names, key)]
+            return found
         except ValueError as error:
             if "object" not in str(error).lower():
                 raise
@@ -158,6 +159,8 @@ def _csv(path: Path, key: str | None) -> np.ndarray:
                     f"{path}: column {place + 1} ({name!r}) holds {value!r}: all columns must be "
                     "numbers"
                 )
+    if header and not second.strip():
+        raise InputError(f"{path} holds no numbers")
     with opened(path, "rt", newline="") as file:
         array: np.ndarray = np.loadtxt(
             file, np.float32, delimiter=delimiter, skiprows=int(header), ndmin=2, quotechar='"'
@@ -186,7 +189,8 @@ def _h5ad(path: Path, key: str | None) -> np.ndarray | csr_matrix:
             raise InputError(f"{path} has no array {name!r}; it holds {', '.join(['X', *layers])}")
         found = file[name]
         if isinstance(found, h5py.Dataset):
-            return found[()]  # type: ignore[no-any-return]
+            dense: np.ndarray = found[()]
+            return dense
         from scipy.sparse import csc_matrix, csr_matrix
 
         kind = found.attrs.get("encoding-type", "csr_matrix")

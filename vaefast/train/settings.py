@@ -189,6 +189,8 @@ def merged(*layers: Settings) -> Settings:
             raise InputError(f"training.{key} must be positive and finite, got {value}")
     if not 0 <= result["data"]["held_out"] <= 0.9:
         raise InputError(f"data.held_out must be in [0, 0.9], got {result['data']['held_out']}")
+    if (arch := result["model"]["arch"]) not in models.backbones():
+        raise InputError(f"model.arch must be one of {', '.join(models.backbones())}, got {arch!r}")
     for dotted, choices in _CHOICES.items():
         section, key = dotted.split(".")
         value = result[section][key]
@@ -288,7 +290,8 @@ def to_yaml(settings: Settings) -> str:
     import yaml
 
     plain = copy.deepcopy(settings)
-    return yaml.safe_dump(plain, sort_keys=False, default_flow_style=None)
+    text: str = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None)
+    return text
 
 
 def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -143,11 +143,9 @@ class HierarchicalVAE(Model):
         """log p(z1|z2) + log p(z2) of z `[..., latent]`."""
         z1, z2 = z.split([self.lower, self.upper], -1)
         mu, logvar = self.between(z2).chunk(2, dim=-1)
-        return (
-            super().log_prior((z1 - mu) * torch.exp(-0.5 * logvar))
-            - 0.5 * logvar.sum(-1)
-            + super().log_prior(z2)
-        )
+        unit = (z1 - mu) * torch.exp(-0.5 * logvar)
+        given: Tensor = super().log_prior(unit) - 0.5 * logvar.sum(-1)
+        return given + super().log_prior(z2)
 
     def prior(self, count: int, *, seed: int | None = None) -> Tensor:
         """`count` codes: z2 from N(0, I), z1 given it."""

@@ -40,21 +40,6 @@ class VAE(Model):
     ) -> Draw:
         """As `Model.draw`; the KL is in closed form."""
         mu, logvar = self.encode(x)
-        return self.draw_from(
-            mu, logvar, num_samples=num_samples, estimator=estimator, seed=seed, offset=offset
-        )
-
-    def draw_from(
-        self,
-        mu: Tensor,
-        logvar: Tensor,
-        *,
-        num_samples: int | None = None,
-        estimator: Estimator = "closed",
-        seed: int | None = None,
-        offset: int = 0,
-    ) -> Draw:
-        """As `draw`, of posteriors that `encode` gave."""
         z, kl = sample_kl(
             mu,
             logvar,

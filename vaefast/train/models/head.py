@@ -16,6 +16,7 @@ from ...backends.reference.linear_nll import linked
 from ...likelihoods import (
     PROBABILITY,
     Categorical,
+    DiscretizedLogistic,
     DiscretizedLogisticMixture,
     Gaussian,
     Laplace,
@@ -46,6 +47,7 @@ _SCALE_PER: dict[str, ScalePer] = {
 }
 # The fields that a number or a word fixes, or that `scale_per` is about.
 _FIXED = ("std", "scale")
+_LEVELS = (DiscretizedLogistic, DiscretizedLogisticMixture)
 # One-hot inputs up to so many classes; above, levels.
 _ONE_HOT = 64
 
@@ -131,11 +133,11 @@ class Head(nn.Module):
                 raise InputError(
                     f"scale_per must be all, column or element, got {self.scale_per!r}"
                 )
-        self.classes: int | None = given.pop("classes", None)
-        if name == "categorical" and (not isinstance(self.classes, int) or self.classes < 2):
-            raise InputError(
-                f"likelihood categorical needs classes, at least 2, got {self.classes}"
-            )
+        classes = given.pop("classes", None)
+        if name == "categorical" and (not isinstance(classes, int) or classes < 2):
+            raise InputError(f"likelihood categorical needs classes, at least 2, got {classes}")
+        # 0 where there are none.
+        self.classes: int = classes or 0
         if cls is DiscretizedLogisticMixture:
             if len(self.shape) != 3 or self.shape[0] not in (1, 3):
                 raise InputError(
@@ -225,7 +227,7 @@ class Head(nn.Module):
         values = x.to(torch.get_default_dtype())
         if x.dtype != torch.uint8 or isinstance(self.base, Categorical):
             return values
-        if hasattr(self.base, "bits"):
+        if isinstance(self.base, _LEVELS):
             low, high = self.base.low, self.base.high
             return low + values * ((high - low) / (2**self.base.bits - 1))
         return values / self.base.uint8_scale
@@ -233,7 +235,7 @@ class Head(nn.Module):
     def shades(self, values: Tensor) -> Tensor:
         """Values in the mean's units as grey levels in [0, 1]."""
         low, high = 0.0, 1.0
-        if hasattr(self.base, "bits"):
+        if isinstance(self.base, _LEVELS):
             low, high = self.base.low, self.base.high
         elif self.classes:
             high = self.classes - 1.0

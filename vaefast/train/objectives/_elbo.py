@@ -62,17 +62,20 @@ class ELBO(Objective):
         else:
             capacity *= step.warm
         head, offset = model.head, step.offset
+        kl: Tensor | None = None
+        mu: Tensor | None = None
+        logvar: Tensor | None = None
         if self.free_bits and self.free_bits_per == "dim":
             mu, logvar = model.encode(x)
             z, _ = sample_kl(mu, logvar, seed=step.seed, offset=offset * model.latent)
-            posterior = {"mu": mu, "scale": logvar, "kl": None}
         else:
             z, kl = model.draw(x, seed=step.seed, offset=offset)
-            posterior = {"mu": None, "scale": None, "kl": kl}
         found = elbo_loss(
             model.decode(z),
             head.target(x),
-            **posterior,
+            mu,
+            logvar,
+            kl=kl,
             likelihood=model.likelihood(),
             beta=beta,
             capacity=capacity,

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from ...ops.sample_kl import sample_kl
 from ...ops.tc_terms import tc_terms
 from .. import InputError
 from ..models import VAE, Model
@@ -43,7 +44,7 @@ class BetaTCVAE(Objective):
 
     def __call__(self, model: Model, x: Tensor, step: Step) -> Loss:
         mu, logvar = model.encode(x)
-        z, kl = model.draw_from(mu, logvar, seed=step.seed, offset=step.offset)
+        z, kl = sample_kl(mu, logvar, seed=step.seed, offset=step.offset * model.latent)
         data = mean(model.nll(z, x, seed=step.seed, offset=step.offset))
         if len(x) < 2 and not step.gather:
             # A batch of one has no aggregate posterior.
