@@ -191,15 +191,15 @@ def test_train_keeps_what_there_is_on_interrupt(tmp_path, digits, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, digits, monkeypatch):
-    from vaefast.train import lit
+    from vaefast.train.objectives import ELBO
 
-    whole = lit.step_loss
+    whole = ELBO.__call__
 
     def broken(*arguments, **settings):
         out = whole(*arguments, **settings)
         return out._replace(loss=out.loss * float("nan"))
 
-    monkeypatch.setattr(lit, "step_loss", broken)
+    monkeypatch.setattr(ELBO, "__call__", broken)
     output = vaefast("train", digits, "--smoke", "--out", tmp_path / "run", code=2)
     assert "the loss is nan in epoch 1: try a lower --lr" in output
 

@@ -68,7 +68,7 @@ def test_held_out_elbo_averages_over_samples_and_batches():
     parts = held_out_elbo(model, x, samples=400, seed=3, batch_size=4)
     assert whole.kl.item() == pytest.approx(parts.kl.item(), rel=1e-5)
     assert whole.nll.item() == pytest.approx(parts.nll.item(), rel=1e-2)
-    assert whole.loss == whole.nll + whole.kl
+    assert whole.loss.item() == pytest.approx((whole.nll + whole.kl).item())
     assert held_out_elbo(model, x, seed=3) == held_out_elbo(model, x, seed=3)
 
 
@@ -168,7 +168,8 @@ def test_a_folder_of_images_is_read_in_order(tmp_path):
 def test_bad_data_is_named(tmp_path):
     cases = {
         "no.npy": "does not exist",
-        "text.csv": "must be .npy, .npz, .pt or a folder",
+        "text.csv": "holds no numbers",
+        "text.txt": "must be .npy, .npz, .pt, .csv, .tsv, .h5ad, an IDX file",
         "broken.npy": "could not be read",
         "broken.npz": "could not be read",
         "broken.pt": "could not be read",
@@ -178,7 +179,7 @@ def test_bad_data_is_named(tmp_path):
         "list.pt": "must hold a Tensor, got list",
         "empty": "holds no images",
     }
-    for name in ("text.csv", "broken.npy", "broken.npz", "broken.pt"):
+    for name in ("text.csv", "text.txt", "broken.npy", "broken.npz", "broken.pt"):
         (tmp_path / name).write_text("nothing")
     np.save(tmp_path / "words.npy", np.array([["a", "b"]]))
     np.save(tmp_path / "flat.npy", np.zeros(5))
@@ -262,7 +263,7 @@ def test_pictures_are_drawn_for_images_of_any_channels(tmp_path, channels):
     ("settings", "text"),
     [
         ({"shape": (7,), "arch": "conv"}, r"takes images \[C, H, W\], got samples of shape \[7\]"),
-        ({"arch": "rnn"}, "arch must be one of mlp, conv, got 'rnn'"),
+        ({"arch": "rnn"}, "arch must be one of mlp, conv, resnet, got 'rnn'"),
         ({"likelihood": "cauchy"}, "likelihood must be one of bernoulli"),
     ],
 )

@@ -12,6 +12,7 @@ from .bench import bench
 from .demo import demo
 from .info import info
 from .train import train
+from .use import encode, evaluate, sample
 
 app = typer.Typer(
     name="vaefast",
@@ -22,6 +23,8 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(train)
+for command in (sample, encode, evaluate):
+    app.command()(command)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
 app.command()(info)
 

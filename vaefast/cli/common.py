@@ -56,6 +56,10 @@ LikelihoodName = Annotated[
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Same seed, same result.")]
 Out = Annotated[Path | None, typer.Option(help="The run's folder.", show_default="runs/<time>")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over the run in the folder.")]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option(help="A Python file or module that registers models, objectives or likelihoods."),
+]
 Smoke = Annotated[bool, typer.Option("--smoke", help="A few steps only, to see that it runs.")]
 
 

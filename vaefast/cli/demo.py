@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from ..train.run_folder import RunFolder
     from ..train.timing import Timing
 
-_LABELS = 50
+_LABELS = (10, 20, 50)
 
 
 def demo(
@@ -102,21 +102,27 @@ def _run(
     from ..train.data import Split, load_digits
     from ..train.finish import measure, write_config, write_results
     from ..train.models import VAE
+    from ..train.models.head import input_for
+    from ..train.operators import time_operators
     from ..train.timing import compare
 
     begin = time.perf_counter()
     digits = load_digits()
     images = Split(*(part.to(device) for part in digits.images))
+    likelihood = "gaussian" if settings.autoencoder else likelihood
     shape: dict[str, Any] = {
         "shape": list(images.train.shape[1:]),
         "latent": latent,
-        "likelihood": "gaussian" if settings.autoencoder else likelihood,
+        "likelihood": likelihood,
+        "input": input_for(likelihood, {}),
         "arch": "mlp",
         "width": width,
         "scale": images.train.std().item(),
     }
     torch.manual_seed(settings.seed)
-    model = VAE(**shape).to(device)
+    model = VAE(**shape)
+    model.begin(digits.images.train)
+    model.to(device)
     write_config(run, "demo", shape, asdict(settings), device)
     say(
         f"{len(images.train)} digits to train on, {len(images.held_out)} held out; device "
@@ -138,7 +144,9 @@ def _run(
         timings = compare(
             model, images.train[: settings.batch_size], beta=settings.beta, rounds=rounds
         )
+        timings |= time_operators(device, seconds=5.0 if rounds > 5 else 0.0)
         summary["seconds"] = {name: t._asdict() for name, t in timings.items()}
+        summary["unused_dimensions"] = _unused(model, images.held_out)
     summary["linear_probe"] = _probe(model, images, digits)
     pictures = write_results(run, model, images.held_out, settings.seed, summary)
     _report(summary, timings, settings, device)
@@ -173,7 +181,7 @@ def _train(run: RunFolder, model: VAE, images: Split, settings: Settings) -> boo
     return False
 
 
-def _probe(model: VAE, images: Split, digits: Digits) -> dict[str, dict[str, float]]:
+def _probe(model: VAE, images: Split, digits: Digits) -> dict[str, dict[str, dict[str, float]]]:
     import torch
 
     from ..train.data import Split
@@ -183,9 +191,24 @@ def _probe(model: VAE, images: Split, digits: Digits) -> dict[str, dict[str, flo
         codes = Split(*(model.encode(part)[0] for part in images))
     found = {"latent": codes, "pixels": digits.images}
     return {
-        name: linear_probe(features, digits.labels, count=_LABELS)._asdict()
+        name: {
+            str(count): linear_probe(features, digits.labels, count=count)._asdict()
+            for count in _LABELS
+        }
         for name, features in found.items()
     }
+
+
+def _unused(model: VAE, held_out: torch.Tensor) -> list[int]:
+    """The latent dimensions that carry next to nothing."""
+    import torch
+
+    from ..metrics import kl_per_dimension
+    from ..train.pictures import UNUSED
+
+    with torch.no_grad():
+        kl = kl_per_dimension(*model.encode(held_out))
+    return (kl < UNUSED).nonzero().flatten().tolist()
 
 
 def _report(
@@ -204,22 +227,24 @@ def _report(
         table.add_row(title, f"{before[name]:.2f}", f"{after[name]:.2f}")
     console.print(table)
     if timings:
-        table = Table(f"time, batch {settings.batch_size}, us", "fused", "eager", "eager / fused")
-        for name, title in (("step", "training step"), ("loss", "sampling + ELBO alone")):
-            fused, eager = timings[name]
+        table = Table("time, us", "fused", "eager", "eager / fused")
+        titles = {"step": "training step, these digits", "loss": "sampling + ELBO alone"}
+        for name, (fused, eager) in timings.items():
+            title = titles.get(name, name)
             row = (f"{fused * 1e6:.0f}", f"{eager * 1e6:.0f}", f"{eager / fused:.2f}x")
             table.add_row(title, *row)
         console.print(table)
         for line in slow(device):
             say(line)
+    if unused := summary.get("unused_dimensions"):
+        say(f"latent dimensions that the model does not use: {', '.join(map(str, unused))}")
+    table = Table("linear classifier, held-out accuracy", "latent means", "pixels")
     probe = summary["linear_probe"]
-    say(
-        f"linear classifier on {_LABELS} labels, held-out accuracy: "
-        + ", ".join(
-            f"{probe[name]['mean']:.1%} ± {probe[name]['std']:.1%} on {what}"
-            for name, what in (("latent", "the latent means"), ("pixels", "the pixels"))
-        )
-    )
+    for count in map(str, _LABELS):
+        cells = (probe[name][count] for name in ("latent", "pixels"))
+        shown = (f"{cell['mean']:.1%} ± {cell['std']:.1%}" for cell in cells)
+        table.add_row(f"{count} labels, ten draws", *shown)
+    console.print(table)
 
 
 def slow(device: torch.device) -> list[str]:
@@ -243,7 +268,7 @@ def _check_likelihood(name: str) -> None:
     from ..train.data import check_target
 
     try:
-        check_target(torch.arange(17) / 16, name)
+        check_target(torch.arange(17)[None] / 16, name)
     except InputError:
         raise InputError(f"likelihood {name} does not take pixels in [0, 1]") from None
 

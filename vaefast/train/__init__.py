@@ -1,4 +1,7 @@
-"""Training: models, data, objectives, the run folder, and Lightning's `LitVAE`."""
+"""Training: models, objectives, data, the run folder, and Lightning's `LitVAE`.
+
+`load("runs/digits")` is the trained model of a run's folder.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .lit import LitVAE
+    from .run_folder import load
 
-__all__ = ["InputError", "LitVAE"]
+__all__ = ["InputError", "LitVAE", "load"]
 
 
 class InputError(ValueError):
@@ -20,4 +24,8 @@ def __getattr__(name: str) -> Any:
         from .lit import LitVAE
 
         return LitVAE
+    if name == "load":
+        from .run_folder import load
+
+        return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,19 +1,25 @@
-"""Training data: scikit-learn's digits, and the user's arrays and folders of images."""
+"""Training data: scikit-learn's digits, and the user's files and folders of images."""
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import InputError
+from . import InputError, formats
+from .images import ImageOptions, cache_folder, load_folder
 
-_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+# What is looked at of the data at a time, in elements.
+_PART = 1 << 24
+DIGITS = "digits"
 
 
 class Split(NamedTuple):
@@ -28,6 +34,87 @@ class Digits(NamedTuple):
 
     images: Split
     labels: Split
+
+
+class Samples:
+    """Rows of an array in memory, in a memory-mapped file, or of a sparse matrix, which is made
+    dense a batch at a time.
+
+    Args:
+        data: `[N, *shape]`, or a scipy CSR matrix.
+        index: which rows; None for all.
+    """
+
+    def __init__(self, data: Tensor | csr_matrix, index: Tensor | None = None) -> None:
+        self.data = data
+        self.index = torch.arange(data.shape[0]) if index is None else index
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return tuple(int(n) for n in self.data.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self._take(self.index[rows])
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The samples `[len(rows), *shape]`: uint8 and bool as they are, all else float32."""
+        return self._take(self.index[rows])
+
+    def _take(self, index: Tensor) -> Tensor:
+        if isinstance(self.data, Tensor):
+            rows = self.data[index]
+            return rows if rows.dtype in (torch.uint8, torch.bool) else rows.float()
+        return torch.from_numpy(self.data[index.numpy()].toarray()).float()
+
+    def subset(self, rows: Tensor) -> Samples:
+        """These rows."""
+        return Samples(self.data, self.index[rows])
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """All samples, `size` at a time."""
+        for rows in self.index.split(size):
+            yield self._take(rows)
+
+    def values(self) -> Iterator[Tensor]:
+        """All values of the data, whatever the index, a part at a time, as they are stored."""
+        if isinstance(self.data, Tensor):
+            size = max(1, _PART // max(1, self.data[0].numel())) if len(self.data) else 1
+            yield from self.data.split(size)
+        else:
+            # The zeros are as good as any value that is not stored.
+            yield torch.zeros(1)
+            yield from torch.from_numpy(self.data.data).split(_PART)
+
+    def digest(self) -> str:
+        """SHA-256 of the data, by which a resumed run knows them again."""
+        found = hashlib.sha256()
+        if isinstance(self.data, Tensor):
+            for part in self.values():
+                part = part if part.dtype in (torch.uint8, torch.bool) else part.float()
+                found.update(np.ascontiguousarray(part.numpy()).data)
+        else:
+            for array in (self.data.indptr, self.data.indices, self.data.data):
+                found.update(np.ascontiguousarray(array).data)
+        return found.hexdigest()
+
+    def range(self) -> tuple[float, float]:
+        """The least and the greatest value.
+
+        Raises:
+            InputError: a value is NaN or infinite.
+        """
+        low, high = float("inf"), -float("inf")
+        for part in self.values():
+            if not part.numel():
+                continue
+            if part.is_floating_point() and not bool(torch.isfinite(part).all()):
+                raise InputError("the data holds NaN or infinite values")
+            low, high = min(low, float(part.min())), max(high, float(part.max()))
+        return low, high
 
 
 def load_digits() -> Digits:
@@ -48,127 +135,134 @@ def load_digits() -> Digits:
 
 
 def load_array(path: str | Path, *, key: str | None = None) -> Tensor:
-    """The samples in a .npy, .npz or .pt file or a folder of images: `[N, D]` or `[N, C, H, W]`.
+    """The samples in a file or a folder of images as one tensor: `[N, D]` or `[N, C, H, W]`.
 
     uint8 and bool stay as they are, all else becomes float32. `[N, H, W]` becomes one channel,
     `[N, H, W, C]` with 1, 3 or 4 channels becomes `[N, C, H, W]`.
 
     Args:
-        key: which array of a .npz, or of a dictionary in a .pt; needed where there are several.
+        key: which array of a .npz or .h5ad, or of a dictionary in a .pt; needed where there are
+            several.
 
     Raises:
         InputError: there is no such file, or it holds no such array.
     """
+    samples = load_samples(path, key=key, cache=None)
+    return samples[:].contiguous()
+
+
+def load_samples(
+    path: str | Path,
+    *,
+    key: str | None = None,
+    images: ImageOptions | None = None,
+    cache: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Samples:
+    """The samples in a file or a folder of images, memory-mapped where that can be; `"digits"` is
+    scikit-learn's.
+
+    Arguments as in `load_array` and `load_folder`. uint8 of no other values than 0 and 1 is bool.
+    """
+    if str(path) == DIGITS and not Path(path).exists():
+        digits = load_digits().images
+        return Samples(torch.cat([digits.train, digits.held_out]))
     path = Path(path)
     if path.is_dir():
-        return _load_folder(path)
-    if not path.exists():
-        raise InputError(f"{path} does not exist")
-    loaders: dict[str, Callable[[Path, str | None], np.ndarray | Tensor]]
-    loaders = {".npy": _load_npy, ".npz": _load_npz, ".pt": _load_pt, ".pth": _load_pt}
-    if path.suffix.lower() not in loaders:
-        raise InputError(f"{path} must be .npy, .npz, .pt or a folder of images")
-    try:
-        array = loaders[path.suffix.lower()](path, key)
-    except (OSError, ValueError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} could not be read: {reason}") from None
-    return _canonical(array, path)
+        return Samples(_canonical(load_folder(path, images, cache=cache, say=say), path))
+    if images not in (None, ImageOptions()):
+        raise InputError(f"--size, --fit, --colour and --broken are for folders, got {path}")
+    found = formats.read(path, key)
+    if isinstance(found, (np.ndarray, Tensor)):
+        return Samples(_canonical(found, path))
+    if not found.shape[0] or not found.shape[1]:
+        raise InputError(f"{path} must hold [N, D], got {list(found.shape)}")
+    if found.dtype.kind not in "buif":
+        raise InputError(f"{path} must hold real numbers, got {found.dtype}")
+    return Samples(found)
 
 
-def check_target(data: Tensor, likelihood: str) -> None:
+def load_from(settings: Mapping[str, Any], say: Callable[[str], None]) -> Samples:
+    """The samples that a run's section `data` describes."""
+    size = settings.get("size")
+    options = ImageOptions(
+        (size[0], size[1]) if size else None,
+        settings.get("fit") or "crop",
+        settings.get("colour"),
+        settings.get("broken") or "fail",
+    )
+    return load_samples(
+        settings["path"],
+        key=settings.get("key"),
+        images=options,
+        cache=cache_folder(),
+        say=say,
+    )
+
+
+def check_target(data: Tensor | Samples, likelihood: str, settings: Mapping[str, Any] = {}) -> None:
     """Raises InputError where `data` holds a value that the likelihood gives no mass to."""
-    from ..likelihoods import resolve
-    from ..ops import _validate
+    from .models.head import Head
 
-    if data.is_floating_point() and not bool(torch.isfinite(data).all()):
-        raise InputError("the data holds NaN or infinite values")
-    try:
-        _validate.check_target(data, resolve(likelihood))
-    except ValueError:
-        low, high = float(data.min()), float(data.max())
-        raise InputError(
-            f"likelihood {likelihood} does not take the data's values, {low:g} to {high:g}; scale "
-            "them (a uint8 array counts as pixels in [0, 255]) or take --likelihood gaussian"
-        ) from None
+    samples = data if isinstance(data, Samples) else Samples(data)
+    low, high = samples.range()
+    head = Head(likelihood, samples.shape, settings=settings)
+    for part in samples.values():
+        if part.dtype not in (torch.uint8, torch.bool):
+            part = part.float()
+        inside = bool(head.base.support(head.target(part)).all())
+        if likelihood == "categorical":
+            whole = not part.is_floating_point() or bool((part == part.floor()).all())
+            inside = inside and whole and high < (head.classes or 0)
+        if not inside:
+            raise InputError(
+                f"likelihood {likelihood} does not take the data's values, {low:g} to {high:g}; "
+                "scale them (a uint8 array counts as pixels in [0, 255]) or take --likelihood "
+                "gaussian"
+            )
 
 
 def split(data: Tensor, fraction: float, seed: int) -> Split:
     """A random `fraction` of data `[N, ...]` held out, at least one sample on either side."""
-    if len(data) < 2:
-        raise InputError(f"training needs at least 2 samples, got {len(data)}")
-    count = min(max(round(fraction * len(data)), 1), len(data) - 1)
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-    return Split(data[order[count:]], data[order[:count]])
+    train, held_out = split_rows(len(data), fraction, seed)
+    return Split(data[train], data[held_out])
 
 
-def _load_npy(path: Path, key: str | None) -> np.ndarray:
-    array: np.ndarray = np.load(path, allow_pickle=False)
-    return array
+class Parts(NamedTuple):
+    """As `Split`, of rows that are not copied."""
+
+    train: Samples
+    held_out: Samples
 
 
-def _load_npz(path: Path, key: str | None) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as arrays:
-        return arrays[_choose(path, list(arrays.keys()), key)]  # type: ignore[no-any-return]
+def split_samples(data: Samples, fraction: float, seed: int) -> Parts:
+    """As `split`."""
+    train, held_out = split_rows(len(data), fraction, seed)
+    return Parts(data.subset(train), data.subset(held_out))
 
 
-def _load_pt(path: Path, key: str | None) -> Tensor:
-    value = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(value, dict):
-        tensors = {k: v for k, v in value.items() if isinstance(v, Tensor)}
-        return tensors[_choose(path, list(tensors), key)]
-    if not isinstance(value, Tensor):
-        raise InputError(f"{path} must hold a Tensor, got {type(value).__name__}")
-    return value
-
-
-def _choose(path: Path, names: list[str], key: str | None) -> str:
-    if key is None and len(names) == 1:
-        return names[0]
-    if key not in names:
-        got = "needs --key" if key is None else f"has no array {key!r}"
-        raise InputError(f"{path} {got}; it holds {', '.join(map(str, names)) or 'none'}")
-    return key
-
-
-def _load_folder(path: Path) -> Tensor:
-    from PIL import Image, UnidentifiedImageError
-
-    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in _IMAGES)
-    if not files:
-        raise InputError(f"{path} holds no images ({', '.join(_IMAGES)})")
-    pictures = []
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                if image.mode[0] in "IF":
-                    raise InputError(f"{file} has more than 8 bits a pixel; make it a .npy array")
-                pixels = np.asarray(image.convert("L" if image.mode in "1L" else "RGB"))
-        except (OSError, UnidentifiedImageError) as error:
-            raise InputError(f"{file} could not be read: {error}") from None
-        pictures.append(pixels)
-        if pixels.shape != pictures[0].shape:
-            raise InputError(
-                "images must have one size and mode: "
-                f"{files[0].name} is {pictures[0].shape}, {file.name} is {pixels.shape}"
-            )
-    stacked = np.stack(pictures)
-    return _canonical(stacked if stacked.ndim == 3 else stacked.transpose(0, 3, 1, 2), path)
+def split_rows(size: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """The rows on either side of a split of `size`."""
+    if size < 2:
+        raise InputError(f"training needs at least 2 samples, got {size}")
+    count = min(max(round(fraction * size), 1), size - 1)
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    return order[count:], order[:count]
 
 
 def _canonical(array: np.ndarray | Tensor, path: Path) -> Tensor:
     if isinstance(array, np.ndarray):
         if array.dtype.kind not in "buif":
             raise InputError(f"{path} must hold numbers, got {array.dtype}")
-        if array.dtype not in (np.uint8, np.bool_):
-            array = array.astype(np.float32)
-        array = torch.from_numpy(np.ascontiguousarray(array))
+        native = array.dtype.newbyteorder("=")
+        # What torch has no type for, or none that it can index.
+        if array.dtype.kind == "u" and native != np.uint8:
+            native = np.dtype(np.int64)
+        if native == np.float16 or native.itemsize > 8:
+            native = np.dtype(np.float32)
+        array = torch.from_numpy(np.asarray(array, native))
     if array.is_complex():
         raise InputError(f"{path} must hold real numbers, got {array.dtype}")
-    if array.dtype not in (torch.uint8, torch.bool):
-        array = array.float()
     if array.dim() == 3:
         array = array.unsqueeze(1)
     elif array.dim() == 4 and array.shape[3] in (1, 3, 4) and array.shape[1] not in (1, 3, 4):
@@ -177,4 +271,8 @@ def _canonical(array: np.ndarray | Tensor, path: Path) -> Tensor:
         raise InputError(
             f"{path} must hold [N, D], [N, H, W] or [N, C, H, W], got {list(array.shape)}"
         )
-    return array.detach().contiguous()
+    array = array.detach()
+    if array.dtype == torch.uint8 and all(int(part.max()) <= 1 for part in array.split(4096)):
+        # Two values in bytes are no pixels: 1 is not 1/255.
+        return array.view(torch.bool) if array.is_contiguous() else array.bool()
+    return array

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import _info, backends
-from .models import VAE
-from .objectives import held_out_elbo
+from .data import Samples
+from .models import Model
+from .objectives import Objective, held_out_elbo
 from .pictures import draw_all, save_curves
 from .run_folder import CONFIG, SUMMARY, RunFolder
 
@@ -21,6 +22,7 @@ def write_config(
     model: Mapping[str, Any],
     training: Mapping[str, Any],
     device: torch.device,
+    **more: Any,
 ) -> None:
     """Writes config.json: enough to build the model again, and to know what made it."""
     facts = _info.info()
@@ -30,6 +32,7 @@ def write_config(
             "command": command,
             "model": dict(model),
             "training": dict(training),
+            **more,
             "device": device.type,
             "backend": backends.select(device.type),
             "versions": {name: facts[name] for name in ("vaefast", "torch", "python")},
@@ -38,12 +41,16 @@ def write_config(
 
 
 def write_results(
-    run: RunFolder, model: VAE, held_out: Tensor, seed: int, summary: Mapping[str, Any]
+    run: RunFolder,
+    model: Model,
+    held_out: Tensor | Samples,
+    seed: int,
+    summary: Mapping[str, Any],
 ) -> list[str]:
     """Writes weights, summary and pictures; the names of the pictures."""
     run.write_weights(model)
     run.write_json(SUMMARY, summary)
-    names = draw_all(run.path, model, held_out, seed)
+    names = draw_all(run.path, model, held_out[:24], seed)
     rows = run.read_metrics()
     if rows:
         save_curves(run.file("loss.png"), rows)
@@ -52,8 +59,19 @@ def write_results(
 
 
 def measure(
-    model: VAE, held_out: Tensor, seed: int, *, autoencoder: bool = False
+    model: Model,
+    held_out: Tensor | Samples,
+    seed: int,
+    *,
+    autoencoder: bool = False,
+    objective: Objective | None = None,
 ) -> dict[str, float]:
     """The held-out ELBO and its parts, in nats per sample."""
-    found = held_out_elbo(model, held_out, seed=seed, autoencoder=autoencoder)
+    found = held_out_elbo(
+        model,
+        held_out if isinstance(held_out, Tensor) else held_out.batches(256),
+        seed=seed,
+        autoencoder=autoencoder,
+        objective=objective,
+    )
     return {"elbo": -found.loss.item(), "nll": found.nll.item(), "kl": found.kl.item()}

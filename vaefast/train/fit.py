@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import logging
 import os
@@ -9,40 +10,43 @@ import shutil
 import signal
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import lightning
 import torch
+import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
+from .. import _install
 from . import InputError
-from .data import Split
+from .data import Parts, Samples
 from .files import whole
-from .lit import LitVAE, Metrics
+from .lit import Batch, LitVAE, Metrics
 from .run_folder import BEST, CHECKPOINTS, LAST, PREVIOUS, RunFolder
 
 
-class Rows(Dataset[Tensor]):
-    """The rows of a tensor, fetched a batch at a time."""
+class Rows(Dataset[Batch]):
+    """Samples, fetched a batch at a time: of a batch's rows, this process's part."""
 
-    def __init__(self, data: Tensor) -> None:
+    def __init__(self, data: Samples) -> None:
         self.data = data
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, row: int) -> Tensor:
-        return self.data[row]
-
-    def __getitems__(self, rows: Sequence[int]) -> Tensor:
-        return self.data[torch.as_tensor(rows)]
+    def __getitems__(self, rows: Sequence[int]) -> Batch:
+        whole, rank, world = len(rows), 0, 1
+        if dist.is_available() and dist.is_initialized():
+            rank, world = dist.get_rank(), dist.get_world_size()
+        start, end = rank * whole // world, (rank + 1) * whole // world
+        return Batch(self.data.take(torch.as_tensor(rows[start:end]).long()), start, whole)
 
 
 class StopOnInterrupt(Callback):
@@ -97,26 +101,32 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 def fit(
     module: LitVAE,
-    data: Split,
+    data: Parts,
     run: RunFolder,
     *,
     epochs: int,
     batch_size: int,
     resume: bool = False,
-    accelerator: str = "auto",
     batches: int | None = None,
     callbacks: Sequence[Callback] = (),
+    machine: Machine | None = None,
 ) -> bool:
     """Trains `module` in place, and keeps its last and best checkpoint in the run's folder.
 
     Args:
+        batch_size: samples per step, of all processes together.
         resume: go on from the last checkpoint.
         batches: no more than so many per epoch.
+        machine: what Lightning runs it on.
 
     Returns:
         True where Ctrl-C ended the training early.
+
+    Raises:
+        InputError: the machine cannot be had.
     """
     _quieten()
+    machine = machine or Machine()
     folder = run.file(CHECKPOINTS)
     interrupt = StopOnInterrupt()
     keep = ModelCheckpoint(
@@ -128,18 +138,22 @@ def fit(
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
+    bar = [RichProgressBar()] if run.writes else []
     trainer = lightning.Trainer(
-        accelerator=accelerator,
-        devices=1,
+        **machine.arguments(),
         max_epochs=epochs,
         limit_train_batches=batches,
         limit_val_batches=batches,
         num_sanity_val_steps=0,
-        logger=False,
+        logger=_logger(run, machine),
+        log_every_n_steps=1,
         enable_model_summary=False,
+        enable_progress_bar=bool(bar),
         default_root_dir=run.path,
+        # A batch is cut into the processes' parts where it is fetched.
+        use_distributed_sampler=False,
         plugins=[WholeCheckpoints()],
-        callbacks=[Metrics(run), keep, interrupt, RichProgressBar(), *callbacks],
+        callbacks=[Metrics(run), keep, interrupt, *bar, *callbacks],
     )
     trainer.fit(
         module,
@@ -152,14 +166,65 @@ def fit(
     return interrupt.interrupted
 
 
-def check_accelerator(name: str) -> None:
-    """Raises InputError where Lightning cannot use this accelerator here."""
-    _quieten()
-    try:
-        lightning.Trainer(accelerator=name, devices=1, logger=False, enable_checkpointing=False)
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"accelerator {name!r} cannot be used: {reason}") from None
+@dataclass(frozen=True)
+class Machine:
+    """What Lightning's `Trainer` is told of the same name: `clip` is `gradient_clip_val`, `nodes`
+    `num_nodes`; `tensorboard` writes its files too."""
+
+    accelerator: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    clip: float | None = None
+    tensorboard: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        """As the Trainer takes them."""
+        strategy = self.strategy
+        if self.devices * self.nodes > 1 and strategy in ("auto", "ddp"):
+            # An autoencoder's loss leaves the likelihood's learned scale out.
+            strategy = "ddp_find_unused_parameters_true"
+        return {
+            "accelerator": self.accelerator,
+            "devices": self.devices,
+            "num_nodes": self.nodes,
+            "strategy": strategy,
+            "precision": self.precision,
+            "gradient_clip_val": self.clip,
+        }
+
+    def check(self) -> None:
+        """Raises InputError where Lightning cannot have this here."""
+        _quieten()
+        if self.tensorboard and not any(
+            importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")
+        ):
+            raise InputError(f"tensorboard missing: {_install.command('tensorboard')}")
+        try:
+            lightning.Trainer(**self.arguments(), logger=False, enable_checkpointing=False)
+        except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            where = ", ".join(
+                f"{name} {value!r}"
+                for name, value in asdict(self).items()
+                if value != getattr(Machine(), name) or name == "accelerator"
+            )
+            raise InputError(f"{where} cannot be used: {reason}") from None
+
+
+def is_first() -> bool:
+    """True in the one process that writes, of those that a strategy or a cluster starts."""
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in ranks)
+
+
+def _logger(run: RunFolder, machine: Machine) -> Any:
+    if not machine.tensorboard:
+        return False
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(run.path, name="tensorboard", version="")
 
 
 def steps_done(run: RunFolder) -> int:
@@ -207,9 +272,10 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", module="lightning")
 
 
-def _batches(data: Tensor, size: int, seed: int, *, shuffle: bool) -> DataLoader[Tensor]:
+def _batches(data: Samples, size: int, seed: int, *, shuffle: bool) -> DataLoader[Batch]:
     # Lightning tells this sampler the epoch, which with the seed settles the order.
-    sampler: DistributedSampler[Tensor] = DistributedSampler(
-        Rows(data), num_replicas=1, rank=0, shuffle=shuffle, seed=seed
+    rows = Rows(data)
+    sampler: DistributedSampler[Batch] = DistributedSampler(
+        rows, num_replicas=1, rank=0, shuffle=shuffle, seed=seed
     )
-    return DataLoader(Rows(data), size, sampler=sampler, collate_fn=lambda batch: batch)
+    return DataLoader(rows, size, sampler=sampler, collate_fn=lambda batch: batch)

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import random
+from ..metrics import kl_per_dimension
 from .files import whole
-from .models import VAE
+from .models import Model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,50 +22,66 @@ if TYPE_CHECKING:
 # Small images are enlarged to about this many pixels, so that one can see them.
 _TILE = 64
 _WALK = torch.linspace(-3, 3, 11)
+_MOST_ROWS = 32
+# Nats of KL below which a dimension is called unused.
+UNUSED = 0.05
 
 
 @torch.no_grad()
-def draw_all(folder: Path, model: VAE, held_out: Tensor, seed: int) -> list[str]:
+def draw_all(folder: Path, model: Model, held_out: Tensor, seed: int) -> list[str]:
     """Writes samples.png, reconstructions.png and latent_walk.png; the names written.
 
     Images only: for data of shape [D] there is nothing to draw, and the list is empty.
     """
     if len(model.shape) != 3:
         return []
-    device = next(model.parameters()).device
-    state = random.make_state(torch.empty(0, device=device), 0, seed)
-    z = random.normal((64, model.latent), state)
-    save_grid(folder / "samples.png", model.mean(z), columns=8, title="samples, z ~ N(0, I)")
+    save_samples(folder / "samples.png", model, model.sample(64, seed=seed))
     save_reconstructions(folder / "reconstructions.png", model, held_out[:24])
-    save_walk(folder / "latent_walk.png", model)
+    save_walk(folder / "latent_walk.png", model, held_out)
     return ["samples.png", "reconstructions.png", "latent_walk.png"]
 
 
-def save_reconstructions(path: Path, model: VAE, x: Tensor) -> None:
+def save_samples(path: Path, model: Model, samples: Tensor) -> None:
+    """Samples of the model, `[N, C, H, W]` in its mean's units."""
+    title = "samples, z ~ N(0, I)" if model.name == "vae" else "samples, z ~ p(z)"
+    save_grid(path, _pixels(model.head.shades(samples)), columns=8, title=title)
+
+
+def save_reconstructions(path: Path, model: Model, x: Tensor) -> None:
     """Rows of originals, each above its reconstruction from mu."""
-    mu, _ = model.encode(x)
-    pairs = zip(_pixels(x).split(12), _pixels(model.mean(mu)).split(12), strict=True)
+    pair = (model.head.values(x), model.reconstruct(x))
+    originals, made = (_pixels(model.head.shades(values)) for values in pair)
+    pairs = zip(originals.split(12), made.split(12), strict=True)
     rows = [row for pair in pairs for row in pair]
     save_grid(path, torch.cat(rows), columns=12, title="held-out originals above reconstructions")
 
 
-def save_walk(path: Path, model: VAE) -> None:
-    """One row per latent dimension: E[x|z] as that dimension goes from -3 to 3, the others 0."""
+def save_walk(path: Path, model: Model, x: Tensor) -> None:
+    """One row per latent dimension, the most used on x first: E[x|z] as that dimension goes from
+    -3 to 3, the others 0. What a dimension carries stands before it; one that carries less than
+    `UNUSED` nats is named so."""
+    kl = kl_per_dimension(*model.encode(x)).cpu()
+    order = kl.argsort(descending=True)[:_MOST_ROWS]
     device = next(model.parameters()).device
-    z = torch.zeros(model.latent, len(_WALK), model.latent, device=device)
-    for dimension in range(model.latent):
-        z[dimension, :, dimension] = _WALK.to(device)
+    z = torch.zeros(len(order), len(_WALK), model.latent, device=device)
+    for row, dimension in enumerate(order.tolist()):
+        z[row, :, dimension] = _WALK.to(device)
+    labels = [
+        f"z{d}: {kl[d]:.1f} nats" if kl[d] >= UNUSED else f"z{d}: unused" for d in order.tolist()
+    ]
     save_grid(
         path,
-        model.mean(z.flatten(0, 1)),
+        _pixels(model.head.shades(model.mean(z.flatten(0, 1)))),
         columns=len(_WALK),
         title="latent walk: one dimension a row, from -3 to 3",
+        labels=labels,
     )
 
 
-def save_grid(path: Path, images: Tensor, *, columns: int, title: str) -> None:
-    """Images `[N, C, H, W]` side by side as a PNG."""
-    images = _pixels(images).clamp(0, 1)
+def save_grid(
+    path: Path, images: Tensor, *, columns: int, title: str, labels: Sequence[str] = ()
+) -> None:
+    """Images `[N, 1 or 3, H, W]` in [0, 1] side by side as a PNG, each row with its label."""
     height, width = images.shape[2:]
     zoom = max(1, round(_TILE / max(height, width)))
     if zoom > 1:
@@ -75,7 +91,7 @@ def save_grid(path: Path, images: Tensor, *, columns: int, title: str) -> None:
     blank = tiles.new_full((rows * columns - len(tiles), *tiles.shape[1:]), 0.5)
     tiles = torch.cat([tiles, blank]).unflatten(0, (rows, columns))
     grid = tiles.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    _save_image(path, grid.numpy(), title)
+    _save_image(path, grid.numpy(), title, labels)
 
 
 def save_curves(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
@@ -102,21 +118,25 @@ def save_curves(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
 
 
 def _pixels(images: Tensor) -> Tensor:
-    """`[N, 1 or 3, H, W]` in [0, 1], on the CPU."""
-    scale = 255.0 if images.dtype == torch.uint8 else 1.0
-    images = images.detach().float().cpu() / scale
+    """`[N, 1 or 3, H, W]`, on the CPU."""
+    images = images.detach().float().cpu()
     return images[:, :3] if images.shape[1] >= 3 else images[:, :1]
 
 
-def _save_image(path: Path, pixels: np.ndarray, title: str) -> None:
+def _save_image(path: Path, pixels: np.ndarray, title: str, labels: Sequence[str]) -> None:
     from matplotlib.figure import Figure
 
     height, width = pixels.shape[:2]
-    strip = 28
-    figure = Figure(figsize=(width / 100, (height + strip) / 100), dpi=100)
-    axes = figure.add_axes((0, 0, 1, height / (height + strip)))
+    above, left = 28, 110 if labels else 0
+    whole_height, whole_width = height + above, width + left
+    figure = Figure(figsize=(whole_width / 100, whole_height / 100), dpi=100)
+    place = (left / whole_width, 0, width / whole_width, height / whole_height)
+    axes = figure.add_axes(place)
     axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
     axes.set_axis_off()
-    figure.suptitle(title, y=1 - strip / 2 / (height + strip), va="center", fontsize=11)
+    figure.suptitle(title, y=1 - above / 2 / whole_height, va="center", fontsize=11)
+    for row, label in enumerate(labels):
+        y = (1 - (row + 0.5) / len(labels)) * height / whole_height
+        figure.text((left - 8) / whole_width, y, label, ha="right", va="center", fontsize=10)
     with whole(path) as part:
         figure.savefig(part, dpi=100)

@@ -11,19 +11,21 @@ from typing import Any
 
 import torch
 
-from . import InputError
+from . import InputError, models
 from .files import Lock, part_of, whole
-from .models import VAE
+from .models import Model
 
-CONFIG, METRICS, WEIGHTS, SUMMARY = (
+CONFIG, METRICS, WEIGHTS, SUMMARY, SETTINGS, EVALUATION = (
     "config.json",
     "metrics.csv",
     "weights.safetensors",
     "summary.json",
+    "settings.yaml",
+    "evaluation.json",
 )
 CHECKPOINTS, LAST, PREVIOUS, BEST = "checkpoints", "last.ckpt", "previous.ckpt", "best.ckpt"
 PICTURES = ("samples.png", "reconstructions.png", "latent_walk.png", "loss.png")
-CONTENTS = (CONFIG, METRICS, WEIGHTS, SUMMARY, *PICTURES)
+CONTENTS = (CONFIG, METRICS, WEIGHTS, SUMMARY, SETTINGS, EVALUATION, *PICTURES)
 LOCK = ".lock"
 
 
@@ -37,6 +39,7 @@ class RunFolder:
         path: the folder; made where it is missing.
         overwrite: a run that is there already is removed, its checkpoints too.
         resume: the run that is there is gone on with.
+        writes: False in the processes of a run that leave the folder to the first.
         say: gets a line on what a killed process left behind, and what was done with it.
 
     Raises:
@@ -50,9 +53,12 @@ class RunFolder:
         *,
         overwrite: bool = False,
         resume: bool = False,
+        writes: bool = True,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.path, self._say = Path(path), say
+        self.path, self._say, self.writes = Path(path), say, writes
+        if not writes:
+            return
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file; give a folder")
         # Before the lock, so that nothing is put where no run is; and again once it is held.
@@ -98,7 +104,8 @@ class RunFolder:
 
     def close(self) -> None:
         """Lets other processes have the folder."""
-        self._lock.release()
+        if self.writes:
+            self._lock.release()
 
     def __enter__(self) -> RunFolder:
         return self
@@ -124,10 +131,16 @@ class RunFolder:
         Raises:
             InputError: it cannot be read.
         """
-        return _read_config(self.path)
+        return read_config(self.path)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a text."""
+        self._replace(name, text.encode())
 
     def append_metrics(self, row: Mapping[str, float]) -> None:
         """Appends one row to metrics.csv; it is there for others when this returns."""
+        if not self.writes:
+            return
         try:
             before = self.file(METRICS).read_text()
         except FileNotFoundError:
@@ -173,7 +186,7 @@ class RunFolder:
                 writer.writerow({**row, "epoch": int(row["epoch"]), "step": int(row["step"])})
         self._replace(METRICS, text.getvalue().encode())
 
-    def write_weights(self, model: VAE) -> None:
+    def write_weights(self, model: Model) -> None:
         """Writes the model's weights as safetensors."""
         from safetensors.torch import save
 
@@ -181,15 +194,21 @@ class RunFolder:
         self._replace(WEIGHTS, save(state))
 
     def _replace(self, name: str, content: bytes) -> None:
+        if not self.writes:
+            return
         with whole(self.file(name)) as part:
             part.write_bytes(content)
 
 
-def load(path: str | Path) -> VAE:
+def load(path: str | Path) -> Model:
     """The trained model of a run folder, on the CPU.
 
+    It has `encode(x)`, `reconstruct(x)`, `sample(count)`, `decode(z)`, `log_prior(z)`, and
+    `log_weights(x, k)`, which `vf.log_marginal` takes.
+
     Raises:
-        InputError: the folder holds no run, or one that cannot be read.
+        InputError: the folder holds no run, or one that cannot be read; or the model is a
+            plugin's: import that first.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -198,18 +217,32 @@ def load(path: str | Path) -> VAE:
     missing = [name for name in (CONFIG, WEIGHTS) if not (path / name).exists()]
     if missing:
         raise InputError(f"{path} holds no finished run: {' and '.join(missing)} missing")
-    config = _read_config(path)
+    config = read_config(path)
     if not isinstance(config.get("model"), dict):
         raise InputError(f"{path / CONFIG} describes no model")
-    model = VAE(**config["model"])
+    try:
+        model = models.build(**config["model"])
+    except TypeError as error:
+        raise InputError(f"{path / CONFIG} describes no model: {error}") from None
     try:
         model.load_state_dict(load_file(path / WEIGHTS))
     except SafetensorError as error:
         raise InputError(f"{path / WEIGHTS} cannot be read: {error}") from None
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{path / WEIGHTS} are not of the model that {CONFIG} describes, as this version "
+            f"builds it: {reason[:200]}"
+        ) from None
     return model.eval().requires_grad_(False).to(torch.get_default_dtype())
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a run folder.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -37,8 +38,8 @@ def compare(model: VAE, x: Tensor, *, beta: float = 1.0, rounds: int = 100) -> d
     devices = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.enable_grad():
         return {
-            "step": _interleaved(*_steps(model, x, beta), x.device, rounds),
-            "loss": _interleaved(*_losses(model, x, beta), x.device, rounds),
+            "step": interleaved(*_steps(model, x, beta), x.device, rounds),
+            "loss": interleaved(*_losses(model, x, beta), x.device, rounds),
         }
 
 
@@ -83,11 +84,19 @@ def _losses(model: VAE, x: Tensor, beta: float) -> tuple[Callable[[], None], Cal
     return fused, eager
 
 
-def _interleaved(
-    fused: Callable[[], None], eager: Callable[[], None], device: torch.device, rounds: int
+def interleaved(
+    fused: Callable[[], None],
+    eager: Callable[[], None],
+    device: torch.device,
+    rounds: int,
+    *,
+    seconds: float = math.inf,
 ) -> Timing:
-    seconds: tuple[list[float], list[float]] = ([], [])
+    """Medians of `rounds` calls of each in turn, or of those that fit into so many seconds, three
+    at least."""
+    taken: tuple[list[float], list[float]] = ([], [])
     warm_up = max(3, rounds // 10)
+    end = time.perf_counter() + seconds
     for index in range(warm_up + rounds):
         # Whichever goes first finds other caches: they take turns.
         for which in (0, 1) if index % 2 else (1, 0):
@@ -96,8 +105,10 @@ def _interleaved(
             (fused, eager)[which]()
             _wait(device)
             if index >= warm_up:
-                seconds[which].append(time.perf_counter() - start)
-    return Timing(*(statistics.median(s) for s in seconds))
+                taken[which].append(time.perf_counter() - start)
+        if index >= warm_up + 2 and time.perf_counter() > end:
+            break
+    return Timing(*(statistics.median(s) for s in taken))
 
 
 def _wait(device: torch.device) -> None:

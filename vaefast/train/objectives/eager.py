@@ -1,4 +1,4 @@
-"""One training step's loss, fused and as the textbook writes it, and the ELBO on held-out data."""
+"""A training step's loss as the textbook writes it: what the demo times the operators against."""
 
 from __future__ import annotations
 
@@ -9,25 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..likelihoods import Gaussian, Laplace, Likelihood, Params
-from ..ops.elbo_loss import ELBO, elbo_loss
-from ..ops.nll import nll
-from ..ops.sample_kl import sample_kl
-from .models import VAE
-
-
-def step_loss(model: VAE, x: Tensor, *, beta: float = 1.0, seed: int | None = None) -> ELBO:
-    """-ELBO of x `[B, *shape]` at one sample of the posterior, by the fused operators."""
-    mu, logvar = model.encode(x)
-    z, kl = sample_kl(mu, logvar, seed=seed)
-    return elbo_loss(model.decode(z), x, kl=kl, likelihood=model.likelihood(), beta=beta)
-
-
-def autoencoder_loss(model: VAE, x: Tensor) -> ELBO:
-    """Half the squared error per image at z = mu: no noise, no prior; kl is 0."""
-    mu, _ = model.encode(x)
-    error = nll(model.decode(mu), x, Gaussian(const=False))
-    return ELBO(error, error.detach(), torch.zeros_like(error.detach()))
+from ...likelihoods import Gaussian, Laplace, Likelihood, Params
+from ..models import VAE
 
 
 def eager_loss(model: VAE, x: Tensor, *, beta: float = 1.0) -> Tensor:
@@ -72,31 +55,3 @@ _EAGER: dict[str, Callable[[Tensor, Tensor, Likelihood], Tensor]] = {
     "laplace": _eager_laplace,
 }
 HAS_EAGER = tuple(_EAGER)
-
-
-@torch.no_grad()
-def held_out_elbo(
-    model: VAE,
-    x: Tensor,
-    *,
-    samples: int = 16,
-    seed: int = 0,
-    batch_size: int = 256,
-    autoencoder: bool = False,
-) -> ELBO:
-    """The mean over x of -ELBO at beta = 1 (`loss`), its nll and its KL, in nats per sample.
-
-    The same seed gives every model the same noise, so two of them compare.
-    """
-    totals = torch.zeros(2, dtype=torch.float64)
-    for index, batch in enumerate(x.split(batch_size)):
-        if autoencoder:
-            part = autoencoder_loss(model, batch)
-        else:
-            mu, logvar = model.encode(batch)
-            z, kl = sample_kl(mu, logvar, num_samples=samples, seed=seed * 2**32 + index)
-            data = nll(model.decode(z), batch, model.likelihood())
-            part = ELBO(data + kl.mean(), data, kl.mean())
-        totals += len(batch) * torch.stack([part.nll, part.kl]).double().cpu()
-    data, kl = totals / len(x)
-    return ELBO(data + kl, data, kl)

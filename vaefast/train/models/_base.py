@@ -1,0 +1,224 @@
+"""What every model is, and the registry of them."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ... import random
+from ...likelihoods import Likelihood, Params
+from ...ops.nll import nll
+from .. import InputError
+from .backbones import Sizes, build_backbone
+from .head import Head, Input
+
+Estimator = Literal["closed", "monte_carlo"]
+_LOG_2PI = math.log(2 * math.pi)
+
+_models: dict[str, type[Model]] = {}
+M = TypeVar("M", bound="type[Model]")
+
+
+def register(name: str) -> Callable[[M], M]:
+    """Class decorator: makes a model known by `name`, to `build` and to `--model`.
+
+    Its settings are the keyword arguments of its `__init__` and of those of its bases.
+    """
+
+    def add(cls: M) -> M:
+        cls.name = name
+        _models[name] = cls
+        return cls
+
+    return add
+
+
+def registered() -> dict[str, type[Model]]:
+    """Every model by its name."""
+    return dict(_models)
+
+
+def build(name: str = "vae", **settings: Any) -> Model:
+    """A model by its name; its settings as `settings_of` lists them, and `shape`.
+
+    Raises:
+        InputError: there is no such model, or a setting is unknown or does not fit.
+
+    Example:
+        >>> model = build("vamp", shape=[1, 8, 8], latent=4, pseudo_inputs=10)
+        >>> model.sample(2, seed=0).shape
+        torch.Size([2, 1, 8, 8])
+    """
+    if name not in _models:
+        raise InputError(f"model must be one of {', '.join(_models)}, got {name!r}")
+    unknown = settings.keys() - settings_of(name).keys() - {"shape"}
+    if unknown:
+        raise InputError(
+            f"model {name} has no setting {', '.join(sorted(unknown))}; it has "
+            f"{', '.join(settings_of(name))}"
+        )
+    return _models[name](**settings)
+
+
+def settings_of(name: str) -> dict[str, inspect.Parameter]:
+    """The settings of a model by name, each with its default and annotation."""
+    found: dict[str, inspect.Parameter] = {}
+    for cls in reversed(_models[name].__mro__):
+        if issubclass(cls, Model) and "__init__" in vars(cls):
+            parameters = inspect.signature(cls.__init__).parameters.values()
+            found |= {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return found
+
+
+class Draw(NamedTuple):
+    """Codes z, `[B, latent]` or `[K, B, latent]`, and their KL: `[B]`, or log q(z|x) - log p(z) at
+    each of them."""
+
+    z: Tensor
+    kl: Tensor
+
+
+class Model(nn.Module, ABC):
+    """A posterior q(z|x), a prior p(z) and a likelihood p(x|z); a subclass gives the first two.
+
+    Args:
+        shape: of one sample, `[D]` or `[C, H, W]`.
+        latent: the number of latent dimensions.
+        likelihood: its name.
+        likelihood_settings: as `head.likelihood_settings` lists them.
+        arch: a backbone's name: `"mlp"`, or `"conv"` or `"resnet"` for `[C, H, W]`.
+        width: hidden units of the perceptron, or channels of the first convolution.
+        depth: its hidden layers, or its residual blocks per resolution.
+        scale: where a learned scale begins, best the data's standard deviation.
+        input: what the encoder is shown, as in `Head`.
+
+    Raises:
+        InputError: the architecture does not fit the shape, or an argument is unknown.
+    """
+
+    name = ""
+    # True where q(z|x) is N(mu, diag(exp(logvar))) with what `encode` gives.
+    diagonal = True
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        latent: int = 16,
+        likelihood: str = "bernoulli",
+        likelihood_settings: Mapping[str, Any] | None = None,
+        arch: str = "mlp",
+        width: int | None = None,
+        depth: int | None = None,
+        scale: float = 1.0,
+        input: Input = "raw",
+    ) -> None:
+        super().__init__()
+        if latent < 1:
+            raise InputError(f"latent must be at least 1, got {latent}")
+        self.shape, self.latent = tuple(shape), latent
+        self.head = Head(likelihood, self.shape, scale, likelihood_settings, input)
+        features, code = self._sizes()
+        sizes = Sizes(self.head.inputs, self.head.outputs, features, code, width, depth)
+        self.encoder, self.decoder = build_backbone(arch, sizes)
+
+    def _sizes(self) -> tuple[int, int]:
+        """What the encoder gives, and what the decoder takes."""
+        return 2 * self.latent, self.latent
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean and the log-variance of q(z_d|x), `[B, latent]` each, of x `[B, *shape]`."""
+
+    @abstractmethod
+    def draw(
+        self,
+        x: Tensor,
+        *,
+        num_samples: int | None = None,
+        estimator: Estimator = "closed",
+        seed: int | None = None,
+        offset: int = 0,
+    ) -> Draw:
+        """Codes of x and their KL.
+
+        Args:
+            num_samples: K codes of each; None for one.
+            estimator: the KL itself where it is known, or `"monte_carlo"`, as in `sample_kl`.
+            seed, offset: of the noise; `offset` in rows, where x is a part of a batch.
+        """
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log p(z), `[...]`, of z `[..., latent]`; N(0, I) as it stands here."""
+        return -0.5 * (z.square().sum(-1) + z.shape[-1] * _LOG_2PI)
+
+    def prior(self, count: int, *, seed: int | None = None) -> Tensor:
+        """`count` codes from p(z); N(0, I) as it stands here."""
+        like = next(self.parameters())
+        state = random.make_state(like, count, seed)
+        return random.normal(torch.Size((count, self.latent)), state, dtype=like.dtype)
+
+    def decode(self, z: Tensor) -> Params:
+        """The likelihood's parameters `[..., *shape]` for z `[..., latent]`."""
+        lead = z.shape[:-1]
+        return self.head.params(self.decoder(z.reshape(-1, z.shape[-1])), lead)
+
+    def likelihood(self) -> Likelihood:
+        """p(x|z), with its learned scale as it is now."""
+        return self.head()  # type: ignore[no-any-return]
+
+    def nll(self, z: Tensor, x: Tensor, *, seed: int | None = None, offset: int = 0) -> Tensor:
+        """-log p(x|z) per sample, `[B]` or `[K, B]`, in nats."""
+        params = self.decode(z)
+        return nll(
+            params,
+            self.head.target(x),
+            self.likelihood(),
+            reduction="sample",
+            seed=seed,
+            offset=offset * math.prod(self.shape),
+        )
+
+    def mean(self, z: Tensor) -> Tensor:
+        """E[x|z], `[..., *shape]`."""
+        flat = z.reshape(-1, z.shape[-1])
+        return self.likelihood().mean(self.decode(flat)).reshape(*z.shape[:-1], *self.shape)
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """E[x|z] at the posterior's mean."""
+        return self.mean(self.encode(x)[0])
+
+    @torch.no_grad()
+    def sample(self, count: int, *, seed: int | None = None, mean: bool = True) -> Tensor:
+        """`count` new data, z from the prior: E[x|z], or with `mean=False` a draw of p(x|z)."""
+        z = self.prior(count, seed=seed)
+        if mean:
+            return self.mean(z)
+        params, likelihood = self.decode(z), self.likelihood()
+        drawn = likelihood.sample(params, seed=seed)
+        return drawn.reshape(count, *self.shape)
+
+    def log_weights(self, x: Tensor, num_samples: int) -> Tensor:
+        """log p(x, z) - log q(z|x) of fresh samples, `[num_samples, B]`: what `vf.log_marginal`
+        takes."""
+        z, ratio = self.draw(x, num_samples=num_samples, estimator="monte_carlo")
+        return -self.nll(z, x) - ratio
+
+    @torch.no_grad()
+    def begin(self, x: Tensor) -> None:
+        """Where training starts, from data x `[N, *shape]`: the decoder's last bias gives their
+        mean, and what the model keeps of the data's units is taken from them."""
+        first = self.head.begin(x)
+        if first is None:
+            return
+        layers = [m for m in self.decoder.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+        bias = layers[-1].bias if layers else None
+        if bias is not None:
+            wide = first.flatten() if bias.numel() == first.numel() else first.flatten(1).mean(1)
+            bias.copy_(wide)
