@@ -25,8 +25,6 @@ Example = Callable[[Likelihood, Shape, torch.device], tuple[tuple[Tensor, ...], 
 
 IN_CACHE, OUT_OF_CACHE, GENES = (128, 784), (64, 3, 128, 128), (128, 4000)
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-# Parameters of these names must be positive.
-POSITIVE = {"mu", "rate", "scale", "std", "theta", "var"}
 
 
 def bernoulli(logits: Tensor, x: Tensor) -> tuple[Tensor]:
@@ -129,7 +127,7 @@ def drawn(
     model: Likelihood, shape: Shape, device: torch.device
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Parameters of the likelihood's own number, and a target that it draws from them."""
-    positive = POSITIVE | model.positive_params()
+    positive = model.positive_params()
     params = tuple(
         F.softplus(value) if name in positive else value
         for name in model.param_names

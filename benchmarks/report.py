@@ -27,6 +27,20 @@ LABELS = {
     OPERATORS: "its operators alone",
     FLOOR: "copy_",
 }
+# The README's table, behind whole training steps, has these of the machine that was measured last.
+# They are small and large, bound by arithmetic and by memory, near eager's time and far from it.
+FIRST_PAGE = (
+    "sample_kl 128x20",
+    "sample_kl 256x4x64x64",
+    "nll bernoulli 64x3x256x256",
+    "nll gaussian 64x3x128x128",
+    "nll negative_binomial 128x4000",
+    "nll multinomial 512x20000",
+    "linear_nll multinomial 256x256x50000",
+    "log_weights latent 64x128x50",
+    "tc_terms 1024x10",
+)
+ROWS = 10
 # What a peak may exceed outputs and gradients by: pages and malloc's headers; a state, a scalar.
 SLACK = {"resident": 256 << 10, "cuda": 16 << 10, "allocator": 1 << 10}
 
@@ -47,12 +61,11 @@ def write(results: Path, root: Path = ROOT) -> None:
     machines = load(results)
     (root / IMAGES).mkdir(parents=True, exist_ok=True)
     pictures: list[str] = []
+    name, data = last_measured(machines)
+    plots.speed(data["machine"], first_page(data), root / IMAGES / f"speed-{name}.png")
     for name, data in machines.items():
-        of_steps = root / IMAGES / f"speed-steps-{name}.png"
-        plots.speed(data["machine"], steps(data), of_steps)
-        for chosen, cases in (("", headline(data)), ("-all", operators(data))):
-            plots.speed(data["machine"], cases, root / IMAGES / f"speed{chosen}-{name}.png")
-            plots.memory(data["machine"], cases, root / IMAGES / f"memory{chosen}-{name}.png")
+        plots.speed(data["machine"], operators(data), root / IMAGES / f"speed-all-{name}.png")
+        plots.memory(data["machine"], operators(data), root / IMAGES / f"memory-all-{name}.png")
         picture = IMAGES / f"batch-{name}.png"
         if plots.sweep(data["machine"], data["cases"], "tc_terms", root / picture):
             pictures.append(f"![Time and memory against the batch](img/{picture.name})")
@@ -73,17 +86,28 @@ def load(results: Path) -> dict[str, dict[str, Any]]:
     kept = {
         name: data
         for name, data in found.items()
-        if "stages" not in data and not data["machine"]["quick"]
+        if "cases" in data and "stages" not in data and not data["machine"]["quick"]
     }
     if not kept:
         raise ValueError(f"no results in {results}; measure with python -m benchmarks run")
     return dict(sorted(kept.items(), key=lambda item: item[1]["machine"]["kind"]))
 
 
-def headline(data: dict[str, Any]) -> list[Entry]:
-    """The cases with a target, steps without a limit last."""
-    chosen = [entry for entry in operators(data) if entry["targets"]]
-    return sorted(chosen, key=lambda entry: STEP in entry["passes"])
+def last_measured(machines: dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """The machine with the latest figures."""
+    return max(machines.items(), key=lambda item: max(e["date"] for e in item[1]["cases"]))
+
+
+def first_page(data: dict[str, Any]) -> list[Entry]:
+    """The README's cases: whole training steps beside their limits, where there are any; else the
+    steps there are and those of `FIRST_PAGE`, else any that have a target."""
+    if steps(data):
+        return steps(data)
+    whole = [e for e in data["cases"] if STEP in e["passes"]]
+    by_name = {e["name"]: e for e in data["cases"]}
+    others = [by_name[name] for name in FIRST_PAGE if name in by_name]
+    others = others or [e for e in data["cases"] if e["targets"] and e not in whole]
+    return [*whole, *others][:ROWS]
 
 
 def steps(data: dict[str, Any]) -> list[Entry]:
@@ -107,23 +131,18 @@ def replace_section(path: Path, text: str) -> None:
 
 
 def readme(machines: dict[str, dict[str, Any]]) -> str:
-    """Whole steps, where there are any; else the operators."""
-    parts = []
-    with_steps = {name: data for name, data in machines.items() if steps(data)}
-    for name, data in with_steps.items():
-        parts += [
-            f"{provenance(data, steps(data))} Forward, backward and Adam.",
-            step_table(steps(data)),
-            f"![Whole training steps]({IMAGES.as_posix()}/speed-steps-{name}.png)",
-        ]
-    for name, data in machines.items() if not with_steps else ():
-        cases = headline(data)
-        parts += [
-            f"{provenance(data, cases)} Forward and backward.",
-            summary_table(cases),
-            f"![Speed-up over eager]({IMAGES.as_posix()}/speed-{name}.png)",
-            f"![Peak memory]({IMAGES.as_posix()}/memory-{name}.png)",
-        ]
+    name, data = last_measured(machines)
+    cases = first_page(data)
+    if steps(data):
+        rows, what = step_table(cases), "Forward, backward and Adam"
+    else:
+        rows, what = summary_table(cases, short=True), "Forward and backward"
+    parts = [
+        f"![Speed-up over eager]({IMAGES.as_posix()}/speed-{name}.png)",
+        rows,
+        f"{provenance(data, cases)} {what}; memory is the peak above the inputs. "
+        "Every case, machine and pass: [docs/benchmarks.md](docs/benchmarks.md).",
+    ]
     return "\n\n".join(parts)
 
 
@@ -181,12 +200,14 @@ def fused_in(part: Entry) -> list[str]:
     return [n for n in part["implementations"] if n.startswith(FUSED)]
 
 
-def summary_table(cases: Sequence[Entry]) -> str:
-    """Times, speed-ups and memory, one row per case and vaefast backend."""
+def summary_table(cases: Sequence[Entry], short: bool = False) -> str:
+    """Times, speed-ups and memory, one row per case and vaefast backend; `short`: without
+    torch.distributions and copy_."""
     head = [
         *("case", "eager", "torch.compile", "torch.distributions", "vaefast"),
         *("over eager", "over compile", "× copy_", "memory, eager", "memory, vaefast"),
     ]
+    shown = [i for i in range(len(head)) if not (short and i in (3, 7))]
     rows = []
     for entry in cases:
         part = last_pass(entry)
@@ -205,7 +226,7 @@ def summary_table(cases: Sequence[Entry]) -> str:
                     *(size(found.get(n, {}).get("peak", {}).get("bytes")) for n in (EAGER, name)),
                 ]
             )
-    return table(head, rows)
+    return table([head[i] for i in shown], [[row[i] for i in shown] for row in rows])
 
 
 def step_table(cases: Sequence[Entry]) -> str:

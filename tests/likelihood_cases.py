@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vaefast import likelihoods
 from vaefast.backends.reference.likelihoods import FORMULAS
-from vaefast.likelihoods import Likelihood
+from vaefast.likelihoods import Domain, Likelihood
 
 # Settings beside the defaults. A tensor is a learned scalar.
 VARIANTS: dict[str, list[dict[str, object]]] = {
@@ -22,8 +22,13 @@ VARIANTS: dict[str, list[dict[str, object]]] = {
     "poisson": [{"log": False}],
     "discretized_logistic": [{"bits": 3, "low": 0.0}],
 }
-PROBABILITIES = {"bernoulli_probs"}
-POSITIVE = {"mu", "theta", "rate"}
+
+
+def kind(domain: Domain) -> str:
+    """What a parameter of that domain is: "real", "positive" or a "probability"."""
+    if bool(domain.inside(torch.tensor(-1.0))):
+        return "real"
+    return "positive" if bool(domain.inside(torch.tensor(2.0))) else "probability"
 
 
 class LikelihoodCase(NamedTuple):
@@ -60,10 +65,11 @@ class LikelihoodCase(NamedTuple):
         self, name: str, shape: tuple[int, ...], rng: random.Random, scale: float = 1.0
     ) -> Tensor:
         """One parameter in float64, of values that it may have."""
-        if self.form in PROBABILITIES:
+        what = kind(self.build().domain(name))
+        if what == "probability":
             return cases.uniform(shape, rng).mul(0.98).add(0.01)
         values = cases.normal(shape, rng, scale)
-        return values.exp() if name in POSITIVE or self.form.endswith("_rate") else values
+        return values.exp() if what == "positive" else values
 
     def target(self, shape: tuple[int, ...], rng: random.Random) -> Tensor:
         """A target in float64 that the likelihood gives mass to."""

@@ -268,12 +268,26 @@ def test_report_rewrites_what_is_between_the_markers(
     for path in documents:
         text = path.read_text()
         assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-        assert row in text
+    assert "| sample_kl 4x4 | 40 µs | 20 µs | 10 µs | 4x | 2x | 3 KiB | 1 KiB |" in (
+        documents[0].read_text()
+    )
+    assert row in documents[1].read_text()
     assert "| sample_kl 4x4 | 10 µs (4x) | 10 µs (4x) |" in documents[1].read_text()
     pictures = {p.name for p in (tmp_path / "docs" / "img").iterdir()}
-    assert pictures == {
-        f"{kind}{which}-some-cpu.png" for kind in ("speed", "memory") for which in ("", "-all")
-    }
+    assert pictures == {f"{k}-some-cpu.png" for k in ("speed", "speed-all", "memory-all")}
+
+
+def test_the_first_page_is_short_and_begins_with_training_steps(result: dict[str, Any]) -> None:
+    report = load("report")
+    (entry,) = result["cases"]
+    step = {**entry, "name": "a step", "passes": {"step": entry["passes"]["forward"]}}
+    named = [{**entry, "name": name} for name in report.FIRST_PAGE]
+    others = [{**entry, "name": f"other {i}"} for i in range(20)]
+    old = {**result, "cases": [*others, *named, step]}
+    shown = [e["name"] for e in report.first_page(old)]
+    assert shown == ["a step", *report.FIRST_PAGE]
+    new = {**result, "cases": [{**entry, "date": "2001-01-01"}]}
+    assert report.last_measured({"a": old, "b": new})[0] == "b"
 
 
 def test_sizes_are_plotted_against_the_batch(tmp_path: Path, result: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ pytestmark = [
 ]
 
 
-def build(folder, cuda, *settings):
+def build(folder, cuda, *settings, source=ROOT / "csrc"):
     """The module of a build with VAEFAST_CUDA=`cuda`."""
     pybind11 = pytest.importorskip("pybind11")
     search = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -36,7 +36,7 @@ def build(folder, cuda, *settings):
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         f"-DVAEFAST_CUDA={cuda}",
         *settings,
-        *("-GNinja", "-S", str(ROOT / "csrc"), "-B", str(folder)),
+        *("-GNinja", "-S", str(source), "-B", str(folder)),
     ]
     for step in (command, [tools["cmake"], "--build", str(folder), "--target", "_C"]):
         done = subprocess.run(step, capture_output=True, text=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from conftest import Target
-from likelihood_cases import ALL, POSITIVE, PROBABILITIES, LikelihoodCase
+from likelihood_cases import ALL, LikelihoodCase, kind
 from torch import Tensor
 
 import vaefast as vf
@@ -52,9 +52,8 @@ def grid(case: LikelihoodCase) -> tuple[list[Tensor], Tensor]:
     names = likelihoods.registered()[case.name].param_names[: case.count]
     values = []
     for name in names:
-        positive = name in POSITIVE or case.form.endswith("_rate")
-        inside = [0.25, 0.5, 0.75] if case.form in PROBABILITIES else REAL
-        values.append([0.5, 1.0, 2.0, 3.0] if positive else inside)
+        inside = {"probability": [0.25, 0.5, 0.75], "positive": [0.5, 1.0, 2.0, 3.0]}
+        values.append(inside.get(kind(model.domain(name)), REAL))
     rows = torch.tensor(list(itertools.product(targets, *values)), dtype=WIDE)
     x, *params = (c[:, None] for c in rows.T)
     return [p.clone() for p in params], x

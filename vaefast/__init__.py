@@ -16,21 +16,13 @@ from ._explain import Explanation, explain
 from ._info import info
 from .backends import BackendError, available_backends, backend
 from .distributions import DiagonalGaussian
-from .likelihoods import (
-    Bernoulli,
-    Categorical,
-    ContinuousBernoulli,
-    DiscretizedLogistic,
-    DiscretizedLogisticMixture,
-    Gaussian,
-    Laplace,
-    LogCosh,
-    Multinomial,
-    NegativeBinomial,
-    Poisson,
-    StudentT,
-    ZeroInflatedNegativeBinomial,
-)
+from .likelihoods import _bernoulli, _counts, _location, _mixture, _pixels, _rows
+from .likelihoods._bernoulli import *
+from .likelihoods._counts import *
+from .likelihoods._location import *
+from .likelihoods._mixture import *
+from .likelihoods._pixels import *
+from .likelihoods._rows import *
 from .ops.annealed_log_weights import AnnealedWeights, annealed_log_weights
 from .ops.elbo_loss import ELBO, elbo_loss
 from .ops.gaussian_kl import gaussian_kl
@@ -54,23 +46,10 @@ __all__ = [
     "PIWAE",
     "AnnealedWeights",
     "BackendError",
-    "Bernoulli",
-    "Categorical",
-    "ContinuousBernoulli",
     "DiagonalGaussian",
-    "DiscretizedLogistic",
-    "DiscretizedLogisticMixture",
     "Explanation",
-    "Gaussian",
-    "Laplace",
-    "LogCosh",
     "LogMarginal",
-    "Multinomial",
-    "NegativeBinomial",
-    "Poisson",
-    "StudentT",
     "TCTerms",
-    "ZeroInflatedNegativeBinomial",
     "__version__",
     "annealed_log_weights",
     "available_backends",
@@ -97,4 +76,10 @@ __all__ = [
     "schedules",
     "tc_terms",
     "tril_sample_kl",
+    *_bernoulli.__all__,
+    *_counts.__all__,
+    *_location.__all__,
+    *_mixture.__all__,
+    *_pixels.__all__,
+    *_rows.__all__,
 ]

@@ -144,11 +144,10 @@ struct NoiseArgs {
   Output out;
 };
 
-// grad *= upstream * factor.
+// grad *= upstream.
 struct ScaleArgs {
   Shape shape;
   View upstream;
-  double factor = 1;
   int threads = 1;
   Output grad;
 };

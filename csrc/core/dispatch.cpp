@@ -11,35 +11,23 @@
 
 // The kernels' declarations, once per instruction set that is built.
 #undef VAEFAST_ISA
-#define VAEFAST_DECLARE(isa)                               \
-  namespace vaefast {                                      \
-  namespace isa {                                          \
-  bool sample_kl(const SampleKlArgs& args);                \
-  bool sample_kl_backward(const SampleKlArgs& args);       \
-  bool estimated_kl(const EstimatedKlArgs& args);          \
-  bool estimated_kl_backward(const EstimatedKlArgs& args); \
-  bool log_ratio(const LogRatioArgs& args);                \
-  bool log_ratio_backward(const LogRatioArgs& args);       \
-  bool nll(const NllArgs& args);                           \
-  bool noise(const NoiseArgs& args);                       \
-  bool scale(const ScaleArgs& args);                       \
-  bool mixture_log_prob(const MixtureArgs& args);          \
-  bool mixture_log_prob_backward(const MixtureArgs& args); \
-  bool tc_terms(const MixtureArgs& args);                  \
-  bool tc_terms_backward(const MixtureArgs& args);         \
-  bool mmd(const MmdArgs& args);                           \
-  bool softmax_nll(const RowNllArgs& args);                \
-  bool mixture_nll(const RowNllArgs& args);                \
-  }                                                        \
-  }
-
-VAEFAST_DECLARE(isa_default)
+#define VAEFAST_DECLARE(name, Args) bool name(const Args& args);
+namespace vaefast {
+namespace isa_default {
+VAEFAST_CPU_KERNELS(VAEFAST_DECLARE)
+}
 #if defined(VAEFAST_HAVE_AVX2)
-VAEFAST_DECLARE(isa_avx2)
+namespace isa_avx2 {
+VAEFAST_CPU_KERNELS(VAEFAST_DECLARE)
+}
 #endif
 #if defined(VAEFAST_HAVE_AVX512)
-VAEFAST_DECLARE(isa_avx512)
+namespace isa_avx512 {
+VAEFAST_CPU_KERNELS(VAEFAST_DECLARE)
+}
 #endif
+}  // namespace vaefast
+#undef VAEFAST_DECLARE
 
 namespace vaefast {
 namespace {
@@ -75,22 +63,7 @@ void check(bool done) {
     }                                          \
   }
 
-VAEFAST_DISPATCH(sample_kl, SampleKlArgs)
-VAEFAST_DISPATCH(sample_kl_backward, SampleKlArgs)
-VAEFAST_DISPATCH(estimated_kl, EstimatedKlArgs)
-VAEFAST_DISPATCH(estimated_kl_backward, EstimatedKlArgs)
-VAEFAST_DISPATCH(log_ratio, LogRatioArgs)
-VAEFAST_DISPATCH(log_ratio_backward, LogRatioArgs)
-VAEFAST_DISPATCH(nll, NllArgs)
-VAEFAST_DISPATCH(noise, NoiseArgs)
-VAEFAST_DISPATCH(scale, ScaleArgs)
-VAEFAST_DISPATCH(mixture_log_prob, MixtureArgs)
-VAEFAST_DISPATCH(mixture_log_prob_backward, MixtureArgs)
-VAEFAST_DISPATCH(tc_terms, MixtureArgs)
-VAEFAST_DISPATCH(tc_terms_backward, MixtureArgs)
-VAEFAST_DISPATCH(mmd, MmdArgs)
-VAEFAST_DISPATCH(softmax_nll, RowNllArgs)
-VAEFAST_DISPATCH(mixture_nll, RowNllArgs)
+VAEFAST_CPU_KERNELS(VAEFAST_DISPATCH)
 
 #define VAEFAST_NAME(name) #name,
 const char* const kForms[] = {VAEFAST_LIKELIHOODS(VAEFAST_NAME) nullptr};

@@ -1,4 +1,4 @@
-// A stored gradient times the upstream one, in place; nothing is touched where the product is 1.
+// A stored gradient times the upstream one, in place; nothing is touched where that is 1.
 #include "cpu/kernels.h"
 #include "cpu/tile.h"
 
@@ -14,10 +14,9 @@ void multiply(const ScaleArgs& args) {
   if (up.col_stride == 0 && up.row_stride == 0) {
     T value = T(0);
     widen(up.dtype, up.data, &value, 1);
-    if (value * T(args.factor) == T(1)) return;
+    if (value == T(1)) return;
   }
   const Tiling tiling(args.shape, kTile<T>);
-  const T factor = T(args.factor);
 #pragma omp parallel num_threads(args.threads) if (args.threads > 1)
   {
     T stored[kTile<T>], upstream[kTile<T>];
@@ -30,7 +29,7 @@ void multiply(const ScaleArgs& args) {
       if (grad == stored)
         widen(args.grad.dtype,
               static_cast<char*>(args.grad.data) + start * size_of(args.grad.dtype), stored, n);
-      for (int64_t i = 0; i < n; ++i) grad[i] *= by[i] * factor;
+      for (int64_t i = 0; i < n; ++i) grad[i] *= by[i];
       finish(args.grad, start, n, grad);
     }
   }

@@ -1,9 +1,7 @@
 // The CUDA kernels. Each call only queues work: it allocates nothing and waits for nothing.
 #pragma once
 
-#include "core/args.h"
-#include "core/pairs.h"
-#include "core/row_nll.h"
+#include "core/kernels.h"
 
 namespace vaefast {
 namespace cuda {
@@ -20,23 +18,11 @@ struct Place {
 int64_t workspace(const Shape& shape, Reduce reduce, bool scalar_grad, int64_t target_rows);
 
 // Each throws std::runtime_error where the launch fails, std::invalid_argument where the workspace
-// is too small.
-void sample_kl(const SampleKlArgs& args, const Place& place);
-void sample_kl_backward(const SampleKlArgs& args, const Place& place);
-void nll(const NllArgs& args, const Place& place);
-void noise(const NoiseArgs& args, const Place& place);
-void scale(const ScaleArgs& args, const Place& place);
-void row_nll(const RowNllArgs& args, const Place& place);
-// These two take what `workspace` says of all samples' rows by Reduce::kSample.
-void estimated_kl(const EstimatedKlArgs& args, const Place& place);
-void log_ratio(const LogRatioArgs& args, const Place& place);
-void estimated_kl_backward(const EstimatedKlArgs& args, const Place& place);
-void log_ratio_backward(const LogRatioArgs& args, const Place& place);
-void mmd(const MmdArgs& args, const Place& place);
-void mixture_log_prob(const MixtureArgs& args, const Place& place);
-void mixture_log_prob_backward(const MixtureArgs& args, const Place& place);
-void tc_terms(const MixtureArgs& args, const Place& place);
-void tc_terms_backward(const MixtureArgs& args, const Place& place);
+// is too small. estimated_kl and log_ratio take what `workspace` says of all samples' rows by
+// Reduce::kSample.
+#define VAEFAST_DECLARE(name, Args) void name(const Args& args, const Place& place);
+VAEFAST_GPU_KERNELS(VAEFAST_DECLARE)
+#undef VAEFAST_DECLARE
 
 // Bytes for a call of each.
 int64_t row_workspace(const RowNllArgs& args);

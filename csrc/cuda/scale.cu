@@ -1,4 +1,4 @@
-// A stored gradient times the upstream one, in place; nothing is touched where the product is 1.
+// A stored gradient times the upstream one, in place; nothing is touched where that is 1.
 #include "cuda/launch.cuh"
 
 namespace vaefast {
@@ -15,13 +15,12 @@ struct Multiply {
   Source upstream, grad;
   Target out;
   bool one_value;
-  T factor;
 
   VAEFAST_MEMBER void run(int64_t unit, int lane, T*) const {
     const Walk walk = cut.template walk<V>(unit, lane);
     const int64_t start = walk.row * cut.cols + walk.first;
     const char* by = enter<kAny>(upstream, walk.row, walk.first);
-    if (one_value && load_one<T>(upstream.view.dtype, by) * factor == T(1)) return;
+    if (one_value && load_one<T>(upstream.view.dtype, by) == T(1)) return;
     const char* row = enter<kAny>(grad, walk.row, walk.first);
     for (int col = walk.col; col < walk.count; col += walk.step) {
       const int n = walk.count - col < V ? walk.count - col : V;
@@ -32,7 +31,7 @@ struct Multiply {
       decode<kAny, true>(upstream, raw_by, times);
       decode<kAny, true>(grad, raw_grad, values);
 #pragma unroll
-      for (int j = 0; j < V; ++j) values[j] *= times[j] * factor;
+      for (int j = 0; j < V; ++j) values[j] *= times[j];
       put<kAny, T, V>(out, start + col, n, values);
     }
   }
@@ -54,7 +53,7 @@ void multiply(const ScaleArgs& args, const cuda::Place& place) {
   const bool one_value = upstream.col_stride == 0 && upstream.row_stride == 0;
   launch(Multiply<T, V>{cut.work(false), cut, source<T>(upstream, shape.rows, V),
                         source<T>(grad, shape.rows, V),
-                        target(args.grad, shape.rows, shape.cols, V), one_value, T(args.factor)},
+                        target(args.grad, shape.rows, shape.cols, V), one_value},
          place);
 }
 

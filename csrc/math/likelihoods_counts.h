@@ -9,6 +9,13 @@
 
 #include "bounded.h"
 #include "gamma.h"
+#include "likelihoods_base.h"
+
+#define VAEFAST_COUNTS_LIKELIHOODS(X) \
+  X(poisson)                          \
+  X(poisson_rate)                     \
+  X(negative_binomial)                \
+  X(zero_inflated_negative_binomial)
 
 namespace vaefast {
 namespace VAEFAST_ISA {
@@ -29,16 +36,6 @@ template <>
 struct CountEdge<double> {
   static constexpr double largest_ratio = 1e290, far = 690.0;
 };
-
-// What is known of a count before it is looked at: where most are 0, these are done by themselves,
-// at a part of the cost.
-enum class Counts { kAny, kZero, kOther };
-
-// The likelihoods that a CPU takes in two loops, `inner` and `outer`, and how many derivatives the
-// inner one makes: a vector of one loop over both is as many instructions, or as long a chain of
-// them, as the processor looks ahead, so that one vector waits for the other. -1: one loop.
-template <class F>
-constexpr int kInnerGrads = -1;
 
 template <Counts kCounts, class T>
 VAEFAST_FN bool is_zero(T x) {

@@ -4,6 +4,8 @@
 #include "bounded.h"
 #include "special.h"
 
+#define VAEFAST_PIXELS_LIKELIHOODS(X) X(discretized_logistic)
+
 namespace vaefast {
 namespace VAEFAST_ISA {
 

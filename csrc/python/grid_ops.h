@@ -187,12 +187,11 @@ inline void noise(const py::tuple& grid, const py::object& state, bool normal, u
 }
 
 inline void scale(const py::tuple& grid, const py::object& grad, const py::object& upstream,
-                  double factor, const py::object& where) {
+                  const py::object& where) {
   ScaleArgs a;
   a.shape = shape(grid);
   a.grad = output(grad);
   a.upstream = view(upstream);
-  a.factor = factor;
   run<ScaleArgs>(VAEFAST_KERNEL(scale), a, where);
 }
 

@@ -272,18 +272,17 @@ void test_storage() {
   // Every half goes through float and back unchanged, NaN apart.
   std::vector<uint16_t> halves(65536), back(65536);
   for (size_t i = 0; i < halves.size(); ++i) halves[i] = static_cast<uint16_t>(i);
-  const float one = 1;
   for (DType dtype : {DType::kF16, DType::kBF16}) {
     back = halves;
     ScaleArgs a;
     a.shape = {1, 65536, 1};
     a.grad = {back.data(), dtype};
-    // Twice a power of two and back: the values pass through the loaders and are not skipped.
-    a.upstream.data = &one;
-    a.factor = 0.5;
+    // By a power of two and back: the values pass through the loaders and are not skipped.
+    const float half = 0.5, two = 2;
     a.threads = 1;
+    a.upstream.data = &half;
     cpu::scale(a);
-    a.factor = 2;
+    a.upstream.data = &two;
     cpu::scale(a);
     for (size_t i = 0; i < halves.size(); ++i) {
       const uint16_t exponent = dtype == DType::kF16 ? 0x7c00 : 0x7f80;
@@ -306,7 +305,6 @@ void test_scale_of_nothing() {
         a.shape = shape;
         a.grad = {no_elements<float>(), dtype};
         a.upstream.data = upstream;
-        a.factor = 0.5;
         a.threads = 2;
         cpu::scale(a);
       }

@@ -10,8 +10,8 @@ from ._pack import DTYPES, Packed, pack, result
 from ._place import place
 
 
-def scale_(grad: Tensor, upstream: Tensor, factor: float = 1.0) -> None:
-    """grad *= upstream * factor in place; nothing is touched where that is 1."""
+def scale_(grad: Tensor, upstream: Tensor) -> None:
+    """grad *= upstream in place; nothing is touched where that is 1."""
     if upstream.dim() == 0:
         # The usual loss: no layout to work out.
         grid = (1, grad.numel(), 1)
@@ -21,4 +21,4 @@ def scale_(grad: Tensor, upstream: Tensor, factor: float = 1.0) -> None:
         grid, packed, _alive = pack(grad.shape, min(grad.dim(), 1), (grad, upstream))
         by = packed[1]
     where = torch.get_num_threads() if grad.is_cpu else place(grad, grid)
-    _C.scale(grid, result(grad), by, factor, where)
+    _C.scale(grid, result(grad), by, where)

@@ -6,6 +6,6 @@ import torch
 from torch import Tensor
 
 
-def scale_(grad: Tensor, upstream: Tensor, factor: float = 1.0) -> None:
-    """grad *= upstream * factor, with the product taken in float32 or wider."""
-    grad.mul_(upstream.to(torch.promote_types(grad.dtype, torch.float32)) * factor)
+def scale_(grad: Tensor, upstream: Tensor) -> None:
+    """grad *= upstream, with the product taken in float32 or wider."""
+    grad.mul_(upstream.to(torch.promote_types(grad.dtype, torch.float32)))

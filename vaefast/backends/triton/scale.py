@@ -1,4 +1,4 @@
-"""`scale_` by Triton: one launch, which moves nothing where the product is 1."""
+"""`scale_` by Triton: one launch, which moves nothing where that is 1."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from ._grid import launch, load, share, tile_at
 
 
-def scale_(grad: Tensor, upstream: Tensor, factor: float = 1.0) -> None:
-    """grad *= upstream * factor in place; nothing is touched where that is 1."""
+def scale_(grad: Tensor, upstream: Tensor) -> None:
+    """grad *= upstream in place; nothing is touched where that is 1."""
     if not grad.numel():
         return
     dtype = torch.float64 if torch.float64 in (grad.dtype, upstream.dtype) else torch.float32
@@ -23,7 +23,6 @@ def scale_(grad: Tensor, upstream: Tensor, factor: float = 1.0) -> None:
         grad.device,
         grad,
         work.operands[1],
-        factor,
         work.rows,
         work.cols // work.meta["VEC"],
         work.col_tiles,
@@ -36,7 +35,6 @@ def scale_(grad: Tensor, upstream: Tensor, factor: float = 1.0) -> None:
 def _scale(
     grad,
     upstream,
-    factor: tl.float64,
     rows,
     cols,
     col_tiles,
@@ -49,12 +47,11 @@ def _scale(
     COLS: tl.constexpr,
 ):
     # grad: [rows, cols]; upstream: a view over it
-    factor = tl.full((), factor, DTYPE)
-    if ONE and tl.load(upstream[0]).to(DTYPE) * factor == 1.0:
+    if ONE and tl.load(upstream[0]).to(DTYPE) == 1.0:
         return
     cols = cols * VEC
     tile = tl.program_id(0)
     row, _, columns, live_row, live = tile_at(tile, col_tiles, rows, cols, ROWS, COLS, WIDE)
     place = grad + (row * cols + columns)
-    by = load(upstream, row, columns, live, live_row, VEC, GROUP).to(DTYPE) * factor
+    by = load(upstream, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
     tl.store(place, tl.load(place, mask=live, other=0).to(DTYPE) * by, mask=live)

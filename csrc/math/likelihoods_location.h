@@ -1,76 +1,147 @@
-// Likelihoods of real-valued and unit-interval data: see likelihoods.h for what a functor is.
+// Likelihoods of real values around a location: see likelihoods.h for what a functor is.
 #pragma once
 
-#include "special.h"
+#include "likelihoods_base.h"
+
+#define VAEFAST_LOCATION_LIKELIHOODS(X) \
+  X(gaussian_fixed)                     \
+  X(gaussian_scalar)                    \
+  X(gaussian)                           \
+  X(laplace_fixed)                      \
+  X(laplace_scalar)                     \
+  X(laplace)                            \
+  X(log_cosh_fixed)                     \
+  X(log_cosh)                           \
+  X(student_t_fixed)                    \
+  X(student_t)
 
 namespace vaefast {
 namespace VAEFAST_ISA {
 
-// (log(sinh(l/2) / (l/2))) / l^2 and (coth(l/2)/2 - 1/l) / l, its derivative over l: even in l,
-// polynomials in z = l^2 <= 4, within 1e-8 (float) and 1e-17 (double) of their value.
-VAEFAST_FN float log_sinhc(float z) {
-  return horner(z, 4.166666660e-02f, -3.472213281e-04f, 5.509659380e-06f, -1.020513412e-07f,
-                1.702779137e-09f);
-}
-
-VAEFAST_FN double log_sinhc(double z) {
-  return horner(z, 4.16666666666666644e-02, -3.47222222222221802e-04, 5.51146384479288574e-06,
-                -1.03339947073145719e-07, 2.08767566499250533e-09, -4.40348780647980208e-11,
-                9.55866197902615776e-13, -2.11715829227495165e-14, 4.72707918511873287e-16,
-                -1.00344687531926120e-17, 1.52952172095271999e-19);
-}
-
-VAEFAST_FN float coth_rest(float z) {
-  return horner(z, 8.333333251e-02f, -1.388878519e-03f, 3.304782282e-05f, -8.117004180e-07f,
-                1.635687190e-08f);
-}
-
-VAEFAST_FN double coth_rest(double z) {
-  return horner(z, 8.33333333333333287e-02, -1.38888888888887897e-03, 3.30687830686841443e-05,
-                -8.26719576332252940e-07, 2.08767562084209540e-08, -5.28418096216318751e-10,
-                1.33818602616930940e-11, -3.38645915529986605e-13, 8.48640760835869937e-15,
-                -1.97919369286838517e-16, 3.21932869194723267e-18);
-}
-
-// theta: logits l. p(x) = l e^(x l) / (e^l - 1), whose normaliser is log(sinh(l/2) / (l/2)) + l/2.
-// Near l = 0 (lambda = 1/2) that is 0/0: a series, which also keeps the digits of 1/2 - x.
+// theta: mean; numbers: 1 / (2 std^2) and the constant.
 template <class T>
-struct continuous_bernoulli {
+struct gaussian_fixed {
   static constexpr int kParams = 1;
-  explicit continuous_bernoulli(const double*) {}
+  T half_precision, constant;
+  explicit gaussian_fixed(const double* numbers)
+      : half_precision(T(numbers[0])), constant(T(numbers[1])) {}
 
   template <bool kGrad>
   VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
-    const T l = theta[0];
-    const bool up = l > T(0);
-    const T a = abs(l);
-    const bool near = a < T(2);
-    const T z = near ? l * l : T(0);
-    const T y = up ? T(1) - x : x;
-    // Away from 0; the select keeps a division by 0 out of the branch that is not taken.
-    const T far_a = near ? T(2) : a;
-    const T fall = -expm1(-far_a);
-    const T inverse = T(1) / far_a;
+    const T d = theta[0] - x;
+    const T scaled = d * half_precision;
+    if constexpr (kGrad) grad[0] = T(2) * scaled;
+    return madd(d, scaled, constant);
+  }
+};
+
+// theta: mean, std.
+template <class T>
+struct gaussian_scalar {
+  static constexpr int kParams = 2;
+  T constant;
+  explicit gaussian_scalar(const double* numbers) : constant(T(numbers[0])) {}
+
+  template <bool kGrad>
+  VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
+    const T inverse = T(1) / theta[1];
+    const T d = (theta[0] - x) * inverse;
     if constexpr (kGrad) {
-      const T far = y + ((T(1) - fall) / fall - inverse);
-      grad[0] = near ? madd(l, coth_rest(z), T(0.5) - x) : (up ? far : -far);
+      const T pull = d * inverse;
+      grad[0] = pull;
+      grad[1] = madd(-d, pull, inverse);
     }
-    const T inside = l * madd(l, log_sinhc(z), T(0.5) - x);
-    return near ? inside : madd(y, a, log(fall * inverse));
+    return T(0.5) * d * d + log(theta[1]) + constant;
+  }
+};
+
+// theta: mean, logvar.
+template <class T>
+struct gaussian {
+  static constexpr int kParams = 2;
+  T constant;
+  explicit gaussian(const double* numbers) : constant(T(numbers[0])) {}
+
+  template <bool kGrad>
+  VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
+    const T root = exp_finite(T(-0.25) * theta[1]);
+    // (mean - x) / sigma: e^-v times its square may be 0 times infinity.
+    const T d = (theta[0] - x) * root * root;
+    const T square = d * d;
+    if constexpr (kGrad) {
+      grad[0] = d * root * root;
+      grad[1] = T(0.5) - T(0.5) * square;
+    }
+    return T(0.5) * (square + theta[1]) + constant;
+  }
+};
+
+// theta: loc; numbers: 1 / b and the constant.
+template <class T>
+struct laplace_fixed {
+  static constexpr int kParams = 1;
+  T inverse, constant;
+  explicit laplace_fixed(const double* numbers) : inverse(T(numbers[0])), constant(T(numbers[1])) {}
+
+  template <bool kGrad>
+  VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
+    const T d = theta[0] - x;
+    if constexpr (kGrad) grad[0] = sign(d) * inverse;
+    return madd(abs(d), inverse, constant);
+  }
+};
+
+// theta: loc, b.
+template <class T>
+struct laplace_scalar {
+  static constexpr int kParams = 2;
+  T constant;
+  explicit laplace_scalar(const double* numbers) : constant(T(numbers[0])) {}
+
+  template <bool kGrad>
+  VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
+    const T inverse = T(1) / theta[1];
+    const T d = theta[0] - x;
+    const T scaled = abs(d) * inverse;
+    if constexpr (kGrad) {
+      grad[0] = sign(d) * inverse;
+      grad[1] = (T(1) - scaled) * inverse;
+    }
+    return scaled + log(theta[1]) + constant;
+  }
+};
+
+// theta: loc, log b.
+template <class T>
+struct laplace {
+  static constexpr int kParams = 2;
+  T constant;
+  explicit laplace(const double* numbers) : constant(T(numbers[0])) {}
+
+  template <bool kGrad>
+  VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
+    const T root = exp_finite(T(-0.5) * theta[1]);
+    const T d = theta[0] - x;
+    const T scaled = abs(d) * root * root;
+    if constexpr (kGrad) {
+      grad[0] = sign(d) * root * root;
+      grad[1] = T(1) - scaled;
+    }
+    return scaled + theta[1] + constant;
   }
 };
 
 template <class T>
-struct RealEdge;
+struct LocationEdge;
 
 template <>
-struct RealEdge<float> {
+struct LocationEdge<float> {
   // From here on e^-2a is below half an ulp of 1, and the square of `root` overflows.
   static constexpr float cosh = 15.0f, root = 1e18f;
 };
 
 template <>
-struct RealEdge<double> {
+struct LocationEdge<double> {
   static constexpr double cosh = 30.0, root = 1e150;
 };
 
@@ -79,8 +150,8 @@ struct RealEdge<double> {
 template <class T>
 VAEFAST_FN T log_cosh_tanh(T d, T& tangent) {
   const T a = abs(d);
-  const bool far = a > RealEdge<T>::cosh;
-  const T t = expm1(far ? RealEdge<T>::cosh : a);
+  const bool far = a > LocationEdge<T>::cosh;
+  const T t = expm1(far ? LocationEdge<T>::cosh : a);
   const T square = t * (t + T(2));
   const T size = square / (square + T(2));
   tangent = d < T(0) ? -size : size;
@@ -157,7 +228,7 @@ VAEFAST_FN T log_or_log1p(bool whole, T x) {
 template <class T>
 VAEFAST_FN T log1p_square(T r, T& pull) {
   const T a = abs(r);
-  const bool far = a > RealEdge<T>::root;
+  const bool far = a > LocationEdge<T>::root;
   pull = far ? T(1) / r : r / madd(r, r, T(1));
   return (far ? T(2) : T(1)) * log1p(far ? a : r * r);
 }
@@ -196,7 +267,7 @@ struct student_t {
     const T s = theta[1], d = theta[0] - x;
     const T shrink = exp_finite(T(-0.5) * s);
     const T r = d * shrink * shrink * root;
-    const bool far = abs(r) > RealEdge<T>::root;
+    const bool far = abs(r) > LocationEdge<T>::root;
     const T square = r * r;
     const T found = log_or_log1p(far, far ? abs(d) : square);
     const T value = half * (far ? T(2) * ((found - s) + log_root) : found);
