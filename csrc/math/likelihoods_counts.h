@@ -190,7 +190,7 @@ VAEFAST_FN T negative_binomial_nll(T x, T mu, T theta, T& grad_mu, T& grad_theta
   return x < T(0) ? T(kNan) : value;
 }
 
-// theta: mu, theta, as scvi-tools has them; numbers: what is added to mu, which may have underflowed.
+// theta: mu, theta, as scvi-tools has them; numbers: what is added to mu, which may underflow.
 template <class T>
 struct negative_binomial {
   static constexpr int kParams = 2;

@@ -7,6 +7,7 @@ import math
 
 import likelihood_cases
 import pytest
+import test_counts_at_zero as at_zero
 import test_masked_values as masked
 import test_zero_sizes as nothing
 import torch
@@ -58,3 +59,13 @@ def test_no_classes(backend, reduction):
 def test_means_over_nothing(backend):
     nothing.test_a_mean_over_nothing_is_0(backend)
     nothing.test_an_empty_batch_of_many_samples(backend)
+
+
+@pytest.mark.parametrize("name", list(at_zero.MODELS))
+def test_counts_at_a_rate_of_0(backend, name):
+    at_zero.test_infinite_and_no_nan(backend, name, torch.float32, "none")
+
+
+@pytest.mark.parametrize("others", [1, 2])
+def test_eps(backend, others):
+    at_zero.test_eps_is_added_to_the_mean(backend, 1e-8, others, torch.float32)
