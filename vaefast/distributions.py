@@ -1,27 +1,39 @@
-"""Diagonal Gaussians with the interfaces of diffusers and of torch.distributions."""
+"""Diagonal Gaussians with the interfaces of diffusers and of torch.distributions, and counts."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Size, Tensor
 from torch.distributions import Normal
 from torch.distributions.kl import register_kl
 
+from . import _args
 from ._diagonal_gaussian import DiagonalGaussian
+from .distributions_counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
+from .ops import _log_ratio
+from .ops._autograd import direct, needs_reference
 from .ops.gaussian_kl import gaussian_kl
-from .ops.rsample import rsample
+from .ops.rsample import rsample, transform_of
 
-__all__ = ["DiagonalGaussian", "FusedNormal"]
+__all__ = [
+    "DiagonalGaussian",
+    "FusedNormal",
+    "NegativeBinomial",
+    "Poisson",
+    "ZeroInflatedNegativeBinomial",
+]
 
 
 class FusedNormal(Normal):
-    """`torch.distributions.Normal` that samples, and takes its KL to a Normal, in one kernel.
+    """`torch.distributions.Normal` whose sample, density and KL to a Normal are fused.
 
-    `rsample`, `sample` and `torch.distributions.kl_divergence(FusedNormal, Normal)` are fused;
-    all else is Normal's. A KL of half-precision parameters is float32.
+    `rsample` and `torch.distributions.kl_divergence(FusedNormal, Normal)` are one kernel each,
+    `log_prob` has half of Normal's operators; all else is Normal's. `log_prob` and the KL of
+    half-precision parameters are float32.
 
     Example:
         >>> q = FusedNormal(torch.zeros(3, 2), torch.ones(3, 2))
@@ -33,37 +45,97 @@ class FusedNormal(Normal):
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """loc + scale * eps, `[*sample_shape, *batch_shape]`."""
+        loc, scale = self.loc, self.scale
+        if len(sample_shape) == 0 and loc.dim() and loc.dtype == scale.dtype:
+            return rsample(loc, scale, param="std")
         shape = self._extended_shape(Size(sample_shape))
         copies, width = math.prod(sample_shape), math.prod(self.batch_shape)
-        loc = self.loc.to(torch.promote_types(self.loc.dtype, self.scale.dtype))
+        loc = loc.to(torch.promote_types(loc.dtype, scale.dtype))
         # Many samples of few elements are one wide draw: each sample begins its own counters.
         if len(sample_shape) == 0 or copies >= max(width, 1):
-            wide = (_at_least_1d(t, shape) for t in (loc, self.scale))
+            wide = (_at_least_1d(t, shape) for t in (loc, scale))
             return rsample(*wide, param="std").view(shape)
         if not copies:
-            return (loc + self.scale).expand(0, *loc.shape).reshape(shape)
-        return rsample(loc, self.scale, param="std", num_samples=copies).view(shape)
+            return (loc + scale).expand(0, *loc.shape).reshape(shape)
+        return rsample(loc, scale, param="std", num_samples=copies).view(shape)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """As `rsample`, without a gradient."""
         with torch.no_grad():
             return self.rsample(sample_shape)
 
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(value) per element of the shape that value and parameters broadcast to."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return normal_log_prob(self, value, 0)
+
+
+def normal_log_prob(p: Normal, value: Tensor, event_dims: int) -> Tensor:
+    """log p(value), summed over the last `event_dims` dimensions, in the parameters' dtype, at
+    least float32."""
+    shape = torch.broadcast_shapes(value.shape, p.batch_shape)
+    lead = shape[: len(shape) - event_dims]
+    if not event_dims or math.prod(shape) < _FEW:
+        dtype = _args.compute_dtype(value, p.loc, p.scale)
+        loc, scale = p.loc.to(dtype), p.scale.to(dtype)
+        white = (value.to(dtype) - loc) / scale
+        each = torch.addcmul(-0.5 * math.log(2 * math.pi) - scale.log(), white, white, value=-0.5)
+        return each.flatten(len(lead)).sum(-1) if event_dims else each
+    # Samples of the same posteriors read these once.
+    own = p.batch_shape[: len(p.batch_shape) - event_dims]
+    if p.batch_shape[len(own) :] != shape[len(lead) :] or lead[len(lead) - len(own) :] != own:
+        own = lead
+    flat = math.prod(own), math.prod(shape[len(lead) :])
+    loc, scale = (t.expand(*own, *shape[len(lead) :]).reshape(flat) for t in (p.loc, p.scale))
+    z = value.expand(shape).reshape(math.prod(lead[: len(lead) - len(own)]), *flat)
+    return -_log_ratio.run(z, loc, scale, _STD, prior=False).view(lead)
+
+
+def normal_kl(p: Normal, q: Normal, event_dims: int) -> Tensor:
+    """KL(p || q), summed over the last `event_dims` dimensions of the common batch shape."""
+    shape = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
+    lead = shape[: len(shape) - event_dims]
+    flat = (math.prod(lead), math.prod(shape[len(lead) :])) if event_dims else shape or Size((1,))
+    loc, scale = (_of_shape(t, shape, flat) for t in (p.loc, p.scale))
+    prior: tuple[Tensor, ...] = ()
+    if not _is_standard(q):
+        # What broadcasts has its gradient summed in the kernel.
+        prior = q.loc, q.scale
+        if flat != shape:
+            prior = _of_shape(q.loc, shape, flat), _of_shape(q.scale, shape, flat)
+    how: Literal["sample", "none"] = "sample" if event_dims else "none"
+    kl = gaussian_kl(loc, scale, *prior, param="std", reduction=how)
+    return kl if kl.shape == lead else kl.view(lead)
+
 
 def _kl_fused_normal(p: FusedNormal, q: Normal) -> Tensor:
     """KL(p || q) per element of the common batch shape."""
-    shape = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
-    return gaussian_kl(
-        _at_least_1d(p.loc, shape),
-        _at_least_1d(p.scale, shape),
-        q.loc,
-        q.scale,
-        param="std",
-        reduction="none",
-    ).view(shape)
+    return normal_kl(p, q, 0)
 
 
 register_kl(FusedNormal, Normal)(_kl_fused_normal)
+
+# Up to here a kernel's call costs more than the six operators that it stands for.
+_FEW = 1 << 14
+_STD = transform_of("std", 0.0, None)
+
+
+def _is_standard(q: Normal) -> bool:
+    """True where q is seen to be N(0, 1), of which a kernel need not read anything: of small
+    tensors in this machine's memory, which wait for nothing."""
+    loc, scale = q.loc, q.scale
+    if not loc.is_cpu or loc.requires_grad or scale.requires_grad or not 0 < loc.numel() < _FEW:
+        return False
+    if not direct(loc, scale) or needs_reference():
+        return False
+    ends = (*loc.aminmax(), *scale.aminmax())
+    return [end.item() for end in ends] == [0.0, 0.0, 1.0, 1.0]
+
+
+def _of_shape(tensor: Tensor, shape: Size, flat: Sequence[int]) -> Tensor:
+    """`tensor` expanded to `shape` and viewed as `flat`, itself where it is so."""
+    return tensor if tensor.shape == flat else tensor.expand(shape).reshape(flat)
 
 
 def _at_least_1d(tensor: Tensor, shape: Size) -> Tensor:

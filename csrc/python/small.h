@@ -15,7 +15,7 @@ class SmallSampleKl {
     args_.stream.offset = offset;
     args_.z.dtype = args_.grad_mu.dtype = args_.grad_scale.dtype = args_.mu.dtype;
     const Shape& shape = args_.shape;
-    args_.grad_z = {nullptr, args_.mu.dtype, 1, shape.rows, shape.cols, 1, 1.0};
+    each_ = args_.grad_z = {nullptr, args_.mu.dtype, 1, shape.rows, shape.cols, 1, 1.0};
     args_.grad_kl = {nullptr, args_.mu.dtype, shape.segments, shape.rows / shape.segments, 0, 0,
                      1.0};
   }
@@ -37,9 +37,9 @@ class SmallSampleKl {
   }
 
   // z_step: from one element of grad_z to the next, 1 or 0. kl_step: from one sample's upstream
-  // gradient of the KL to the next one's.
+  // gradient of the KL to the next one's, unless `kl_each` element has its own, densely.
   void backward(uint64_t mu, uint64_t scale, uint64_t grad_z, int64_t z_step, uint64_t grad_kl,
-                int64_t kl_step, uint64_t kept, uint64_t grad_mu, uint64_t grad_scale,
+                int64_t kl_step, bool kl_each, uint64_t kept, uint64_t grad_mu, uint64_t grad_scale,
                 int threads) const {
     SampleKlArgs a = args_;
     a.mu.data = memory(mu);
@@ -47,8 +47,11 @@ class SmallSampleKl {
     a.grad_z.data = memory(grad_z);
     a.grad_z.row_stride *= z_step;
     a.grad_z.col_stride = z_step;
+    if (kl_each)
+      a.grad_kl = each_;
+    else
+      a.grad_kl.row_stride = kl_step;
     a.grad_kl.data = memory(grad_kl);
-    a.grad_kl.row_stride = kl_step;
     a.kept = memory(kept);
     a.grad_mu.data = memory(grad_mu);
     a.grad_scale.data = memory(grad_scale);
@@ -59,6 +62,7 @@ class SmallSampleKl {
 
  private:
   SampleKlArgs args_;
+  View each_;
 };
 
 class SmallNll {

@@ -46,6 +46,32 @@ class VersionError(ImportError):
     """A library is there in a version that its integration does not know."""
 
 
+def check_version(name: str, versions: Sequence[str], package: str) -> str:
+    """The version of an installed distribution, as `Library` describes it.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+        VersionError: its version is not one of `versions`.
+    """
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        raise ModuleNotFoundError(
+            f"{name} is not installed: pip install {name}", name=package
+        ) from None
+    release = version.partition("+")[0]
+    if not any(release == known or release.startswith(f"{known}.") for known in versions):
+        raise _unknown(name, versions, package, version)
+    return version
+
+
+def _unknown(name: str, versions: Sequence[str], package: str, got: str) -> VersionError:
+    known = ", ".join(f"{v}.*" for v in versions)
+    return VersionError(
+        f"{name} must be of a version that vaefast knows, {known}, got {got}", name=package
+    )
+
+
 @dataclass(frozen=True)
 class Replacement:
     """An attribute of a class or module, and what stands in its place while patched.
@@ -149,7 +175,7 @@ class Library:
         with _lock:
             if self._active is not None and self._active.options == settings:
                 return self._active
-            version = self._known_version()
+            version = check_version(self.name, self.versions, self.package)
             before = self._active
             self.unpatch()
             try:
@@ -195,32 +221,14 @@ class Library:
                 else:
                     self.patch(**dict(before.options))
 
-    def _known_version(self) -> str:
-        try:
-            version = importlib.metadata.version(self.name)
-        except importlib.metadata.PackageNotFoundError:
-            raise ModuleNotFoundError(
-                f"{self.name} is not installed: pip install {self.name}", name=self.package
-            ) from None
-        release = version.partition("+")[0]
-        if not any(release == known or release.startswith(f"{known}.") for known in self.versions):
-            raise self._unknown(version, "")
-        return version
-
-    def _unknown(self, version: str, what: str) -> VersionError:
-        known = ", ".join(f"{v}.*" for v in self.versions)
-        return VersionError(
-            f"{self.name} must be of a version that vaefast knows, {known}, got {version}{what}",
-            name=self.package,
-        )
-
     def _replace(self, replacement: Replacement) -> Iterator[str]:
         owner, name, new = replacement.owner, replacement.name, replacement.new
         before = vars(owner).get(name, _MISSING)
         original = inspect.getattr_static(owner, name, _MISSING)
         if original is _MISSING:
             version = importlib.metadata.version(self.name)
-            raise self._unknown(version, f", which has no {replacement}")
+            got = f"{version}, which has no {replacement}"
+            raise _unknown(self.name, self.versions, self.package, got)
         self._changes.append(_Change(replacement, before, original))
         setattr(owner, name, new)
         yield str(replacement)

@@ -65,7 +65,10 @@ def keep_posterior(
     if is_dynamo_compiling():
         return
     key = key_of((mu, scale), settings)
-    if key is None or options.reduce not in ("", "sample", "sum") or not serves_natively(mu):
+    each = ("elem",) if options.num_samples < 0 else ()
+    if key is None or options.reduce not in ("", "sample", "sum", *each):
+        return
+    if not serves_natively(mu):
         return
     from ..backends.native import small
 
@@ -189,7 +192,10 @@ class _SmallKL(torch.autograd.Function):
             and scale.stride() == strides[1]
             and direct(grad_kl)
         ):
-            return (*recipe.small.backward(grad_kl, mu, scale, need), None)
+            # Of a sum over the latent dimensions the upstream gradient is one number a sample.
+            each = grad_kl.dim() > 1 and any(grad_kl.stride()[1:])
+            if not each or grad_kl.is_contiguous():
+                return (*recipe.small.backward(grad_kl, mu, scale, need, each), None)
         tensors = (mu, scale, None, None, None, None, None, None)
         need, how = [*need[:2], False, False], (True, "native", None, False)
         found = _sample_kl.gradients(tensors, None, recipe.options, need, None, grad_kl, *how)

@@ -120,6 +120,7 @@ class SmallSampleKl(_Prepared):
             step,
             grad_kl.data_ptr(),
             _step(grad_kl),
+            False,
             at,
             grad.data_ptr(),
             at,
@@ -147,9 +148,10 @@ class SmallKl(_Prepared):
         return kl
 
     def backward(
-        self, grad_kl: Tensor, mu: Tensor, scale: Tensor, need: tuple[bool, bool]
+        self, grad_kl: Tensor, mu: Tensor, scale: Tensor, need: tuple[bool, bool], each: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """The gradients in mu and scale that are needed."""
+        """The gradients in mu and scale that are needed. `each`: grad_kl is dense, a number per
+        element, not per sample."""
         grad_mu = self.fresh(mu) if need[0] else None
         grad_scale = self.fresh(scale) if need[1] else None
         self.call.backward(
@@ -159,6 +161,7 @@ class SmallKl(_Prepared):
             0,
             grad_kl.data_ptr(),
             _step(grad_kl),
+            each,
             0,
             0 if grad_mu is None else grad_mu.data_ptr(),
             0 if grad_scale is None else grad_scale.data_ptr(),
