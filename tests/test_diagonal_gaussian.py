@@ -187,6 +187,16 @@ def test_a_deterministic_one_keeps_what_is_assigned_for_later():
     assert torch.equal(q.sample(noise=torch.ones_like(q.mean)), q.mean + 0.5)
 
 
+def test_the_old_order_is_taken_where_it_can_be_told():
+    p = parameters(3, 5, 8, seed=1) * 4
+    with pytest.warns(DeprecationWarning, match="dim and clamp by name"):
+        old = DiagonalGaussian(p, -1, (-2.0, 2.0))
+    assert torch.equal(old.kl(), DiagonalGaussian(p, dim=-1, clamp=(-2.0, 2.0)).kl())
+    for given in ((True, None), (1, None, 3)):
+        with pytest.raises(TypeError, match=r"takes parameters and deterministic, got [34]"):
+            DiagonalGaussian(p, *given)
+
+
 def test_a_list_of_one_generator_serves_every_image():
     q = DiagonalGaussian(parameters(3, 8, 6))
     one, each = (lambda: torch.Generator().manual_seed(7)), 3

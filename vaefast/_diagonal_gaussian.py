@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -30,6 +31,8 @@ class DiagonalGaussian:
     Args:
         parameters: `[B, *data]` with mean and logvar one behind the other along `dim`.
         deterministic: the point mass at mean: std and var are 0, `kl` and `nll` give `[0.]`.
+        old: `(parameters, dim, clamp)`, as it once was, is still taken, with a
+            `DeprecationWarning`; dim alone in the place of deterministic is not.
         dim: the dimension that holds both.
         clamp: (lo, hi), the bounds on logvar, with zero gradient outside; None for none.
         shift, scale: the distribution of (x - shift) / scale instead of that of x, in everything
@@ -42,7 +45,8 @@ class DiagonalGaussian:
             `generator` then gives the samples of diffusers to the bit.
 
     Raises:
-        TypeError: parameters is no floating-point tensor, or deterministic is no bool.
+        TypeError: parameters is no floating-point tensor, deterministic is no bool, or there are
+            more arguments without a name.
         ValueError: there is no such `dim`, or its size is odd; shift or scale does not fit.
 
     Example:
@@ -55,7 +59,7 @@ class DiagonalGaussian:
         self,
         parameters: Tensor,
         deterministic: bool = False,
-        *,
+        *old: tuple[float, float] | None,
         dim: int = 1,
         clamp: tuple[float, float] | None = (-30.0, 20.0),
         shift: float | Sequence[float] | Tensor | None = None,
@@ -63,6 +67,19 @@ class DiagonalGaussian:
         rng: Rng = "philox",
     ) -> None:
         _args.float_tensor("parameters", parameters)
+        if len(old) == 1 and isinstance(deterministic, int) and not isinstance(deterministic, bool):
+            warnings.warn(
+                "DiagonalGaussian takes dim and clamp by name: its second argument is "
+                "deterministic, as in diffusers",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            dim, clamp, deterministic = deterministic, old[0], False
+        elif old:
+            raise TypeError(
+                "DiagonalGaussian takes parameters and deterministic, got "
+                f"{2 + len(old)} arguments without a name"
+            )
         if not isinstance(deterministic, bool):
             hint = ""
             if isinstance(deterministic, int):

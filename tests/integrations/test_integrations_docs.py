@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import vaefast as vf
+
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "integrations.md").read_text()
 SECTIONS = {
@@ -29,10 +31,28 @@ def _images():
     }
 
 
+def _posterior():
+    return {
+        "vf": vf,
+        "moments": torch.randn(2, 8, 4, 4),
+        "generator": torch.Generator().manual_seed(0),
+    }
+
+
+def _reconstruction():
+    probabilities = torch.rand(6, 784)
+    mu, logvar = torch.randn(6, 20), torch.randn(6, 20)
+    return {"recon_batch": probabilities, "data": probabilities, "mu": mu, "logvar": logvar}
+
+
 # What a section needs installed, and the reader's own names that it speaks of.
 PREPARED = {
     "scvi-tools": (("scvi",), _counts),
     "Pyro": (("pyro",), _images),
+    "diffusers": (("diffusers",), _posterior),
+    "pythae": (("pythae",), dict),
+    "pytorch/examples, AntixK/PyTorch-VAE and code like it": (("lightning",), _reconstruction),
+    "Recipes": ((), lambda: {"vf": vf}),
 }
 
 
