@@ -313,7 +313,7 @@ def of_run(config: Mapping[str, Any]) -> Settings:
     Raises:
         InputError: it lacks something.
     """
-    model, training = config.get("model"), config.get("training")
+    model, training = config.get("model", {}), config.get("training", {})
     if not isinstance(model, dict) or not isinstance(training, dict):
         raise InputError("the run's config.json describes no model and training")
     lacking = ({"shape", "latent", "likelihood", "arch", "width"} - model.keys()) | (

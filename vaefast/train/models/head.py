@@ -228,8 +228,8 @@ class Head(nn.Module):
         if x.dtype != torch.uint8 or isinstance(self.base, Categorical):
             return values
         if isinstance(self.base, _LEVELS):
-            low, high = self.base.low, self.base.high
-            return low + values * ((high - low) / (2**self.base.bits - 1))
+            width: float = (self.base.high - self.base.low) / (2**self.base.bits - 1)
+            return self.base.low + values * width
         return values / self.base.uint8_scale
 
     def shades(self, values: Tensor) -> Tensor:
