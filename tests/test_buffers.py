@@ -120,7 +120,7 @@ def test_shared_memory_is_not_taken_again(buffers):
 
 def test_without_torchs_count_of_references_nothing_is_kept(buffers, monkeypatch):
     monkeypatch.setattr(_torch, "storage_use_count", None)
-    assert torch.isfinite(sample()).all() and buffers._held == []
+    assert torch.isfinite(sample()).all() and not buffers._held
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

@@ -197,14 +197,13 @@ struct log_cosh {
   }
 };
 
-// log x where `whole`, else log(1 + x), x >= 0: one polynomial for both.
+// log x where `whole`, else log(1 + x), x >= 0: one polynomial for both. The logarithm of a
+// denormal x is that of the smallest normal number.
 template <class T>
 VAEFAST_FN T log_or_log1p(bool whole, T x) {
-  // A denormal number's exponent is not where it is looked for.
-  const T lift = sizeof(T) == 4 ? T(0x1p64) : T(0x1p512);
-  const bool tiny = whole & (x < T(1) / lift);
-  const T given = tiny ? x * lift : x;
-  const T y = whole ? given : T(1) + given;
+  constexpr T least = sizeof(T) == 4 ? T(0x1p-126) : T(0x1p-1022);
+  x = x < least ? least : x;
+  const T y = whole ? x : T(1) + x;
   const auto e = exponent_field(y);
   T quarter_scale;
   if constexpr (sizeof(T) == 4) {
@@ -215,13 +214,12 @@ VAEFAST_FN T log_or_log1p(bool whole, T x) {
   const T rest = madd(T(0.25), quarter_scale, T(-1));
   T f;
   if constexpr (sizeof(T) == 4) {
-    f = as_float(to_bits(given) - e);
+    f = as_float(to_bits(x) - e);
   } else {
-    f = as_double(to_bits(given) - e);
+    f = as_double(to_bits(x) - e);
   }
   f += whole ? T(-1) : rest;
-  const T k = exponent_value(e) - (tiny ? (sizeof(T) == 4 ? T(64) : T(512)) : T(0));
-  return log_edges(y, log_join(k, log1p_core(f)));
+  return log_edges(y, log_join(exponent_value(e), log1p_core(f)));
 }
 
 // log1p(r^2) and r / (1 + r^2) where r^2 may overflow.

@@ -23,6 +23,8 @@ from ... import _C, _torch
 _HUGE = 1 << 22
 # Storages that as many results passed over are let go: the program does something else by now.
 _PATIENCE = 64
+# That is looked for at every so many, as to look at one costs as much as to take one.
+_LOOKS = 16
 
 
 class _Held(NamedTuple):
@@ -37,7 +39,7 @@ class _Buffers:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._held: list[_Held] = []
+        self._held: dict[int, list[_Held]] = {}
         self._takes = 0
         self._lock = threading.Lock()
 
@@ -48,33 +50,47 @@ class _Buffers:
             return _fresh(shape, dtype)
         with self._lock:
             self._takes += 1
-            self._held = [h for h in self._held if self._worth_keeping(h)]
-            for index, held in enumerate(self._held):
-                if held.bytes == size and _idle(held):
+            if self._takes % _LOOKS == 0:
+                self._let_go()
+            same = self._held.setdefault(size, [])
+            for index, held in enumerate(same):
+                if _idle(held) and _unchanged(held):
                     # In two steps, so that no other thread finds it idle.
                     tensor = torch.empty(0, dtype=dtype, device="cpu")
                     tensor.set_(held.storage, 0, tuple(shape), _dense(shape))
-                    self._held[index] = held._replace(since=self._takes)
+                    same[index] = held._replace(since=self._takes)
                     return _filled(tensor)
             tensor = _fresh(shape, dtype)
+            if self.bytes()[0] + size > self.limit:
+                self._let_go()
             if self.bytes()[0] + size <= self.limit:
                 storage = tensor.untyped_storage()
-                self._held.append(_Held(storage, storage.data_ptr(), size, self._takes))
+                same = self._held.setdefault(size, [])
+                same.append(_Held(storage, storage.data_ptr(), size, self._takes))
             return tensor
 
     def bytes(self) -> tuple[int, int]:
         """How many are held, and how many of these are free to be taken."""
-        idle = sum(h.bytes for h in self._held if _idle(h))
-        return sum(h.bytes for h in self._held), idle
+        held = [h for same in self._held.values() for h in same]
+        return sum(h.bytes for h in held), sum(h.bytes for h in held if _idle(h))
 
     def clear(self) -> None:
         with self._lock:
-            self._held = []
+            self._held = {}
+
+    def _let_go(self) -> None:
+        kept = {
+            size: [h for h in same if self._worth_keeping(h)] for size, same in self._held.items()
+        }
+        self._held = {size: same for size, same in kept.items() if same}
 
     def _worth_keeping(self, held: _Held) -> bool:
-        # A storage that was resized, or moved to shared memory, is no longer what it was.
-        unchanged = held.storage.data_ptr() == held.address and held.storage.nbytes() == held.bytes
-        return unchanged and (self._takes - held.since < _PATIENCE or not _idle(held))
+        return _unchanged(held) and (self._takes - held.since < _PATIENCE or not _idle(held))
+
+
+def _unchanged(held: _Held) -> bool:
+    # A storage that was resized, or moved to shared memory, is no longer what it was.
+    return held.storage.data_ptr() == held.address and held.storage.nbytes() == held.bytes
 
 
 def _idle(held: _Held) -> bool:
