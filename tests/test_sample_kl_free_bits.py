@@ -43,7 +43,8 @@ def test_is_what_gaussian_kl_grants(backend, bits, prior, masked):
 def test_the_default_is_per_sample(backend):
     mu, logvar = posterior(backend.device, torch.float32)
     plain = vf.gaussian_kl(mu, logvar, reduction="sample")
-    bits = float(plain.detach().median())
+    # Between two samples: on the bound itself the gradient is the KL's own.
+    bits = float(plain.detach().sort().values[2:4].mean())
     for _ in range(2):
         z, kl = vf.sample_kl(mu, logvar, free_bits=bits, seed=1)
         torch.testing.assert_close(kl, plain.clamp(min=bits))
