@@ -74,38 +74,43 @@ class FusedNormal(Normal):
 def normal_log_prob(p: Normal, value: Tensor, event_dims: int) -> Tensor:
     """log p(value), summed over the last `event_dims` dimensions, in the parameters' dtype, at
     least float32."""
-    shape = torch.broadcast_shapes(value.shape, p.batch_shape)
+    loc, scale = p.loc, p.scale
+    shape = _common_shape(value, loc)
+    if not event_dims or shape.numel() < _FEW:
+        if not value.dtype == loc.dtype == scale.dtype in _COMPUTED:
+            dtype = _args.compute_dtype(value, loc, scale)
+            value, loc, scale = value.to(dtype), loc.to(dtype), scale.to(dtype)
+        white = (value - loc) / scale
+        each = torch.addcmul(_LOG_NORM - scale.log(), white, white, value=-0.5)
+        return each.flatten(-event_dims).sum(-1) if event_dims else each
     lead = shape[: len(shape) - event_dims]
-    if not event_dims or math.prod(shape) < _FEW:
-        dtype = _args.compute_dtype(value, p.loc, p.scale)
-        loc, scale = p.loc.to(dtype), p.scale.to(dtype)
-        white = (value.to(dtype) - loc) / scale
-        each = torch.addcmul(-0.5 * math.log(2 * math.pi) - scale.log(), white, white, value=-0.5)
-        return each.flatten(len(lead)).sum(-1) if event_dims else each
     # Samples of the same posteriors read these once.
     own = p.batch_shape[: len(p.batch_shape) - event_dims]
     if p.batch_shape[len(own) :] != shape[len(lead) :] or lead[len(lead) - len(own) :] != own:
         own = lead
     flat = math.prod(own), math.prod(shape[len(lead) :])
-    loc, scale = (t.expand(*own, *shape[len(lead) :]).reshape(flat) for t in (p.loc, p.scale))
+    loc, scale = (t.expand(*own, *shape[len(lead) :]).reshape(flat) for t in (loc, scale))
     z = value.expand(shape).reshape(math.prod(lead[: len(lead) - len(own)]), *flat)
     return -_log_ratio.run(z, loc, scale, _STD, prior=False).view(lead)
 
 
 def normal_kl(p: Normal, q: Normal, event_dims: int) -> Tensor:
     """KL(p || q), summed over the last `event_dims` dimensions of the common batch shape."""
-    shape = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
-    lead = shape[: len(shape) - event_dims]
-    flat = (math.prod(lead), math.prod(shape[len(lead) :])) if event_dims else shape or Size((1,))
-    loc, scale = (_of_shape(t, shape, flat) for t in (p.loc, p.scale))
+    shape = _common_shape(p.loc, q.loc)
+    lead, how = shape, "none"
+    flat: Sequence[int] = shape or (1,)
+    if event_dims:
+        lead, how = shape[: len(shape) - event_dims], "sample"
+        if len(lead) != 1 or event_dims > 1:
+            flat = math.prod(lead), math.prod(shape[len(lead) :])
+    loc, scale = _of_shape(p.loc, shape, flat), _of_shape(p.scale, shape, flat)
     prior: tuple[Tensor, ...] = ()
     if not _is_standard(q):
         # What broadcasts has its gradient summed in the kernel.
         prior = q.loc, q.scale
         if flat != shape:
             prior = _of_shape(q.loc, shape, flat), _of_shape(q.scale, shape, flat)
-    how: Literal["sample", "none"] = "sample" if event_dims else "none"
-    kl = gaussian_kl(loc, scale, *prior, param="std", reduction=how)
+    kl = gaussian_kl(loc, scale, *prior, param="std", reduction=how)  # type: ignore[arg-type]
     return kl if kl.shape == lead else kl.view(lead)
 
 
@@ -119,6 +124,8 @@ register_kl(FusedNormal, Normal)(_kl_fused_normal)
 # Up to here a kernel's call costs more than the six operators that it stands for.
 _FEW = 1 << 14
 _STD = transform_of("std", 0.0, None)
+_LOG_NORM = -0.5 * math.log(2 * math.pi)
+_COMPUTED = (torch.float32, torch.float64)
 
 
 def _is_standard(q: Normal) -> bool:
@@ -131,6 +138,13 @@ def _is_standard(q: Normal) -> bool:
         return False
     ends = (*loc.aminmax(), *scale.aminmax())
     return [end.item() for end in ends] == [0.0, 0.0, 1.0, 1.0]
+
+
+def _common_shape(one: Tensor, other: Tensor) -> Size:
+    """What both broadcast to. `torch.broadcast_shapes` alone takes as long as a small kernel."""
+    if one.shape == other.shape or not other.dim():
+        return one.shape
+    return Size(torch.broadcast_shapes(one.shape, other.shape))
 
 
 def _of_shape(tensor: Tensor, shape: Size, flat: Sequence[int]) -> Tensor:
