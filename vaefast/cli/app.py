@@ -11,6 +11,8 @@ import vaefast
 from .bench import bench
 from .demo import demo
 from .info import info
+from .lecture import lecture
+from .report import report
 from .train import train
 
 app = typer.Typer(
@@ -22,6 +24,8 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(train)
+app.command()(report)
+app.command()(lecture)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
 app.command()(info)
 

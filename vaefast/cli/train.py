@@ -191,7 +191,8 @@ def _run(
     summary = {"interrupted": interrupted, "held_out_before": before, "held_out_after": after}
     pictures = write_results(run, vae, data.held_out, training["seed"], summary)
     say(f"held-out ELBO, nats per sample: {before['elbo']:.2f} before, {after['elbo']:.2f} after")
-    say(f"{run.path}/: {', '.join([*pictures, 'metrics.csv', 'weights.safetensors'])}")
+    files = ["report.html", *pictures, "metrics.csv", "weights.safetensors"]
+    say(f"{run.path}/: {', '.join(files)}")
     return interrupted
 
 

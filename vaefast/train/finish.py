@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _info, backends
+from ..report import keep_held_out, write_report
 from .models import VAE
 from .objectives import held_out_elbo
 from .pictures import draw_all, save_curves
@@ -38,9 +39,14 @@ def write_config(
 
 
 def write_results(
-    run: RunFolder, model: VAE, held_out: Tensor, seed: int, summary: Mapping[str, Any]
+    run: RunFolder,
+    model: VAE,
+    held_out: Tensor,
+    seed: int,
+    summary: Mapping[str, Any],
+    labels: Tensor | None = None,
 ) -> list[str]:
-    """Writes weights, summary and pictures; the names of the pictures."""
+    """Writes weights, summary, pictures and the report; the names of the pictures."""
     run.write_weights(model)
     run.write_json(SUMMARY, summary)
     names = draw_all(run.path, model, held_out, seed)
@@ -48,6 +54,8 @@ def write_results(
     if rows:
         save_curves(run.file("loss.png"), rows)
         names.append("loss.png")
+    keep_held_out(run, model, held_out, labels)
+    write_report(run)
     return names
 
 

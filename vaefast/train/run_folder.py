@@ -23,7 +23,8 @@ CONFIG, METRICS, WEIGHTS, SUMMARY = (
 )
 CHECKPOINTS, LAST, PREVIOUS, BEST = "checkpoints", "last.ckpt", "previous.ckpt", "best.ckpt"
 PICTURES = ("samples.png", "reconstructions.png", "latent_walk.png", "loss.png")
-CONTENTS = (CONFIG, METRICS, WEIGHTS, SUMMARY, *PICTURES)
+REPORT, HELD_OUT = "report.html", "held_out.npz"
+CONTENTS = (CONFIG, METRICS, WEIGHTS, SUMMARY, *PICTURES, REPORT, HELD_OUT)
 LOCK = ".lock"
 
 
