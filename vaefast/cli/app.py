@@ -11,6 +11,8 @@ import vaefast
 from .bench import bench
 from .demo import demo
 from .info import info
+from .lecture import lecture
+from .report import report
 from .train import train
 from .use import encode, evaluate, sample
 
@@ -23,7 +25,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(train)
-for command in (sample, encode, evaluate):
+for command in (report, sample, encode, evaluate, lecture):
     app.command()(command)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
 app.command()(info)

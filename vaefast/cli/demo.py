@@ -70,8 +70,8 @@ def demo(
 ) -> None:
     """Train a VAE on scikit-learn's handwritten digits, and show what it learned.
 
-    Writes samples, reconstructions, a latent walk and the loss curves as PNG, metrics.csv,
-    weights.safetensors, config.json and summary.json into the run's folder.
+    Writes report.html, samples, reconstructions, a latent walk and the loss curves as PNG,
+    metrics.csv, weights.safetensors, config.json and summary.json into the run's folder.
     """
     with input_errors():
         need("demo", "matplotlib", "safetensors", "sklearn")
@@ -148,9 +148,10 @@ def _run(
         summary["seconds"] = {name: t._asdict() for name, t in timings.items()}
         summary["unused_dimensions"] = _unused(model, images.held_out)
     summary["linear_probe"] = _probe(model, images, digits)
-    pictures = write_results(run, model, images.held_out, settings.seed, summary)
+    labels = digits.labels.held_out
+    pictures = write_results(run, model, images.held_out, settings.seed, summary, labels)
     _report(summary, timings, settings, device)
-    say(f"{run.path}/: {', '.join(pictures)}, metrics.csv, weights.safetensors")
+    say(f"{run.path}/: report.html, {', '.join(pictures)}, metrics.csv, weights.safetensors")
     say(f"{time.perf_counter() - begin:.0f} s in all")
     if interrupted:
         raise typer.Exit(130)

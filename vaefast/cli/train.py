@@ -399,7 +399,8 @@ def _run(
         say(f"{module.skipped} steps were skipped: their gradient was not finite")
     what = "held-out ELBO" if config["objective"]["name"] not in _NO_ELBO else "held-out -loss"
     say(f"{what}, nats per sample: {before['elbo']:.2f} before, {after['elbo']:.2f} after")
-    say(f"{run.path}/: {', '.join([*pictures, 'metrics.csv', 'weights.safetensors'])}")
+    files = ["report.html", *pictures, "metrics.csv", "weights.safetensors"]
+    say(f"{run.path}/: {', '.join(files)}")
     return interrupted
 
 

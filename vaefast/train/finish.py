@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _info, backends
+from ..report import keep_held_out, write_report
 from .data import Samples
 from .models import Model
 from .objectives import Objective, held_out_elbo
@@ -46,8 +47,9 @@ def write_results(
     held_out: Tensor | Samples,
     seed: int,
     summary: Mapping[str, Any],
+    labels: Tensor | None = None,
 ) -> list[str]:
-    """Writes weights, summary and pictures; the names of the pictures."""
+    """Writes weights, summary, pictures and the report; the names of the pictures."""
     run.write_weights(model)
     run.write_json(SUMMARY, summary)
     names = draw_all(run.path, model, held_out[:24], seed)
@@ -55,6 +57,8 @@ def write_results(
     if rows:
         save_curves(run.file("loss.png"), rows)
         names.append("loss.png")
+    keep_held_out(run, model, held_out, labels)
+    write_report(run)
     return names
 
 

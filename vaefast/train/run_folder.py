@@ -25,7 +25,8 @@ CONFIG, METRICS, WEIGHTS, SUMMARY, SETTINGS, EVALUATION = (
 )
 CHECKPOINTS, LAST, PREVIOUS, BEST = "checkpoints", "last.ckpt", "previous.ckpt", "best.ckpt"
 PICTURES = ("samples.png", "reconstructions.png", "latent_walk.png", "loss.png")
-CONTENTS = (CONFIG, METRICS, WEIGHTS, SUMMARY, SETTINGS, EVALUATION, *PICTURES)
+REPORT, HELD_OUT = "report.html", "held_out.npz"
+CONTENTS = (CONFIG, METRICS, WEIGHTS, SUMMARY, SETTINGS, EVALUATION, *PICTURES, REPORT, HELD_OUT)
 LOCK = ".lock"
 
 
