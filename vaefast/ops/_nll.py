@@ -20,7 +20,6 @@ from ..backends.reference import nll as reference
 from ._autograd import (
     by_plain_pytorch,
     by_reference,
-    direct,
     distinct,
     keep,
     kept,
@@ -51,8 +50,9 @@ def run(
     if plain:
         return reference.nll(params, target, mask, weight, state, options)
     options, numbers = settled(options)
+    loss: Tensor
     if grad_needed(*params):
-        loss: Tensor = _NLL.apply(
+        loss = _NLL.apply(
             *distinct(
                 target,
                 mask,
@@ -66,9 +66,10 @@ def run(
                 *params,
             )
         )
-        return loss
-    need = [False] * len(params)
-    return _call(params, target, mask, weight, state, sparse, numbers, options, need, backend)[0]
+    else:
+        tensors = (list(params), target, mask, weight, state, list(sparse))
+        loss = _operator.call(backend, numbers, *tensors, options, [False] * len(params))[0]
+    return loss
 
 
 class _NLL(torch.autograd.Function):
@@ -88,9 +89,9 @@ class _NLL(torch.autograd.Function):
         sparse, params = tensors[:parts], tensors[parts:]
         need = list(ctx.needs_input_grad[8 + parts :])
         made = need if options.reduce != "elem" else [False] * len(need)
-        loss, *grads = _call(
-            params, target, mask, weight, state, sparse, numbers, options, made, backend
-        )
+        call = (list(params), target, mask, weight, state, list(sparse), options, made)
+        loss: Tensor
+        loss, *grads = _operator.call(backend, numbers, *call)
         keep(ctx, (target, mask, weight, state, numbers, *tensors), grads)
         ctx.options, ctx.backend, ctx.need, ctx.parts = options, backend, need, parts
         return loss
@@ -108,10 +109,8 @@ class _NLL(torch.autograd.Function):
         elif options.reduce == "elem":
             weight = upstream if weight is None else upstream * weight
             options = options._replace(reduce="sum")
-            _, *grads = _call(
-                params, target, mask, weight, state, sparse, numbers, options, need, backend
-            )
-            found = iter(grads)
+            call = (list(params), target, mask, weight, state, list(sparse), options, need)
+            found = iter(_operator.call(backend, numbers, *call)[1:])
             grads = [
                 _in_dtype(next(found), index, params[index], options) if wanted else None
                 for index, wanted in enumerate(need)
@@ -175,28 +174,6 @@ def times_upstream(
     if options.reduce == "sample":
         upstream = upstream.view(*upstream.shape, *([1] * (grad.dim() - upstream.dim())))
     return scaled(grad, upstream, backend, overwrite, param.dtype)
-
-
-def _call(
-    params: Sequence[Tensor],
-    target: Tensor,
-    mask: Tensor | None,
-    weight: Tensor | None,
-    state: Tensor | None,
-    sparse: Sequence[Tensor],
-    numbers: Tensor | None,
-    options: Nll,
-    need: Sequence[bool],
-    backend: str,
-) -> list[Tensor]:
-    """The loss and the needed gradients."""
-    call = (list(params), target, mask, weight, state, list(sparse), options, list(need))
-    result: list[Tensor]
-    if direct(*params, target, mask, weight, state):
-        result = _operator.direct(backend, *call)
-    else:
-        result = _operator.routed(backend, numbers, *call)
-    return result
 
 
 def densified(values: Tensor, sparse: Sequence[Tensor], row: Sequence[int]) -> Tensor:

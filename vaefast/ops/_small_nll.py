@@ -14,8 +14,9 @@ from .._torch import apply_of, keeps_graph
 from ..backends._options import Nll
 from ..likelihoods import Likelihood, Params
 from . import _nll, _recipes
-from ._autograd import by_reference, direct
+from ._autograd import by_reference
 from ._recipes import Recipe, keep, key_of, recording, serves_natively
+from ._register import direct
 
 
 def nll(params: Params, target: Tensor, model: Likelihood, reduction: str) -> Tensor | None:
