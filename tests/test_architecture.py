@@ -88,5 +88,3 @@ def test_arrows_of_cpp(room):
 def test_a_page():
     """It is a map: what is longer belongs elsewhere."""
     assert len(TEXT.split()) < 1400
-
-
