@@ -68,6 +68,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(skip)
+    for item in items:
+        if _repeats(item):
+            item.add_marker(pytest.mark.slow)
     if config.getoption("full") or "slow" in config.getoption("markexpr"):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]
@@ -77,6 +80,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if not item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)
     config.stash[LEFT] = len(slow)
+
+
+def _repeats(item: pytest.Item) -> bool:
+    """Whether a test is another's, with a lesser instruction set than this machine's best: the same
+    sources. A file that keeps them all for a plain run is marked `every_isa`."""
+    found = getattr(item, "callspec", None)
+    if found is None or item.get_closest_marker("every_isa"):
+        return False
+    chosen = {found.params.get(name) for name in ("backend", "kernels", "implementation")}
+    return not chosen.isdisjoint(CPU_BACKENDS[1:-1])
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -118,6 +131,13 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Target]:
 def kernels(request: pytest.FixtureRequest) -> Iterator[Target]:
     """As `backend`, without the reference."""
     yield from _served_by(request.param)
+
+
+@pytest.fixture(params=CPU_BACKENDS)
+def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+    """As `backend`, of the CPU's alone, by "reference" or the instruction set's name."""
+    for target in _served_by(request.param):
+        yield request.param.removeprefix(f"{target.name}-")
 
 
 def _served_by(param: str) -> Iterator[Target]:

@@ -22,7 +22,7 @@ def rounded(rows: list[tuple[float, ...]]) -> tuple[list[tuple[float, ...]], lis
 
 
 def likelihood(device: str, case: LikelihoodCase, ulps: float) -> None:
-    rows, (x, *theta) = rounded(extremes.points(case.form))
+    rows, (x, *theta) = rounded(extremes.points(case.form, case.count))
     if case.form == "discretized_logistic":
         if case.settings:
             # The truth is of 8 bits on [-1, 1].

@@ -33,8 +33,9 @@ PROBABILITIES = [0.0, TINY, 1e-20, 1e-13, 1e-11, 0.3, 0.5, 1 - 2.0**-24, 1.0]
 LEVELS = [0.0, 1.0, 128.0, 254.0, 255.0]
 
 
-def points(form: str) -> list[tuple[float, ...]]:
-    """Rows of (x, *theta), without a learned scalar, for a likelihood of this form."""
+def points(form: str, count: int) -> list[tuple[float, ...]]:
+    """Rows of (x, *theta), without a learned scalar, for a likelihood of this form, which has
+    `count` parameters."""
     match form:
         case "bernoulli" | "continuous_bernoulli":
             return list(itertools.product(UNIT, REALS))
@@ -52,7 +53,7 @@ def points(form: str) -> list[tuple[float, ...]]:
             return list(itertools.product(COUNTS, few, few, [-HUGE, -90.0, 0.0, 3.0, 90.0, HUGE]))
         case "discretized_logistic":
             return list(itertools.product(LEVELS, [-1.0, -0.003, 0.5, 1e5], LOG_SCALES))
-        case _ if form.endswith(("_fixed", "_scalar")):
+        case _ if count == 1:
             return PLACES
         case _:
             return [(*place, s) for place in PLACES for s in LOG_SCALES]

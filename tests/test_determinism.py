@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 import vaefast as vf
 from vaefast.random import normal, uniform
 
+pytestmark = pytest.mark.every_isa
+
 ROOT = Path(__file__).resolve().parent.parent
 # Enough for several threads, and no multiple of a tile, a vector or a thread.
 SHAPE = (67, 1271)

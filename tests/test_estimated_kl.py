@@ -96,6 +96,7 @@ def test_against_distributions(backend, samples, shape, prior, stop_posterior):
         torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.every_isa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("prior", ["", "shared"])
 def test_narrow_dtypes(backend, dtype, prior):

@@ -267,6 +267,26 @@ def test_other_threads_are_not_listened_to() -> None:
     assert [c.operator for c in vf.explain(both).calls] == ["sample_kl"]
 
 
+@native
+def test_two_may_ask_at_once() -> None:
+    """One inside of another, in a thread of its own: each is told of its own calls."""
+    inner = []
+
+    def ask() -> None:
+        inner.append(vf.explain(vf.gaussian_kl, *posterior()))
+
+    def outer() -> None:
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join(60)
+        vf.mmd(*posterior())
+
+    found = vf.explain(outer)
+    assert [c.operator for c in found.calls] == ["mmd"]
+    assert [c.path for c in inner[-1].calls] == ["fast"]
+    assert type(_recipes.kept) is dict
+
+
 def test_an_error_is_the_functions() -> None:
     with pytest.raises(ValueError, match="likelihood"):
         vf.explain(vf.nll, *data(), "no such")

@@ -6,6 +6,8 @@ from tolerances import assert_close64
 
 import vaefast as vf
 
+pytestmark = pytest.mark.every_isa
+
 # (batch, width): a lane or a warp to a row; a block to a row; several blocks to a row; many rows of
 # a few vectors; rows that begin at no vector's place.
 SHAPES = [(3, 5), (129, 64), (4, 260), (9, 1271), (2, 9000), (1, 20_001), (3000, 7)]

@@ -11,6 +11,8 @@ from likelihood_cases import ALL
 import vaefast as vf
 from vaefast import likelihoods
 
+pytestmark = pytest.mark.every_isa
+
 every = pytest.mark.parametrize("case", ALL, ids=str)
 
 

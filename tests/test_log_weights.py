@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -13,25 +11,9 @@ import vaefast as vf
 from vaefast.ops._log_ratio import run
 from vaefast.ops.rsample import transform_of
 
-core = pytest.importorskip("vaefast._C") if "native" in vf.available_backends() else None
-IMPLEMENTATIONS = ["reference", *(core.available_capabilities() if core else ())]
 # K, B, *latent.
 SHAPES = [(1, 1, 1), (3, 41, 7), (5, 2, 1271), (2, 3, 4, 5), (64, 17, 50), (4, 6)]
 NAMES = ("z", "mu", "scale", "prior_mu", "prior_scale")
-
-
-@pytest.fixture(params=IMPLEMENTATIONS)
-def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The reference, then the native core on each instruction set that the machine has."""
-    if request.param == "reference":
-        with vf.backend("reference"):
-            yield "reference"
-        return
-    before = core.cpu_capability()
-    core.set_cpu_capability(request.param)
-    with vf.backend("native"):
-        yield request.param
-    core.set_cpu_capability(before)
 
 
 def inputs(shape: tuple[int, ...], prior: str = "", dtype=torch.float64) -> dict[str, Tensor]:

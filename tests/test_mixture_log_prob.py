@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,8 +11,6 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 
 import vaefast as vf
 
-core = pytest.importorskip("vaefast._C") if "native" in vf.available_backends() else None
-IMPLEMENTATIONS = ["reference", *(core.available_capabilities() if core else ())]
 # Points, components, dimensions.
 SHAPES = [
     (1, 1, 1),
@@ -24,20 +21,6 @@ SHAPES = [
     (9, 70, 131),
     (1100, 1300, 3),
 ]
-
-
-@pytest.fixture(params=IMPLEMENTATIONS)
-def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The reference, then the native core on each instruction set that the machine has."""
-    if request.param == "reference":
-        with vf.backend("reference"):
-            yield "reference"
-        return
-    before = core.cpu_capability()
-    core.set_cpu_capability(request.param)
-    with vf.backend("native"):
-        yield request.param
-    core.set_cpu_capability(before)
 
 
 def inputs(

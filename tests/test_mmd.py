@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,24 +11,8 @@ from torch import Tensor
 import vaefast as vf
 from vaefast.ops.mmd import WAE_SCALES, denominators
 
-core = pytest.importorskip("vaefast._C") if "native" in vf.available_backends() else None
-IMPLEMENTATIONS = ["reference", *(core.available_capabilities() if core else ())]
 # Points of x, points of y, dimensions.
 SHAPES = [(2, 2, 1), (5, 3, 2), (41, 130, 7), (257, 129, 5), (16, 200, 33), (70, 40, 131)]
-
-
-@pytest.fixture(params=IMPLEMENTATIONS)
-def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The reference, then the native core on each instruction set that the machine has."""
-    if request.param == "reference":
-        with vf.backend("reference"):
-            yield "reference"
-        return
-    before = core.cpu_capability()
-    core.set_cpu_capability(request.param)
-    with vf.backend("native"):
-        yield request.param
-    core.set_cpu_capability(before)
 
 
 def samples(shape: tuple[int, int, int], dtype: torch.dtype = torch.float64) -> list[Tensor]:

@@ -10,6 +10,8 @@ from tolerances import NORMAL, TABLE
 import vaefast as vf
 from vaefast.random import BINARIZE, LIKELIHOOD, POSTERIOR, make_state, normal, uniform
 
+pytestmark = pytest.mark.every_isa
+
 SEEDS = [0, 7, 2**31, 2**63 - 1, -1, -(2**63), 0x299F31D0A4093822]
 
 

@@ -20,6 +20,8 @@ from torch import Tensor
 
 import vaefast as vf
 
+pytestmark = pytest.mark.every_isa
+
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 DTYPES = [F64, F32, BF16, F16]
 ROUNDING = {F64: 1e-12, F32: 3e-6, BF16: 2**-8, F16: 2**-11}

@@ -67,3 +67,15 @@ def test_pictures_are_shown() -> None:
     """No picture is left over from a table that is gone."""
     shown = {name for page in PAGES for name in re.findall(r"img/([\w.-]+\.png)", page.read_text())}
     assert {p.name for p in (ROOT / "docs" / "img").glob("*.png")} == shown
+
+
+def test_the_paths_that_contributors_are_sent_to_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = re.findall(r"`((?:vaefast|csrc|tests|benchmarks|docs)/[^`\s]*)`", text)
+    assert len(paths) > 25
+    missing = []
+    for path in paths:
+        there = path.replace("<op>", "sample_kl").replace("<family>", "counts")
+        if not any(ROOT.glob(there)) and not path.startswith("vaefast/_C*"):
+            missing.append(path)
+    assert not missing

@@ -12,6 +12,8 @@ from vaefast import Categorical, DiscretizedLogisticMixture, Multinomial, backen
 from vaefast.backends import load
 from vaefast.backends._options import RowNll
 
+pytestmark = pytest.mark.every_isa
+
 DTYPES = [WIDE, torch.float32, torch.bfloat16, torch.float16]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,23 +13,7 @@ import vaefast as vf
 from vaefast.ops import _tc_terms
 from vaefast.ops.tc_terms import weights
 
-core = pytest.importorskip("vaefast._C") if "native" in vf.available_backends() else None
-IMPLEMENTATIONS = ["reference", *(core.available_capabilities() if core else ())]
 SHAPES = [(2, 1), (5, 3), (41, 7), (130, 5), (257, 2), (70, 77)]
-
-
-@pytest.fixture(params=IMPLEMENTATIONS)
-def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The reference, then the native core on each instruction set that the machine has."""
-    if request.param == "reference":
-        with vf.backend("reference"):
-            yield "reference"
-        return
-    before = core.cpu_capability()
-    core.set_cpu_capability(request.param)
-    with vf.backend("native"):
-        yield request.param
-    core.set_cpu_capability(before)
 
 
 def batch(size: int, dims: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:

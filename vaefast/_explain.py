@@ -237,7 +237,7 @@ def _listening() -> Iterator[_Log]:
     log = _Log()
     token = _log.set(log)
     try:
-        with _recipes.watched(lambda recipe: served(recipe.name, "native", "fast")):
+        with _recipes.watched():
             yield log
     finally:
         _log.reset(token)

@@ -14,7 +14,8 @@ from . import _args
 from ._diagonal_gaussian import DiagonalGaussian
 from .distributions_counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from .ops import _log_ratio
-from .ops._autograd import direct, needs_reference
+from .ops._autograd import needs_reference
+from .ops._register import direct
 from .ops.gaussian_kl import gaussian_kl
 from .ops.rsample import rsample, transform_of
 

@@ -95,6 +95,16 @@ def _places(
     return rows, cols, rows // samples if samples else 1, tuple(places)
 
 
+def fitted(grads: Sequence[Tensor | None], parameters: Sequence[Tensor | None]) -> list[Tensor]:
+    """The gradients there are, those made over what their parameter broadcasts to summed to its
+    shape, in its dtype."""
+    return [
+        g if g.shape == t.shape else g.sum_to_size(t.shape).to(t.dtype)
+        for g, t in zip(grads, parameters, strict=True)
+        if g is not None and t is not None
+    ]
+
+
 def dense(shape: Sequence[int], operands: Sequence[Tensor | None]) -> bool:
     """True where every operand is contiguous and of `shape`."""
     for t in operands:

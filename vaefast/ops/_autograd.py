@@ -12,15 +12,13 @@ from torch.compiler import is_dynamo_compiling
 from .. import backends
 from .._explain import declined, served
 from .._torch import (
-    dispatch_modes,
     forward_mode,
-    is_zero_tensor,
     keeps_graph,
     saved_tensor_hooks,
     tracing,
     transforms_active,
 )
-from ._register import lib
+from ._register import PLAIN, direct, lib
 
 lib.define("scale_(Tensor(a!) grad, Tensor upstream, str backend) -> ()")
 
@@ -31,41 +29,6 @@ def _scale(grad: Tensor, upstream: Tensor, backend: str) -> None:
 
 lib.impl("scale_", _scale, "CompositeExplicitAutograd")
 torch.library.register_fake("vaefast::scale_", lambda grad, upstream, backend: None, lib=lib)
-
-
-PLAIN = (Tensor, torch.nn.Parameter)
-
-
-def direct(*tensors: Tensor | None) -> bool:
-    """True where a kernel may be called past torch's dispatcher, which costs some 10 us a call.
-
-    Not under a mode or a tracer that must see the operator, for a subclass with a dispatcher of
-    its own, or for a tensor whose memory holds other numbers than it shows (a negated view), or
-    is not there (a zero tensor, a batch that vmap shows one by one).
-    """
-    if is_dynamo_compiling():
-        return False
-    if dispatch_modes():
-        declined("mode")
-        return False
-    try:
-        # A plain loop: a generator in all() takes twice the time.
-        for t in tensors:
-            if t is None:
-                continue
-            if type(t) not in PLAIN:
-                declined("class", type(t).__name__)
-                return False
-            if t.is_neg():
-                declined("negated")
-                return False
-            if not t.data_ptr() and is_zero_tensor(t):
-                declined("memory")
-                return False
-    except RuntimeError:
-        declined("memory")
-        return False
-    return True
 
 
 def by_reference(*upstream: Tensor | None) -> bool:

@@ -7,7 +7,6 @@ would: z is never read again, as the noise is made anew.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from .. import backends
 from .._args import compute_dtype, grad_needed
 from ..backends._options import Posterior
 from ..backends.reference import estimated_kl as reference
-from ._autograd import by_plain_pytorch, by_reference, direct, distinct, reference_grads
+from ._autograd import by_plain_pytorch, by_reference, distinct, reference_grads
 from ._register import Operator, settled
 from ._sample_kl import z_shape
 
@@ -43,11 +42,12 @@ def run(
     if by_plain_pytorch("estimated_kl", backend, noise, like=mu):
         return reference.estimated_kl(*tensors, options, stop_posterior)
     options, numbers = settled(options)
+    result: tuple[Tensor, Tensor]
     if grad_needed(mu, scale, prior_mu, prior_scale):
-        result: tuple[Tensor, Tensor]
         result = _EstimatedKL.apply(*distinct(*tensors, numbers, options, stop_posterior, backend))
-        return result
-    return _call(tensors, numbers, options, backend)
+    else:
+        result = _forward.call(backend, numbers, *tensors, options)
+    return result
 
 
 class _EstimatedKL(torch.autograd.Function):
@@ -57,7 +57,7 @@ class _EstimatedKL(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, numbers)
         ctx.options, ctx.stop_posterior, ctx.backend = options, stop_posterior, backend
-        z, kl = _call(tensors, numbers, options, backend)
+        z, kl = _forward.call(backend, numbers, *tensors, options)
         if not any(ctx.needs_input_grad[:2]):
             # A sample does not depend on the prior.
             ctx.mark_non_differentiable(z)
@@ -84,27 +84,12 @@ class _EstimatedKL(torch.autograd.Function):
             )
             return (*grads, *_NO_GRADS)
         call = (grad_z, grad_kl, *tensors, options, stop_posterior, need)
-        if direct(grad_z, grad_kl, *tensors):
-            made = _backward.direct(ctx.backend, *call)
-        else:
-            made = _backward.routed(ctx.backend, numbers, *call)
-        found = iter(made)
+        found = iter(_backward.call(ctx.backend, numbers, *call))
         return (*[next(found) if n else None for n in need], *_NO_GRADS)
 
 
 # For state, noise, numbers, options, stop_posterior and backend.
 _NO_GRADS = (None,) * 6
-
-
-def _call(
-    tensors: Sequence[Tensor | None], numbers: Tensor | None, options: Posterior, backend: str
-) -> tuple[Tensor, Tensor]:
-    result: tuple[Tensor, Tensor]
-    if direct(*tensors):
-        result = _forward.direct(backend, *tensors, options)
-    else:
-        result = _forward.routed(backend, numbers, *tensors, options)
-    return result
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, Tensor]:

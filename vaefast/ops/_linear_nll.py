@@ -21,7 +21,6 @@ from ..backends.linear_nll import Maybe
 from ..backends.reference import linear_nll as reference
 from ._autograd import (
     by_reference,
-    direct,
     distinct,
     keep,
     kept,
@@ -183,10 +182,10 @@ def _call(
     h, weights, biases, scalar = _split(leaves)
     tensors = (h, [*weights], [*biases], scalar, [*target], mask, weight)
     result: list[Tensor]
-    if backend == "reference" or direct(*leaves, *target, mask, weight):
+    if backend == "reference":
         result = _operator.direct(backend, *tensors, options, need)
     else:
-        result = _operator.routed(backend, numbers, *tensors, options, [*need])
+        result = _operator.call(backend, numbers, *tensors, options, [*need])
     return result
 
 

@@ -14,7 +14,7 @@ from .. import _args, backends
 from .._args import compute_dtype, grad_needed
 from ..backends._options import Transform
 from ..backends.reference import log_ratio as reference
-from ._autograd import by_plain_pytorch, by_reference, direct, distinct, reference_grads
+from ._autograd import by_plain_pytorch, by_reference, distinct, reference_grads
 from ._register import Operator, settled
 
 _TENSORS = "Tensor z, Tensor mu, Tensor scale, Tensor? prior_mu, Tensor? prior_scale"
@@ -54,8 +54,9 @@ def run(
     transform, numbers = settled(transform)
     if grad_needed(*tensors):
         value: Tensor = _LogRatio.apply(*distinct(*tensors, numbers, transform, prior, backend))
-        return value
-    return _call(tensors, numbers, transform, prior, backend)
+    else:
+        value = _forward.call(backend, numbers, *tensors, transform, prior)
+    return value
 
 
 class _LogRatio(torch.autograd.Function):
@@ -64,7 +65,8 @@ class _LogRatio(torch.autograd.Function):
         *tensors, numbers, transform, prior, backend = args
         ctx.save_for_backward(*tensors, numbers)
         ctx.transform, ctx.prior, ctx.backend = transform, prior, backend
-        return _call(tuple(tensors), numbers, transform, prior, backend)
+        value: Tensor = _forward.call(backend, numbers, *tensors, transform, prior)
+        return value
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
@@ -81,27 +83,8 @@ class _LogRatio(torch.autograd.Function):
             )
             return (*grads, None, None, None, None)
         call = (upstream, *tensors, transform, prior, need)
-        if direct(upstream, *tensors):
-            made = _backward.direct(backend, *call)
-        else:
-            made = _backward.routed(backend, numbers, *call)
-        found = iter(made)
+        found = iter(_backward.call(backend, numbers, *call))
         return (*[next(found) if n else None for n in need], None, None, None, None)
-
-
-def _call(
-    tensors: tuple[Tensor | None, ...],
-    numbers: Tensor | None,
-    transform: Transform,
-    prior: bool,
-    backend: str,
-) -> Tensor:
-    result: Tensor
-    if direct(*tensors):
-        result = _forward.direct(backend, *tensors, transform, prior)
-    else:
-        result = _forward.routed(backend, numbers, *tensors, transform, prior)
-    return result
 
 
 def _forward_fake(*args: Any) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import backends
 from .._args import grad_needed
 from ..backends.reference import mixture_log_prob as reference
-from ._autograd import by_plain_pytorch, by_reference, direct, distinct, reference_grads
+from ._autograd import by_plain_pytorch, by_reference, distinct, reference_grads
 from ._register import Operator
 
 _TENSORS = "Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights"
@@ -24,16 +24,18 @@ def run(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> Te
         return reference.mixture_log_prob(*tensors)
     if grad_needed(*tensors):
         values: Tensor = _Mixture.apply(*distinct(*tensors, backend))
-        return values
-    return _call(z, mu, logvar, log_weights, backend)[0]
+    else:
+        values = _forward.call(backend, None, *tensors)[0]
+    return values
 
 
 class _Mixture(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        z, mu, logvar, log_weights, backend = args
-        values, joint = _call(z, mu, logvar, log_weights, backend)
-        ctx.save_for_backward(z, mu, logvar, log_weights, joint)
+        *tensors, backend = args
+        values: Tensor
+        values, joint = _forward.call(backend, None, *tensors)
+        ctx.save_for_backward(*tensors, joint)
         ctx.backend = backend
         return values
 
@@ -46,24 +48,10 @@ class _Mixture(torch.autograd.Function):
                 lambda *t: (reference.mixture_log_prob(*t),), tensors, need, (upstream,)
             )
             return (*grads, None)
-        if direct(upstream, *tensors, joint):
-            made = _backward.direct(ctx.backend, upstream, *tensors, joint)
-        else:
-            made = _backward.routed(ctx.backend, None, upstream, *tensors, joint)
+        made = _backward.call(ctx.backend, None, upstream, *tensors, joint)
         if len(made) < 4:
             made = [*made, None]
         return (*[grad if n else None for grad, n in zip(made, need, strict=True)], None)
-
-
-def _call(
-    z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None, backend: str
-) -> tuple[Tensor, Tensor]:
-    result: tuple[Tensor, Tensor]
-    if direct(z, mu, logvar, log_weights):
-        result = _forward.direct(backend, z, mu, logvar, log_weights)
-    else:
-        result = _forward.routed(backend, None, z, mu, logvar, log_weights)
-    return result
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, Tensor]:

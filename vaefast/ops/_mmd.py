@@ -17,7 +17,6 @@ from ..backends.reference import mmd as reference
 from ._autograd import (
     by_plain_pytorch,
     by_reference,
-    direct,
     distinct,
     keep,
     kept,
@@ -35,8 +34,9 @@ def run(x: Tensor, y: Tensor, options: Mmd) -> Tensor:
     options, numbers = settled(options)
     if grad_needed(x, y):
         value: Tensor = _MMD.apply(*distinct(x, y, numbers, options, backend))
-        return value
-    return _call(x, y, numbers, options, [False, False], backend)[0]
+    else:
+        value = _operator.call(backend, numbers, x, y, options, [False, False])[0]
+    return value
 
 
 class _MMD(torch.autograd.Function):
@@ -45,7 +45,8 @@ class _MMD(torch.autograd.Function):
         ctx: Any, x: Tensor, y: Tensor, numbers: Tensor | None, options: Mmd, backend: str
     ) -> Tensor:
         ctx.need = list(ctx.needs_input_grad[:2])
-        value, *grads = _call(x, y, numbers, options, ctx.need, backend)
+        value: Tensor
+        value, *grads = _operator.call(backend, numbers, x, y, options, ctx.need)
         keep(ctx, (x, y), grads)
         ctx.options, ctx.backend = options, backend
         return value
@@ -63,22 +64,6 @@ class _MMD(torch.autograd.Function):
             scaled(next(found), upstream, ctx.backend, overwrite) if n else None for n in ctx.need
         ]
         return (*grads, None, None, None)
-
-
-def _call(
-    x: Tensor,
-    y: Tensor,
-    numbers: Tensor | None,
-    options: Mmd,
-    need: list[bool],
-    backend: str,
-) -> list[Tensor]:
-    result: list[Tensor]
-    if direct(x, y):
-        result = _operator.direct(backend, x, y, options, need)
-    else:
-        result = _operator.routed(backend, numbers, x, y, options, need)
-    return result
 
 
 def _fake(x: Tensor, y: Tensor, options: Mmd, need: list[bool]) -> list[Tensor]:

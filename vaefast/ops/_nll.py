@@ -21,7 +21,6 @@ from ..backends.reference.likelihoods import LOCATION
 from ._autograd import (
     by_plain_pytorch,
     by_reference,
-    direct,
     distinct,
     keep,
     kept,
@@ -64,8 +63,9 @@ def run(
     options, numbers = settled(options)
     if grad_needed(target):
         params = _wide_enough(params, target, options)
+    loss: Tensor
     if grad_needed(*params, target):
-        loss: Tensor = _NLL.apply(
+        loss = _NLL.apply(
             *distinct(
                 target,
                 mask,
@@ -79,9 +79,10 @@ def run(
                 *params,
             )
         )
-        return loss
-    need = [False] * len(params)
-    return _call(params, target, mask, weight, state, sparse, numbers, options, need, backend)[0]
+    else:
+        tensors = (list(params), target, mask, weight, state, list(sparse))
+        loss = _operator.call(backend, numbers, *tensors, options, [False] * len(params))[0]
+    return loss
 
 
 def _in_order(
@@ -126,10 +127,10 @@ class _NLL(torch.autograd.Function):
         sparse, params = tensors[:parts], tensors[parts:]
         need = list(ctx.needs_input_grad[8 + parts :])
         wanted = wanted_of(need, ctx.needs_input_grad[0])
-        made = wanted if options.reduce != "elem" else (False,) * len(need)
-        loss, *grads = _call(
-            params, target, mask, weight, state, sparse, numbers, options, made, backend
-        )
+        made = list(wanted) if options.reduce != "elem" else [False] * len(need)
+        call = (list(params), target, mask, weight, state, list(sparse), options, made)
+        loss: Tensor
+        loss, *grads = _operator.call(backend, numbers, *call)
         keep(ctx, (target, mask, weight, state, numbers, *tensors), grads)
         ctx.options, ctx.backend, ctx.need, ctx.parts = options, backend, need, parts
         return loss
@@ -152,10 +153,8 @@ class _NLL(torch.autograd.Function):
         if options.reduce == "elem":
             weight = upstream if weight is None else upstream * weight
             options = options._replace(reduce="sum")
-            _, *made = _call(
-                params, target, mask, weight, state, sparse, numbers, options, wanted, backend
-            )
-            found = iter(made)
+            call = (list(params), target, mask, weight, state, list(sparse), options, list(wanted))
+            found = iter(_operator.call(backend, numbers, *call)[1:])
             grads = [next(found) if w else None for w in wanted]
             scalar = grads[options.scalar] if options.scalar >= 0 else None
             if scalar is not None:
@@ -242,28 +241,6 @@ def times_upstream(
     if options.reduce == "sample":
         upstream = upstream.view(*upstream.shape, *([1] * (grad.dim() - upstream.dim())))
     return scaled(grad, upstream, backend, overwrite)
-
-
-def _call(
-    params: Sequence[Tensor],
-    target: Tensor,
-    mask: Tensor | None,
-    weight: Tensor | None,
-    state: Tensor | None,
-    sparse: Sequence[Tensor],
-    numbers: Tensor | None,
-    options: Nll,
-    need: Sequence[bool],
-    backend: str,
-) -> list[Tensor]:
-    """The loss and the needed gradients."""
-    call = (list(params), target, mask, weight, state, list(sparse), options, list(need))
-    result: list[Tensor]
-    if direct(*params, target, mask, weight, state):
-        result = _operator.direct(backend, *call)
-    else:
-        result = _operator.routed(backend, numbers, *call)
-    return result
 
 
 def densified(values: Tensor, sparse: Sequence[Tensor], row: Sequence[int]) -> Tensor:

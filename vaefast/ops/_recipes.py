@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from .._explain import declined
+from .._explain import declined, served
 from .._torch import (
     dispatch_modes,
     forward_mode,
@@ -28,7 +28,7 @@ from .._torch import (
 )
 from ..backends import asked
 from ..backends._options import Nll, Posterior
-from ._autograd import PLAIN
+from ._register import PLAIN
 
 # More signatures than any one program calls with.
 LIMIT = 1024
@@ -132,47 +132,46 @@ def serves_natively() -> bool:
 
 
 @contextmanager
-def watched(used: Callable[[Recipe], None]) -> Iterator[None]:
-    """Until it is closed, `used` is called with each recipe that a call is made from."""
-    global kept
+def watched() -> Iterator[None]:
+    """Until it is closed, recipes tell `explain` of their use; it may be open several times."""
+    global kept, _watchers
     with _watching:
-        if isinstance(kept, _Watched):
-            yield
-            return
-        before = kept
-        kept = _Watched(before, used)
-        try:
-            yield
-        finally:
-            kept = before
+        if not _watchers:
+            kept = _Watched(kept)
+        _watchers += 1
+    try:
+        yield
+    finally:
+        with _watching:
+            _watchers -= 1
+            if not _watchers and isinstance(kept, _Watched):
+                kept = kept.data
 
 
-_watching = threading.RLock()
+_watching = threading.Lock()
+_watchers = 0
 
 
 class _Watched(UserDict[Hashable, Recipe]):
     """The recipes kept, those looked up by `get` so that they tell of their use."""
 
-    def __init__(
-        self, recipes: MutableMapping[Hashable, Recipe], used: Callable[[Recipe], None]
-    ) -> None:
+    def __init__(self, recipes: MutableMapping[Hashable, Recipe]) -> None:
         self.data = cast(dict[Hashable, Recipe], recipes)
-        self.used = used
 
     def get(self, key: Hashable, default: Any = None) -> Any:
         found = self.data.get(key)
-        return default if found is None else _Telling(found, self.used)
+        return default if found is None else _Telling(found)
 
 
 class _Telling:
     """A recipe that tells once that it is used."""
 
-    def __init__(self, recipe: Recipe, used: Callable[[Recipe], None]) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._used: Callable[[Recipe], None] | None = used
+        self._told = False
 
     def __getattr__(self, name: str) -> Any:
-        if self._used is not None and name in ("apply", "small"):
-            self._used(self._recipe)
-            self._used = None
+        if not self._told and name in ("apply", "small"):
+            self._told = True
+            served(self._recipe.name, "native", "fast")
         return getattr(self._recipe, name)

@@ -14,11 +14,48 @@ from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from .. import _torch, backends
-from .._explain import served
+from .._explain import declined, served
+from .._torch import dispatch_modes, is_zero_tensor
 
 lib = torch.library.Library("vaefast", "FRAGMENT")
+
+PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def direct(*tensors: Tensor | None) -> bool:
+    """True where a kernel may be called past torch's dispatcher, which costs some 10 us a call.
+
+    Not under a mode or a tracer that must see the operator, for a subclass with a dispatcher of
+    its own, or for a tensor whose memory holds other numbers than it shows (a negated view), or
+    is not there (a zero tensor, a batch that vmap shows one by one).
+    """
+    if is_dynamo_compiling():
+        return False
+    if dispatch_modes():
+        declined("mode")
+        return False
+    try:
+        # A plain loop: a generator in all() takes twice the time.
+        for t in tensors:
+            if t is None:
+                continue
+            if type(t) not in PLAIN:
+                declined("class", type(t).__name__)
+                return False
+            if t.is_neg():
+                declined("negated")
+                return False
+            if not t.data_ptr() and is_zero_tensor(t):
+                declined("memory")
+                return False
+    except RuntimeError:
+        declined("memory")
+        return False
+    return True
+
 
 _TYPES = {
     str: "str",
@@ -63,6 +100,7 @@ class Operator:
         self.serve = serve
         self._options = options
         self._tensors = len(tensors.split(","))
+        self._lists = "[]" in tensors
         settings = [] if options is None else _schema(options)
         self._settings = len(settings)
         # Behind what the backend's function takes.
@@ -72,6 +110,16 @@ class Operator:
         lib.impl(name, self._run, "CompositeExplicitAutograd")
         self._fake = fake
         torch.library.register_fake(f"vaefast::{name}", self._shapes, lib=lib)
+
+    def call(self, backend: str, numbers: Tensor | None, *args: Any) -> Any:
+        """The results for (*tensors, options, *also): by torch's dispatcher where one of the
+        tensors, or what is active, makes it see the call."""
+        seen: Sequence[Any] = args[: self._tensors]
+        if self._lists:
+            seen = [t for one in seen for t in (one if isinstance(one, list) else (one,))]
+        if direct(*seen):
+            return self.direct(backend, *args)
+        return self.routed(backend, numbers, *args)
 
     def direct(self, backend: str, *args: Any) -> Any:
         """The results for (*tensors, options, *also) by a backend, past torch's dispatcher."""

@@ -19,7 +19,6 @@ from ..backends.reference import row_nll as reference
 from ._autograd import (
     by_plain_pytorch,
     by_reference,
-    direct,
     distinct,
     keep,
     kept,
@@ -132,11 +131,7 @@ def _call(
 ) -> list[Tensor]:
     """The loss and, where needed, the gradient."""
     call = (params, list(target), mask, weight, options, need)
-    result: list[Tensor]
-    if direct(params, mask, weight, *target):
-        result = _operator.direct(backend, *call)
-    else:
-        result = _operator.routed(backend, numbers, *call)
+    result: list[Tensor] = _operator.call(backend, numbers, *call)
     return result
 
 

@@ -18,7 +18,6 @@ from ..backends.reference import sample_kl as reference
 from ._autograd import (
     by_plain_pytorch,
     by_reference,
-    direct,
     distinct,
     keep,
     kept,
@@ -26,7 +25,7 @@ from ._autograd import (
     reference_grads,
 )
 from ._memory_order import inverse, memory_order, ordered
-from ._register import Operator, settled
+from ._register import Operator, direct, settled
 
 _TENSORS = (
     "Tensor mu, Tensor scale, Tensor? prior_mu, Tensor? prior_scale, Tensor? mask, "
@@ -65,10 +64,8 @@ def run(
     if grad_needed(mu, scale, prior_mu, prior_scale):
         share = None if balance is None else operand(balance)
         z, kl = _SampleKL.apply(*distinct(*tensors, numbers, options, backend, share))
-    elif direct(*tensors):
-        z, kl = _forward.direct(backend, *tensors, options)
     else:
-        z, kl = _forward.routed(backend, numbers, *tensors, options)
+        z, kl = _forward.call(backend, numbers, *tensors, options)
     return z if options.num_samples >= 0 else None, kl if options.reduce else None
 
 

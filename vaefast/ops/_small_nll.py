@@ -15,8 +15,9 @@ from ..backends._options import Nll
 from ..backends.reference.likelihoods import LOCATION
 from ..likelihoods import Likelihood, Params
 from . import _nll, _recipes
-from ._autograd import by_reference, direct
+from ._autograd import by_reference
 from ._recipes import Recipe, keep, key_of, recording, serves_natively
+from ._register import direct
 
 
 def nll(params: Params, target: Tensor, model: Likelihood, reduction: str) -> Tensor | None:

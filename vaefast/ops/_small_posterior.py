@@ -13,8 +13,8 @@ from .._explain import after_the_call, declined
 from .._torch import apply_of, keeps_graph
 from ..backends._options import Posterior
 from . import _recipes, _sample_kl
-from ._autograd import direct
 from ._recipes import Recipe, keep, key_of, recording, serves_natively
+from ._register import direct
 
 
 def sample(

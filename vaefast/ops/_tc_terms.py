@@ -15,7 +15,7 @@ from .. import backends
 from .._args import grad_needed
 from ..backends._options import Weighing
 from ..backends.reference import tc_terms as reference
-from ._autograd import by_plain_pytorch, by_reference, direct, distinct, reference_grads
+from ._autograd import by_plain_pytorch, by_reference, distinct, reference_grads
 from ._register import Operator, settled
 
 
@@ -27,8 +27,9 @@ def run(z: Tensor, mu: Tensor, logvar: Tensor, weighing: Weighing) -> Tensor:
     weighing, numbers = settled(weighing)
     if grad_needed(z, mu, logvar):
         terms: Tensor = _TCTerms.apply(*distinct(z, mu, logvar, numbers, weighing, backend))
-        return terms
-    return _call(z, mu, logvar, numbers, weighing, backend)[0]
+    else:
+        terms = _forward.call(backend, numbers, z, mu, logvar, weighing)[0]
+    return terms
 
 
 class _TCTerms(torch.autograd.Function):
@@ -42,7 +43,8 @@ class _TCTerms(torch.autograd.Function):
         weighing: Weighing,
         backend: str,
     ) -> Tensor:
-        terms, joint, marginals = _call(z, mu, logvar, numbers, weighing, backend)
+        terms: Tensor
+        terms, joint, marginals = _forward.call(backend, numbers, z, mu, logvar, weighing)
         ctx.save_for_backward(z, mu, logvar, joint, marginals, numbers)
         ctx.weighing, ctx.backend = weighing, backend
         return terms
@@ -59,27 +61,8 @@ class _TCTerms(torch.autograd.Function):
                 (upstream,),
             )
             return (*grads, None, None, None)
-        if direct(upstream, *saved):
-            made = _backward.direct(ctx.backend, upstream, *saved, weighing)
-        else:
-            made = _backward.routed(ctx.backend, numbers, upstream, *saved, weighing)
+        made = _backward.call(ctx.backend, numbers, upstream, *saved, weighing)
         return (*[g if n else None for g, n in zip(made, need, strict=True)], None, None, None)
-
-
-def _call(
-    z: Tensor,
-    mu: Tensor,
-    logvar: Tensor,
-    numbers: Tensor | None,
-    weighing: Weighing,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    result: tuple[Tensor, Tensor, Tensor]
-    if direct(z, mu, logvar):
-        result = _forward.direct(backend, z, mu, logvar, weighing)
-    else:
-        result = _forward.routed(backend, numbers, z, mu, logvar, weighing)
-    return result
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:

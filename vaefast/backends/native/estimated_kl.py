@@ -8,7 +8,7 @@ from torch import Tensor
 from ... import _C
 from ..._args import compute_dtype
 from .._options import Posterior
-from ..layout import View
+from ..layout import View, fitted
 from ._pack import fresh, fresh_like, operand, result, stream
 from ._place import place, place_for_samples
 from .sample_kl import _gradient, _pack, _settings
@@ -86,8 +86,4 @@ def estimated_kl_backward(
         tuple([result(g) for g in grads]),
         torch.get_num_threads() if mu.is_cpu else place(mu, grid),
     )
-    return [
-        g if g.shape == t.shape else g.sum_to_size(t.shape).to(t.dtype)
-        for g, t in zip(grads, parameters, strict=True)
-        if g is not None and t is not None
-    ]
+    return fitted(grads, parameters)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ... import _C
 from ..._args import compute_dtype
 from .._options import Posterior, Transform
+from ..layout import fitted
 from ._pack import Packed, fresh_like, pack, result
 from ._place import place, place_for_samples
 from .sample_kl import _gradient, _settings
@@ -74,11 +75,7 @@ def log_ratio_backward(
         tuple([result(g) for g in grads]),
         torch.get_num_threads() if z.is_cpu else place(z, grid),
     )
-    return [
-        g if g.shape == t.shape else g.sum_to_size(t.shape).to(t.dtype)
-        for g, t in zip(grads, (z, *parameters), strict=True)
-        if g is not None and t is not None
-    ]
+    return fitted(grads, (z, *parameters))
 
 
 def _options(z: Tensor, transform: Transform) -> Posterior:

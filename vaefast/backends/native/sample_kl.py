@@ -10,7 +10,7 @@ from torch import Tensor
 from ... import _C
 from ..._args import PARAMS, compute_dtype
 from .._options import Posterior
-from ..layout import View
+from ..layout import View, fitted
 from ._pack import REDUCE, Packed, fresh, fresh_like, operand, pack, result, stream
 from ._place import place
 
@@ -127,11 +127,7 @@ def sample_kl_backward(
         ),
         torch.get_num_threads() if mu.is_cpu else place(mu, grid),
     )
-    return [
-        g if g.shape == t.shape else g.sum_to_size(t.shape).to(t.dtype)
-        for g, t in zip(grads, parameters, strict=True)
-        if g is not None and t is not None
-    ]
+    return fitted(grads, parameters)
 
 
 # The core's kPriorBlocks.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..._args import compute_dtype
 from .._options import Transform
+from ..layout import fitted
 from ._grid import Work, launch, load, share, tile_at
 from ._math import half_difference_of_squares, whitened, whitening_root
 from ._posterior import densities
@@ -129,9 +130,7 @@ def merged(parameter: Tensor, mu: Tensor, parts: Tensor) -> Tensor:
         same = parameter.shape == mu.shape
         grad = mu.new_empty(mu.shape, dtype=parameter.dtype if same else parts.dtype)
         total(parts.view(len(parts), -1).t(), grad.view(-1), 1.0)
-    if grad.shape == parameter.shape:
-        return grad
-    return grad.sum_to_size(parameter.shape).to(parameter.dtype)
+    return fitted([grad], [parameter])[0]
 
 
 def _sizes(work: Work, z: Tensor, shares: int) -> tuple[int, ...]:

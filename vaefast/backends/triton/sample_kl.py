@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..._args import compute_dtype
 from .._options import Posterior
-from ..layout import View
+from ..layout import View, fitted
 from . import _sample_kl
 from ._grid import Work, launch, share
 from ._sums import room
@@ -125,11 +125,7 @@ def sample_kl_backward(
             *_numbers(options, options.factor),
             **_settings(work, options, state),
         )
-    return [
-        g if g.shape == t.shape else g.sum_to_size(t.shape).to(t.dtype)
-        for g, t in zip(grads, parameters, strict=True)
-        if g is not None and t is not None
-    ]
+    return fitted(grads, parameters)
 
 
 def _share(
