@@ -253,7 +253,7 @@ class Encoder(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"rng": "torch"}, {"shift": LATENTS_MEAN, "scale": LATENTS_STD}]
+    "settings", [{}, {"rng": "torch", "shift": LATENTS_MEAN, "scale": LATENTS_STD}]
 )
 def test_it_compiles_in_one_graph(settings):
     model = Encoder(**settings)

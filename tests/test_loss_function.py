@@ -162,7 +162,7 @@ def test_its_example_runs():
 def test_it_compiles_in_one_graph():
     (r, x, mu, logvar), _ = given("bce", (6, 784), (6, 20), torch.float32)
     for convention in ("sum", "batchmean", "mean"):
-        step = torch.compile(loss_function, fullgraph=True, backend="aot_eager")
+        step = torch.compile(loss_function, fullgraph=True, backend="eager")
         torch.testing.assert_close(
             step(r, x, mu, logvar, convention), loss_function(r, x, mu, logvar, convention)
         )

@@ -141,11 +141,11 @@ def _kl(compat: bool) -> Callable[..., Tensor]:
         logvar: Tensor = self.logvar
         prior: tuple[Tensor | None, Tensor | None] = (None, None)
         if other is not None:
-            # To a point mass it is infinite, which this log-variance gives.
-            spread = torch.full_like(other.mean, -torch.inf) if other.deterministic else None
-            prior = (other.mean, other.logvar if spread is None else spread)
             shape = torch.broadcast_shapes(mean.shape, other.mean.shape)
             mean, logvar = mean.expand(shape), logvar.expand(shape)
+            if other.deterministic:
+                return torch.full_like(mean, torch.inf, dtype=_wide(mean)).sum(dims)
+            prior = (other.mean, other.logvar)
         if len(dims) == mean.dim() - 1:
             return gaussian_kl(mean, logvar, *prior, reduction="sample")
         return gaussian_kl(mean, logvar, *prior, reduction="none").sum(dims)
