@@ -1,8 +1,8 @@
 """The registered operator of the elementwise likelihoods, and its autograd function.
 
 The gradient is made in the forward pass, beside the loss: both inputs are read once. Only where
-the upstream gradient is per element, or falls on a learned scalar per sample, is it made anew in
-the backward pass, with the upstream gradient as the weight.
+the upstream gradient is per element (unless the likelihood is dear), or falls on a learned scalar
+per sample, is it made anew in the backward pass, with the upstream gradient as the weight.
 """
 
 from __future__ import annotations
@@ -87,7 +87,14 @@ class _NLL(torch.autograd.Function):
     ) -> Tensor:
         sparse, params = tensors[:parts], tensors[parts:]
         need = list(ctx.needs_input_grad[8 + parts :])
-        made = need if options.reduce != "elem" else [False] * len(need)
+        ctx.stored = options.reduce != "elem" or (
+            options.form in _DEAR
+            and backend == "native"
+            and target.is_cpu
+            and mask is None
+            and direct(*params, target, weight)
+        )
+        made = need if ctx.stored else [False] * len(need)
         loss, *grads = _call(
             params, target, mask, weight, state, sparse, numbers, options, made, backend
         )
@@ -105,6 +112,12 @@ class _NLL(torch.autograd.Function):
         if by_reference(upstream):
             x = densified(target, sparse, params[0].shape[options.lead :])
             grads = twice_differentiable(params, x, mask, weight, state, options, need, upstream)
+        elif options.reduce == "elem" and ctx.stored:
+            found = iter(made)
+            grads = [
+                _times(next(found), upstream, params[index].dtype, overwrite) if wanted else None
+                for index, wanted in enumerate(need)
+            ]
         elif options.reduce == "elem":
             weight = upstream if weight is None else upstream * weight
             options = options._replace(reduce="sum")
@@ -135,6 +148,16 @@ class _NLL(torch.autograd.Function):
                     for index, g in enumerate(grads)
                 ]
         return (None,) * (8 + parts) + tuple(grads)
+
+
+# Whose kernel takes longer than the passes over memory that another call of it would save: with
+# their gradients stored, a loss per element is not computed twice.
+_DEAR = ("negative_binomial", "zero_inflated_negative_binomial")
+
+
+def _times(grad: Tensor, upstream: Tensor, dtype: torch.dtype, overwrite: bool) -> Tensor:
+    """A stored gradient per element, times the one from upstream."""
+    return (grad.mul_(upstream) if overwrite else grad * upstream).to(dtype)
 
 
 def _in_dtype(grad: Tensor, index: int, param: Tensor, options: Nll) -> Tensor:
