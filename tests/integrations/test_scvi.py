@@ -22,6 +22,7 @@ from scvi.distributions import _negative_binomial as counts
 from scvi.model import PEAKVI, SCVI, TOTALVI, LinearSCVI
 
 from vaefast import distributions
+from vaefast.integrations import VersionError
 from vaefast.integrations import scvi as fast
 
 pytestmark = pytest.mark.filterwarnings("ignore")
