@@ -292,3 +292,26 @@ def test_it_compiles_whole(kind):
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(mu, theta, pi, x), loss(mu, theta, pi, x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_gradients_per_element_are_made_once_and_kept_while_the_graph_is(kind, dtype):
+    mu, theta, pi = draw(6, 5), draw(6, 5, seed=1), draw(6, 5, seed=2) - 3
+    params = [t.to(dtype).requires_grad_() for t in (mu, theta, pi)]
+    used = params[: {Poisson: 1, NegativeBinomial: 2, ZeroInflatedNegativeBinomial: 3}[kind]]
+    x = torch.floor(draw(6, 5, seed=3))
+    log_p = made(kind, *params).log_prob(x)
+    exact = [p.detach().double().requires_grad_() for p in params]
+    want = formula(kind, x, *exact, eps=1e-8)
+    for upstream in (draw(6, 5, seed=4), draw(6, 1, seed=5).expand(6, 5), draw(5, 6, seed=6).T):
+        got = torch.autograd.grad(log_p, used, upstream.to(log_p.dtype), retain_graph=True)
+        again = torch.autograd.grad(log_p, used, upstream.to(log_p.dtype), retain_graph=True)
+        true = torch.autograd.grad(want, exact[: len(used)], upstream, retain_graph=True)
+        for one, two, truth in zip(got, again, true, strict=True):
+            assert torch.equal(one, two)
+            assert one.dtype == dtype
+            near = 2e-3 if dtype == torch.float16 else 2e-5
+            torch.testing.assert_close(one.double(), truth, rtol=near, atol=near)
+    last = torch.autograd.grad(log_p, used, upstream.to(log_p.dtype))
+    assert all(map(torch.equal, last, got))

@@ -2,6 +2,7 @@
 to float64's, and all comes back."""
 
 import copy
+import importlib.metadata
 import inspect
 import sys
 import warnings
@@ -21,6 +22,7 @@ from scvi.distributions import _negative_binomial as counts
 from scvi.model import PEAKVI, SCVI, TOTALVI, LinearSCVI
 
 from vaefast import distributions
+from vaefast.integrations import VersionError
 from vaefast.integrations import scvi as fast
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -73,6 +75,15 @@ def test_all_that_is_replaced_comes_back():
     assert "rsample" not in vars(Normal)
     with fast.patched():
         assert held().keys() == during.keys()
+    assert held() == before
+
+
+@pytest.mark.parametrize("version", ["1.3.3", "1.5.0", "2.0"])
+def test_another_version_is_refused_by_name(version, monkeypatch):
+    before = held()
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    with pytest.raises(VersionError, match=rf"scvi-tools must be .* 1\.4\.\*, got {version}"):
+        fast.patch()
     assert held() == before
 
 

@@ -1,8 +1,8 @@
 """The registered operator of the elementwise likelihoods, and its autograd function.
 
 The gradient is made in the forward pass, beside the loss: both inputs are read once. Only where
-the upstream gradient is per element, or falls on a learned scalar per sample, is it made anew in
-the backward pass, with the upstream gradient as the weight.
+the upstream gradient is per element (unless the likelihood is dear), or falls on a learned scalar
+per sample, is it made anew in the backward pass, with the upstream gradient as the weight.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ._autograd import (
     scaled,
 )
 from ._memory_order import inverse, memory_order, ordered
-from ._register import Operator, settled
+from ._register import Operator, direct, settled
 
 
 def run(
@@ -127,7 +127,14 @@ class _NLL(torch.autograd.Function):
         sparse, params = tensors[:parts], tensors[parts:]
         need = list(ctx.needs_input_grad[8 + parts :])
         wanted = wanted_of(need, ctx.needs_input_grad[0])
-        made = list(wanted) if options.reduce != "elem" else [False] * len(need)
+        ctx.stored = options.reduce != "elem" or (
+            options.form in _DEAR
+            and backend == "native"
+            and target.is_cpu
+            and mask is None
+            and direct(*params, target, weight)
+        )
+        made = list(wanted) if ctx.stored else [False] * len(need)
         call = (list(params), target, mask, weight, state, list(sparse), options, made)
         loss: Tensor
         loss, *grads = _operator.call(backend, numbers, *call)
@@ -150,7 +157,10 @@ class _NLL(torch.autograd.Function):
                 params, x, mask, weight, state, options, [to_target, *need], upstream
             )
             return (to_x, *(None,) * (7 + parts), *grads)
-        if options.reduce == "elem":
+        if options.reduce == "elem" and ctx.stored:
+            found = iter(made)
+            grads = [_times(next(found), upstream, overwrite) if w else None for w in wanted]
+        elif options.reduce == "elem":
             weight = upstream if weight is None else upstream * weight
             options = options._replace(reduce="sum")
             call = (list(params), target, mask, weight, state, list(sparse), options, list(wanted))
@@ -206,6 +216,16 @@ def minus_to(target: Tensor, grad: Tensor, keeps: bool) -> Tensor:
     if grad.dim() > target.dim():
         return grad.sum(0).neg_().to(target.dtype)
     return (grad.neg() if keeps else grad.neg_()).to(target.dtype)
+
+
+# Whose kernel takes longer than the passes over memory that another call of it would save: with
+# their gradients stored, a loss per element is not computed twice.
+_DEAR = ("negative_binomial", "zero_inflated_negative_binomial")
+
+
+def _times(grad: Tensor, upstream: Tensor, overwrite: bool) -> Tensor:
+    """A stored gradient per element, times the one from upstream."""
+    return grad.mul_(upstream) if overwrite else grad * upstream
 
 
 def twice_differentiable(
