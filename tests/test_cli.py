@@ -61,7 +61,11 @@ def test_demo_writes_a_run(tmp_path):
     assert [row["epoch"] for row in rows(tmp_path / "run")] == ["1", "2"]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["held_out_after"]["elbo"] > summary["held_out_before"]["elbo"]
-    assert summary["seconds"]["step"].keys() == {"fused", "eager"}
+    assert all(times.keys() == {"fused", "eager"} for times in summary["seconds"].values())
+    assert {"step", "loss"} < summary["seconds"].keys()
+    assert summary["linear_probe"].keys() == {"latent", "reconstruction", "pixels"}
+    assert all(found.keys() == {"10", "20", "50"} for found in summary["linear_probe"].values())
+    assert set(summary["unused_dimensions"]) <= set(range(8))
     assert load(tmp_path / "run").mean(torch.zeros(2, 8)).shape == (2, 1, 8, 8)
 
 

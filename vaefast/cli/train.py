@@ -179,6 +179,9 @@ def train(
             training = settings["training"]
             stack.enter_context(_threads(training["threads"]))
             samples = _load(settings, tell)
+            # From wherever the run is looked at.
+            path = Path(settings["data"]["path"])
+            settings["data"]["path"] = str(path.resolve()) if path.exists() else str(path)
             if not resume:
                 description = _described(settings, samples)
                 run = stack.enter_context(
@@ -198,7 +201,8 @@ def train(
                 plugins=plugin or [],
             )
     if interrupted:
-        say(f"interrupted: vaefast train {data or ''} --out {run.path} --resume goes on")
+        again = " ".join(["vaefast train", *([data] if data else []), "--out", str(run.path)])
+        say(f"interrupted: {again} --resume goes on")
         raise typer.Exit(130)
 
 

@@ -138,7 +138,9 @@ def fit(
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    bar = [RichProgressBar()] if run.writes else []
+    train = _batches(data.train, batch_size, module.seed, shuffle=True)
+    # Drawn at every step, the bar takes as long as a small model's step.
+    bar = [RichProgressBar(refresh_rate=max(1, len(train) // 20))] if run.writes else []
     trainer = lightning.Trainer(
         **machine.arguments(),
         max_epochs=epochs,
@@ -157,7 +159,7 @@ def fit(
     )
     trainer.fit(
         module,
-        _batches(data.train, batch_size, module.seed, shuffle=True),
+        train,
         _batches(data.held_out, batch_size, module.seed, shuffle=False),
         ckpt_path=folder / LAST if resume else None,
     )
