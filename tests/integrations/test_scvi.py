@@ -10,7 +10,7 @@ import warnings
 import pytest
 import torch
 
-pytest.importorskip("scvi", reason="pip install '.[integrations]'")
+pytest.importorskip("scvi", reason="needs scvi-tools: pip install '.[integrations]'")
 
 import scvi
 from scvi.distributions import (
