@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import kl_divergence
 
-pyro = pytest.importorskip("pyro", reason="pip install '.[integrations]'")
+pyro = pytest.importorskip("pyro", reason="needs pyro-ppl: pip install '.[integrations]'")
 
 import pyro.distributions as dist  # noqa: E402
 from pyro.infer import (  # noqa: E402
