@@ -11,6 +11,8 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 
 import vaefast as vf
 
+F32 = torch.float32
+
 # Points, components, dimensions.
 SHAPES = [
     (1, 1, 1),
@@ -51,9 +53,19 @@ def wide(tensors: list[Tensor]) -> list[Tensor]:
     return [t.detach().double().requires_grad_() for t in tensors]
 
 
-@pytest.mark.parametrize("weighted", [True, False])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+# The largest shape is several blocks of tiles, whatever is in them.
+CASES = [
+    pytest.param(
+        *(shape, dtype, weighted),
+        marks=[pytest.mark.slow] * (shape == SHAPES[-1] and (dtype, weighted) != (F32, True)),
+    )
+    for shape in SHAPES
+    for dtype in (torch.float64, F32, torch.bfloat16, torch.float16)
+    for weighted in (True, False)
+]
+
+
+@pytest.mark.parametrize(("shape", "dtype", "weighted"), CASES)
 def test_value_and_gradients(
     implementation: str, shape: tuple[int, int, int], dtype: torch.dtype, weighted: bool
 ) -> None:

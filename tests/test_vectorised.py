@@ -61,7 +61,11 @@ def forms() -> list[str]:
     return re.findall(r"X\((\w+)\)", "".join(tables))
 
 
-@pytest.mark.parametrize("capability", FLAGS)
+# A plain run takes one of them.
+@pytest.mark.parametrize(
+    "capability",
+    ["avx2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("default", "avx512"))],
+)
 def test_likelihoods_are_vector_loops(capability: str, tmp_path: Path) -> None:
     gcc = compiler()
     loops = {
