@@ -65,8 +65,8 @@ def test_demo_writes_a_run(tmp_path):
     assert {"step", "loss"} < summary["seconds"].keys()
     assert summary["linear_probe"].keys() == {"latent", "reconstruction", "pixels"}
     assert all(found.keys() == {"10", "20", "50"} for found in summary["linear_probe"].values())
-    assert set(summary["unused_dimensions"]) <= set(range(8))
-    assert load(tmp_path / "run").mean(torch.zeros(2, 8)).shape == (2, 1, 8, 8)
+    assert set(summary["unused_dimensions"]) <= set(range(6))
+    assert load(tmp_path / "run").mean(torch.zeros(2, 6)).shape == (2, 1, 8, 8)
 
 
 def test_demo_repeats_bit_for_bit(tmp_path):

@@ -48,11 +48,11 @@ _LABELS = (10, 20, 50)
 
 
 def demo(
-    epochs: Epochs = 150,
+    epochs: Epochs = 100,
     batch_size: BatchSize = 128,
     lr: Rate = 4e-3,
     beta: Beta = 2.0,
-    latent: Latent = 8,
+    latent: Latent = 6,
     width: Width = None,
     likelihood: LikelihoodName = "gaussian",
     seed: Seed = 0,

@@ -180,8 +180,8 @@ def train(
             stack.enter_context(_threads(training["threads"]))
             samples = _load(settings, tell)
             # From wherever the run is looked at.
-            path = Path(settings["data"]["path"])
-            settings["data"]["path"] = str(path.resolve()) if path.exists() else str(path)
+            where = Path(settings["data"]["path"])
+            settings["data"]["path"] = str(where.resolve()) if where.exists() else str(where)
             if not resume:
                 description = _described(settings, samples)
                 run = stack.enter_context(

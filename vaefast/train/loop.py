@@ -19,7 +19,7 @@ Row = dict[str, float]
 class Settings:
     """How to train; `autoencoder` leaves out the noise and the KL."""
 
-    epochs: int = 150
+    epochs: int = 100
     batch_size: int = 128
     lr: float = 4e-3
     beta: float = 2.0
