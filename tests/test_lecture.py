@@ -190,19 +190,21 @@ def test_bounds_rise_with_the_samples():
 
 
 def test_looks_are_measured_on_the_image():
-    upright, leaning, bar = torch.zeros(3, 8, 8)
+    upright, leaning, bar, steep = torch.zeros(4, 8, 8)
     upright[1:7, 3] = 1
     for row in range(1, 7):
         leaning[row, row] = 1
+    steep[0, 1] = steep[2, 2] = steep[4, 3] = steep[6, 4] = 1
     bar[4, 1:7] = 0.5
     ink, slant, width, height, across, down = walks.looks(
-        torch.stack([upright, leaning, bar]).flatten(1)
+        torch.stack([upright, leaning, bar, steep]).flatten(1)
     ).T
-    assert ink.tolist() == pytest.approx([6 / 64, 6 / 64, 3 / 64])
-    assert slant[:2].tolist() == pytest.approx([0.0, 1.0])
+    assert ink.tolist() == pytest.approx([6 / 64, 6 / 64, 3 / 64, 4 / 64])
+    # Columns for each row down.
+    assert slant[[0, 1, 3]].tolist() == pytest.approx([0.0, 1.0, 0.5])
     spread_of_six = math.sqrt(35 / 12)
     assert height[:2].tolist() == pytest.approx([spread_of_six] * 2)
-    assert width[1:].tolist() == pytest.approx([spread_of_six] * 2, rel=1e-5)
+    assert width[1:3].tolist() == pytest.approx([spread_of_six] * 2, rel=1e-5)
     assert [float(across[0]), float(down[0]), float(down[2])] == [3.0, 3.5, 4.0]
 
 

@@ -123,6 +123,8 @@ def test_drawings_take_the_pages_colours_and_names_of_their_own():
         (True, "yes"),
         (None, "–"),
         ([1, 8, 8], "1 × 8 × 8"),
+        (["a", "b"], "a, b"),
+        (list(range(9)), "9 values"),
         (3, "3"),
         ("<b>", "<b>"),
     ],

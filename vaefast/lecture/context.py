@@ -69,7 +69,7 @@ class Context:
         self.digits = load_digits()
         # Trainings of each model, with initial weights and noise of their own.
         self.repeats = 1 if quick else 3
-        self.epochs = 60 if quick else 300
+        self.epochs = 40 if quick else 300
         # Draws of labels, and samples of the posterior for log p(x).
         self.draws, self.samples = (3, 500) if quick else (10, 5000)
         self._models: dict[tuple[str, int], Autoencoder] = {}

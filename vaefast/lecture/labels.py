@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+import vaefast as vf
+
 from ..report import page
 from ..report.draw import SERIES, chart, dash, svg
 from .claim import Claim, Difference, difference, judge, listed, mean_std, moments, spread
@@ -49,7 +51,12 @@ def run(context: Context) -> Claim:
         for other in ("pixels", "scratch", "autoencoder")
     }
     holds = judge([d.sign for other in ("pixels", "scratch") for d in against[other].values()])
+    used = [
+        int(vf.metrics.active_units(features["vae", repeat][0]).sum())
+        for repeat in range(context.repeats)
+    ]
     numbers = {
+        "dimensions_in_use": moments(used),
         "draws": draws,
         "trainings_of_each_encoder": context.repeats,
         "accuracy": {
@@ -69,7 +76,7 @@ def run(context: Context) -> Claim:
         "Against " + "; against ".join(_against(_NAMES[o], against[o]) for o in against) + ".",
         numbers,
         [
-            page.paragraph(_words(found, counts, draws, context.repeats)),
+            page.paragraph(_words(found, counts, draws, used)),
             page.grid([page.figure(_chart(found, counts), "Accuracy on 360 test digits; bars are "
             "standard deviations over the draws of labels.")]),
             page.table(
@@ -95,19 +102,21 @@ def _against(name: str, by_count: dict[int, Difference]) -> str:
 
 
 def _words(
-    found: dict[str, dict[int, list[float]]], counts: Sequence[int], draws: int, repeats: int
+    found: dict[str, dict[int, list[float]]], counts: Sequence[int], draws: int, used: Sequence[int]
 ) -> str:
     few, most = counts[0], counts[-1]
     best = {c: max(found, key=lambda name: mean_std(found[name][c])[0]) for c in counts}
     lead = listed([f"{_NAMES[best[c]]} with {c}" for c in counts])
-    again = "one training" if repeats == 1 else f"{repeats} trainings"
+    again = "one training" if len(used) == 1 else f"{len(used)} trainings"
     return (
         f"Each encoder saw all 1,197 training digits and no label ({again}); frozen, its "
         f"{LATENT} numbers go into a logistic regression on a few labels, as many of each class. "
         "The pixels go into the same regression; the network from scratch is the encoder's, with "
         "new weights and a linear layer, trained on the labelled digits alone. Every classifier "
         f"has the same {draws} draws of labels, and is called better or worse where the mean of "
-        "the paired differences is further than two standard errors from 0. The most accurate "
+        "the paired differences is further than two standard errors from 0. Of the VAE's "
+        f"{LATENT} dimensions {spread(used, '.1f')} are in use, and its means hold what these "
+        "hold; nothing keeps an autoencoder from using all. The most accurate "
         f"are: {lead} labels. With {few} labels the VAE's means give "
         f"{mean_std(found['vae'][few])[0]:.1%} against {mean_std(found['pixels'][few])[0]:.1%} of "
         f"the pixels, with {most} {mean_std(found['vae'][most])[0]:.1%} against "

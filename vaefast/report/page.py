@@ -147,5 +147,7 @@ def show(value: object) -> str:
     if value is None:
         return "–"
     if isinstance(value, (list, tuple)):
-        return " × ".join(map(show, value)) if len(value) < 9 else f"{len(value)} values"
+        if len(value) > 8:
+            return f"{len(value)} values"
+        return (", " if any(isinstance(v, str) for v in value) else " × ").join(map(show, value))
     return str(value)
