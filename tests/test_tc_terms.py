@@ -316,7 +316,7 @@ def test_terms_add_up_to_the_kl_sample(implementation: str) -> None:
         ({"dataset_size": 10.0}, TypeError, "dataset_size"),
         ({"method": "exact"}, ValueError, "'mss', 'mws'"),
         ({"z": torch.zeros(3, 3)}, ValueError, r"z and mu .*\[3, 3\] and \[3, 2\]"),
-        ({"scale": torch.zeros(3, 1)}, ValueError, "mu and scale"),
+        ({"scale": torch.zeros(3, 3)}, ValueError, "mu and scale"),
         ({"z": torch.zeros(3, 2, dtype=torch.int64)}, TypeError, "z must be float64"),
         ({"param": "precision"}, ValueError, "param"),
         ({"gather": True}, RuntimeError, "init_process_group"),

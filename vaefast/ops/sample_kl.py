@@ -109,7 +109,7 @@ def sample_kl(
         else "stop_posterior"
         if stop_posterior
         else "free_bits"
-        if (free_bits == 0) is not True
+        if (free_bits == 0) is not True or free_bits_per != "sample"
         else "balance"
         if balance is not None
         else ""

@@ -126,8 +126,9 @@ def _page(
     document.section("Samples", _samples(model, seed))
     objective = (config.get("objective") or {}).get("name")
     plain = objective == "autoencoder" or bool((config.get("training") or {}).get("autoencoder"))
-    if held_out is None:
-        missing = f"{HELD_OUT} is missing: reconstructions and the latent space are not shown."
+    if held_out is None or len(held_out.mu) < 2:
+        missing = f"{HELD_OUT} is missing" if held_out is None else "There is one held-out sample"
+        missing += ": reconstructions and the latent space are not shown."
         document.section("Held-out data", [page.paragraph(missing)])
         document.section("Walks", _walks(model, list(range(model.latent)), None))
     else:
