@@ -58,6 +58,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 LEFT = pytest.StashKey[int]()
+# Files that build, compile or interpret for minutes: first, so that no process is left with one of
+# them when all else is done (`--no-loadscope-reorder` keeps them there).
+LONGEST = {
+    *("test_cuda_build.py", "test_interpreter.py", "test_cubins.py"),
+    *("test_add_likelihood.py", "test_lecture.py", "test_train_ranks.py"),
+}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -72,6 +78,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if _repeats(item):
             item.add_marker(pytest.mark.slow)
     if config.getoption("full") or "slow" in config.getoption("markexpr"):
+        items.sort(key=lambda item: item.path.name not in LONGEST)
         return
     slow = [item for item in items if item.get_closest_marker("slow")]
     # Where one is named, it is meant.
