@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ... import random
-from ...ops.gaussian_kl import gaussian_kl
 from ...ops.rsample import rsample
 from ...ops.sample_kl import sample_kl
 from .. import InputError
@@ -111,11 +110,11 @@ class HierarchicalVAE(Model):
             *flat[:2],
             prior_mu=flat[2],
             prior_scale=flat[3],
+            # An estimate has no share of its own for the prior.
+            balance=self.balance if estimator == "closed" else None,
             estimator=estimator,
             noise=noise.view(-1, self.lower),
         )
-        if self.balance is not None and estimator == "closed":
-            kl1 = self._balanced(flat, self.balance)
         lead = z2.shape[:-1]
         z1, kl1 = z1.view(*lead, self.lower), kl1.view(lead)
         # One z2 has one KL, several have one together.
@@ -132,12 +131,6 @@ class HierarchicalVAE(Model):
             seed=other,
             offset=offset * self.lower,
         )
-
-    def _balanced(self, flat: list[Tensor], share: float) -> Tensor:
-        q, p = flat[:2], flat[2:]
-        to_prior = gaussian_kl(*(t.detach() for t in q), *p, reduction="sample")
-        to_posterior = gaussian_kl(*q, *(t.detach() for t in p), reduction="sample")
-        return share * to_prior + (1 - share) * to_posterior
 
     def log_prior(self, z: Tensor) -> Tensor:
         """log p(z1|z2) + log p(z2) of z `[..., latent]`."""
