@@ -16,6 +16,8 @@ import torch
 import vaefast as vf
 from vaefast import backends, likelihoods
 from vaefast.backends.reference.likelihoods import FORMULAS
+from vaefast.train import models, objectives
+from vaefast.train.models.backbones import _builders
 
 ROOT = Path(__file__).resolve().parent.parent
 # At the end: a folder here that shares a library's name must not hide that library.
@@ -191,19 +193,23 @@ class _capability:
         self.core.set_cpu_capability(self.before)
 
 
-@pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The registries of likelihoods, restored afterwards."""
-    for owner, name in (
-        (likelihoods._base, "_registry"),
-        (likelihoods._base, "_defaults"),
-        (backends, "USER_FORMS"),
-    ):
-        monkeypatch.setattr(owner, name, dict(getattr(owner, name)))
-    formulas = dict(FORMULAS)
+# What a user may register: likelihoods, with their formulas, and what `vaefast train` has.
+REGISTRIES: list[dict[str, Any]] = [
+    *(likelihoods._base._registry, likelihoods._base._rows, likelihoods._base._defaults),
+    *(FORMULAS, backends.USER_FORMS, models._base._models, objectives._base._objectives),
+    _builders,
+]
+
+
+@pytest.fixture(autouse=True)
+def _registries() -> Iterator[None]:
+    """What a test registers is forgotten after it: no other's walk may depend on their order."""
+    before = [dict(registry) for registry in REGISTRIES]
     yield
-    FORMULAS.clear()
-    FORMULAS.update(formulas)
+    for registry, known in zip(REGISTRIES, before, strict=True):
+        if registry != known:
+            registry.clear()
+            registry.update(known)
 
 
 @pytest.fixture(autouse=True)

@@ -35,14 +35,6 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"benchmarks.{name}")
 
 
-@pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The likelihoods' registry, restored afterwards."""
-    found = dict(likelihoods.registered())
-    monkeypatch.setattr(likelihoods._base, "_registry", found)
-    return found
-
-
 def test_summary_is_median_and_quartiles() -> None:
     summary = load("harness").summarize([5.0, 1.0, 2.0, 4.0, 3.0], batch=7)
     assert summary == (3.0, 2.0, 4.0, 5, 7, None)
@@ -114,7 +106,7 @@ def test_case_names_are_unique_and_every_likelihood_has_a_case() -> None:
         cases.collect("no such operator")
 
 
-def test_a_new_likelihood_has_cases_of_its_own(registry: dict[str, Any]) -> None:
+def test_a_new_likelihood_has_cases_of_its_own() -> None:
     @likelihoods.register("shifted_laplace")
     @dataclasses.dataclass(frozen=True, eq=False)
     class ShiftedLaplace(likelihoods.Laplace):

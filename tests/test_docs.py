@@ -25,7 +25,7 @@ def modules():
 
 
 @pytest.mark.parametrize("name", list(modules()))
-def test_docstrings(name, registry):
+def test_docstrings(name):
     module = importlib.import_module(name)
     result = doctest.testmod(module, extraglobs={"torch": torch, "vf": vf}, optionflags=FLAGS)
     assert result.failed == 0

@@ -176,7 +176,7 @@ PROVOKED: dict[str, tuple[Callable[[], Any], str]] = {
 @native
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("reason", _explain.REASONS)
-def test_every_reason_is_given(reason: str, registry: None) -> None:
+def test_every_reason_is_given(reason: str) -> None:
     assert reason in PROVOKED, "a reason needs a call here that provokes it"
     provoke, word = PROVOKED[reason]
     found = provoke()

@@ -27,7 +27,7 @@ def formula(x: Tensor, params: tuple[Tensor, ...], numbers: tuple[float, ...]) -
 
 
 @pytest.fixture
-def rayleigh(registry: None) -> Iterator[type[likelihoods.Likelihood]]:
+def rayleigh() -> Iterator[type[likelihoods.Likelihood]]:
     @likelihoods.register("rayleigh", formula)
     @dataclass(frozen=True, eq=False)
     class Rayleigh(likelihoods.Likelihood):
