@@ -6,17 +6,17 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import vaefast as vf
+from vaefast.likelihoods import Likelihood
 
 from .bench_row_nll import DENSITY
-from .case import Inputs, OpCase, Shape, leaf, nbytes
-
-MULT = vf.Multinomial(const=False)
+from .case import Formula, Inputs, OpCase, Shape, leaf, nbytes
 
 
 def eager(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> tuple[Tensor]:
@@ -26,6 +26,16 @@ def eager(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> tuple[Tensor]:
 
 def eager_sparse(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> tuple[Tensor]:
     return eager(h, weight, bias, x.to_dense())
+
+
+def eager_categorical(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> tuple[Tensor]:
+    return (F.cross_entropy(F.linear(h, weight, bias), x),)
+
+
+def chunked(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> tuple[Tensor]:
+    """torch 2.13's own, which takes classes alone in chunks."""
+    options = torch.nn.LinearCrossEntropyOptions()
+    return (F.linear_cross_entropy(h, weight, x, linear_bias=bias, options=options),)
 
 
 def three_products(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> tuple[Tensor]:
@@ -46,21 +56,31 @@ class ThreeProducts(torch.autograd.Function):
         return torch.mm(logits, weight), torch.mm(logits.t(), h), torch.zeros_like(bias)
 
 
-def fused(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> tuple[Tensor]:
-    return (vf.linear_nll(h, weight, bias, x, MULT),)
+def fused(model: Likelihood) -> Formula:
+    return lambda h, weight, bias, x: (vf.linear_nll(h, weight, bias, x, model),)
 
 
-def inputs(shape: Shape, device: torch.device, sparse: bool) -> Inputs:
+def inputs(
+    shape: Shape, device: torch.device, target: Callable[[int, int, torch.device], Tensor]
+) -> Inputs:
     batch, hidden, items = shape
     h = torch.randn(batch, hidden, device=device)
     bound = 1 / math.sqrt(hidden)
     weight = torch.empty(items, hidden, device=device).uniform_(-bound, bound)
     bias = torch.empty(items, device=device).uniform_(-bound, bound)
     leaves = tuple(leaf(t) for t in (h, weight, bias))
-    return Inputs(leaves, (sparse_counts(batch, items, device, sparse),), (None,))
+    return Inputs(leaves, (target(batch, items, device),), (None,))
 
 
-def sparse_counts(batch: int, items: int, device: torch.device, sparse: bool) -> Tensor:
+def classes(batch: int, items: int, device: torch.device) -> Tensor:
+    return torch.randint(items, (batch,), device=device)
+
+
+def dense_counts(batch: int, items: int, device: torch.device) -> Tensor:
+    return sparse_counts(batch, items, device).to_dense()
+
+
+def sparse_counts(batch: int, items: int, device: torch.device) -> Tensor:
     """Ones at every hundredth item, each row's by an offset of its own."""
     each = max(1, round(DENSITY * items))
     step = items // each
@@ -68,8 +88,7 @@ def sparse_counts(batch: int, items: int, device: torch.device, sparse: bool) ->
     columns = (start + step * torch.arange(each, device=device)).flatten()
     rows = each * torch.arange(batch + 1, device=device)
     values = torch.ones(len(columns), device=device)
-    x = torch.sparse_csr_tensor(rows, columns, values, (batch, items), check_invariants=False)
-    return x if sparse else x.to_dense()
+    return torch.sparse_csr_tensor(rows, columns, values, (batch, items), check_invariants=False)
 
 
 class LinearCase(OpCase):
@@ -88,15 +107,34 @@ def chunk(inputs: Inputs) -> int:
     return min(max(nbytes(inputs.leaves[1]) // 4, 32 << 20), 256 << 20)
 
 
-def case(shape: Shape, sparse: bool, **targets: float) -> OpCase:
-    textbook = eager_sparse if sparse else eager
+class Target(NamedTuple):
+    """A kind of target, by its likelihood, and what takes it: written out and in chunks."""
+
+    make: Callable[[int, int, torch.device], Tensor]
+    model: Likelihood
+    eager: Formula
+    chunked: Formula | None = None
+
+
+TARGETS = {
+    "multinomial": Target(dense_counts, vf.Multinomial(const=False), eager),
+    "multinomial sparse": Target(sparse_counts, vf.Multinomial(const=False), eager_sparse),
+    "categorical": Target(classes, vf.Categorical(), eager_categorical, chunked),
+}
+
+
+def case(variant: str, items: int, **targets: float) -> OpCase:
+    target = TARGETS[variant]
+    formulas = {"eager": target.eager, "products": three_products}
+    if target.chunked is not None and hasattr(F, "linear_cross_entropy"):
+        formulas["chunked"] = target.chunked
     return LinearCase(
         "linear_nll",
-        shape,
-        partial(inputs, sparse=sparse),
-        {"eager": textbook, "products": three_products},
-        fused,
-        "multinomial sparse" if sparse else "multinomial",
+        (256, 256, items),
+        partial(inputs, target=target.make),
+        formulas,
+        fused(target.model),
+        variant,
         targets=targets,
         small_shape=(5, 7, 41),
         kept=chunk,
@@ -105,10 +143,9 @@ def case(shape: Shape, sparse: bool, **targets: float) -> OpCase:
 
 def cases() -> list[OpCase]:
     return [
-        case((256, 256, 50_000), False, products=1 / 1.1),
-        case((256, 256, 50_000), True, products=1 / 1.1),
+        *(case(variant, 50_000, products=1 / 1.1) for variant in TARGETS),
         # One of eager's tensors takes 1 GiB, and it has four.
-        dataclasses.replace(case((256, 256, 1_000_000), True), alone=True),
+        dataclasses.replace(case("multinomial sparse", 1_000_000), alone=True),
     ]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import vaefast as vf
 
+from . import keops
 from .case import Inputs, OpCase, Shape, leaf
 
 SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -46,7 +47,7 @@ def cases() -> list[OpCase]:
             "mmd",
             shape,
             inputs,
-            {"eager": textbook},
+            keops.beside({"eager": textbook}, keops.mmd(SCALES)),
             fused,
             targets={"eager": 25.0, "compiled": 2.5} if shape == (512, 32) else {},
             alone=shape[0] > 512,

@@ -22,6 +22,8 @@ LABELS = {
     "functional": "torch.nn.functional",
     "distributions": "torch.distributions",
     "products": "its three GEMMs alone",
+    "chunked": "F.linear_cross_entropy in chunks",
+    "keops": "KeOps",
     TOGETHER: "vaefast, compiled",
     LIMIT: "limit",
     OPERATORS: "its operators alone",
