@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from .case import COMPILED, EAGER, FUSED, LIMIT, TOGETHER
+from .case import COMPILED, EAGER, FUSED, LIMIT, STEP, TOGETHER
 from .report import LABELS, fused_in, last_pass, times
 
 Entry = dict[str, Any]
@@ -25,6 +25,8 @@ COLOURS = {
     "functional": "#f0e442",
     "distributions": "#cc79a7",
     "products": "#0072b2",
+    "chunked": "#999933",
+    "keops": "#882255",
     FUSED + "native": "#d55e00",
     FUSED + "triton": "#009e73",
     FUSED + "reference": "#e69f00",
@@ -43,7 +45,9 @@ def speed(machine: Entry, cases: Sequence[Entry], path: Path) -> None:
         return ratio
 
     names = [n for n in COLOURS if n != EAGER]
-    _bars(machine, cases, names, value, "times as fast as eager, forward and backward", path, True)
+    whole = all(STEP in entry["passes"] for entry in cases)
+    what = "a whole training step" if whole else "forward and backward"
+    _bars(machine, cases, names, value, f"times as fast as eager, {what}", path, True)
 
 
 def memory(machine: Entry, cases: Sequence[Entry], path: Path) -> None:

@@ -42,7 +42,7 @@ FIRST_PAGE = (
     "log_weights latent 64x128x50",
     "tc_terms 1024x10",
 )
-ROWS = 10
+ROWS = 11
 # What a peak may exceed outputs and gradients by: pages and malloc's headers; a state, a scalar.
 SLACK = {"resident": 256 << 10, "cuda": 16 << 10, "allocator": 1 << 10}
 
@@ -136,7 +136,10 @@ def readme(machines: dict[str, dict[str, Any]]) -> str:
     name, data = last_measured(machines)
     cases = first_page(data)
     if steps(data):
-        rows, what = step_table(cases), "Forward, backward and Adam"
+        rows, what = (
+            step_table(cases, short=True),
+            "Forward, backward and Adam; `limit`: without the replaced operations",
+        )
     else:
         rows, what = summary_table(cases, short=True), "Forward and backward"
     parts = [
@@ -152,7 +155,9 @@ def document(machines: dict[str, dict[str, Any]]) -> str:
     parts = []
     for name, data in machines.items():
         cases = operators(data)
-        parts += [f"## {data['machine']['device']}", provenance(data, data["cases"])]
+        about = data["machine"]
+        detail = f", {about['capability']}" if about["kind"] == "cpu" else ""
+        parts += [f"## {about['device']}{detail}", provenance(data, data["cases"])]
         if steps(data):
             parts += [
                 "### Whole training steps",
@@ -231,13 +236,15 @@ def summary_table(cases: Sequence[Entry], short: bool = False) -> str:
     return table([head[i] for i in shown], [[row[i] for i in shown] for row in rows])
 
 
-def step_table(cases: Sequence[Entry]) -> str:
-    """Times of a step, what of it the replaced operations are, and peak memory."""
+def step_table(cases: Sequence[Entry], short: bool = False) -> str:
+    """Times of a step, what of it the replaced operations are, and peak memory; `short`: without
+    the step that is both fused and compiled, and the compiled one's memory."""
     head = [
         *("training step", "eager", "torch.compile", "vaefast", "both", "limit"),
         *("replaced, of eager", "over eager", "over compile", "both over compile"),
         *("memory, eager", "memory, compile", "memory, vaefast"),
     ]
+    shown = [i for i in range(len(head)) if not (short and i in (4, 9, 11))]
     rows = []
     for entry in cases:
         found = last_pass(entry)["implementations"]
@@ -254,7 +261,7 @@ def step_table(cases: Sequence[Entry]) -> str:
                     *(size(_peak(found, n)) for n in (EAGER, COMPILED, name)),
                 ]
             )
-    return table(head, rows)
+    return table([head[i] for i in shown], [[row[i] for i in shown] for row in rows])
 
 
 def replaced(found: Entry) -> float | None:
