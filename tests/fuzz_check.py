@@ -537,6 +537,10 @@ def _judge(
             cost = torch.finfo(precision(case)).eps * nll_size(case, data.wide)
             allowed = allowed + _terms(case, data, rows, name) * arithmetic
             allowed = allowed + cost * (1 + _top(finite.abs()))
+            # A pixel's own rounding, in units of the steepest logistic: once in a value, and once
+            # more in a gradient.
+            steepest = _steepest(case, data.wide)
+            allowed = allowed + _EPS * steepest**2 * _largest(rows)
         elif not _relative(case, name):
             allowed = allowed + _terms(case, data, rows, name) * arithmetic
         allowed = allowed + extra * arithmetic
@@ -625,6 +629,14 @@ def _expanded(case: Case, data: Prepared, rows: list[Upstream], name: str) -> Te
     wide[leaf].requires_grad_()
     terms = true_values(case, wide, rows).gradients.get(leaf)
     return 0.0 if terms is None else terms.abs().flatten(1, -2).sum(1)
+
+
+def _steepest(case: Case, wide: Tensors) -> float:
+    """1 / scale of a mixture's logistics: of its least parameter, up to where log-scales end."""
+    assert case.model is not None
+    floor = vf.DiscretizedLogisticMixture(**case.model[1]).min_log_scale
+    least = float(wide["p0"].min()) if wide["p0"].numel() else 0.0
+    return math.exp(-max(floor, min(0.0, least)))
 
 
 def _largest(rows: list[Upstream]) -> float:
