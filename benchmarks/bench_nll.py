@@ -180,7 +180,7 @@ def case(
 
 
 class UserCase(OpCase):
-    """A user's likelihood, which no kernel serves but its Triton twin."""
+    """A user's likelihood, which no kernel serves but its Triton implementation."""
 
     def implementations(self, device: torch.device) -> tuple[str, ...]:
         serving = backends.select_form(device.type, self.variant)

@@ -73,7 +73,7 @@ struct logistic_density {
 
 }  // namespace VAEFAST_ISA
 """
-TWIN = """
+TRITON = """
 
 @form
 @triton.jit
@@ -101,23 +101,23 @@ def test_the_list_is_short_and_true() -> None:
 
 def test_families_have_one_name_in_every_room() -> None:
     """Whatever a likelihood's family in Python is, its form is in that family's file elsewhere."""
-    home, formulas, functors, twins = (ROOT / path for path in listed())
+    home, formulas, functors, kernels = (ROOT / path for path in listed())
     for name, cls in likelihoods.registered().items():
         if not cls.__module__.startswith("vaefast."):
             continue
         family = cls.__module__.rpartition("._")[2]
         assert Path(str(home).replace("<family>", family)).is_file()
-        for room in (formulas, functors, twins):
+        for room in (formulas, functors, kernels):
             text = Path(str(room).replace("<family>", family)).read_text()
             assert re.search(rf"(def|struct) {name}(_fixed)?\b", text), (name, room)
 
 
 def add_it(tree: Path) -> None:
-    home, formulas, functors, twins = (tree / p.replace("<family>", FAMILY) for p in listed())
+    home, formulas, functors, kernels = (tree / p.replace("<family>", FAMILY) for p in listed())
     text = home.read_text()
     home.write_text(text.replace("__all__ = [", '__all__ = ["LogisticDensity", ') + CLASS)
     formulas.write_text(formulas.read_text() + FORMULA)
-    twins.write_text(twins.read_text() + TWIN)
+    kernels.write_text(kernels.read_text() + TRITON)
     text = functors.read_text()
     last = re.findall(r"  X\((\w+)\)", text)[-1]
     text = text.replace(f"  X({last})", f"  X({last}) \\\n  X(logistic_density)")

@@ -121,7 +121,7 @@ import torch, triton, triton.language as tl
 from vaefast import likelihoods
 
 @triton.jit
-def twin(x, theta, numbers):
+def implementation(x, theta, numbers):
     ratio = x / theta[0]
     value = 0.5 * ratio * ratio + 2 * tl.log(theta[0]) - tl.log(x)
     return value, (2 - ratio * ratio) / theta[0]
@@ -129,7 +129,7 @@ def twin(x, theta, numbers):
 def formula(x, params, numbers):
     return 0.5 * (x / params[0]) ** 2 + 2 * torch.log(params[0]) - torch.log(x)
 
-@likelihoods.register("rayleigh_plugin", formula, triton="rayleigh_plugin:twin")
+@likelihoods.register("rayleigh_plugin", formula, triton="rayleigh_plugin:implementation")
 @dataclass(frozen=True, eq=False)
 class Rayleigh(likelihoods.Likelihood):
     param_names = ("sigma",)
@@ -150,8 +150,8 @@ print("same")
 """
 
 
-def test_a_plugin_with_a_triton_twin(tmp_path: Path) -> None:
-    """By name, from a module that nobody imported; its twin in Triton's interpreter."""
+def test_a_plugin_with_a_triton_implementation(tmp_path: Path) -> None:
+    """By name, from a module that nobody imported; its implementation in Triton's interpreter."""
     pytest.importorskip("triton")
     (tmp_path / "rayleigh_plugin.py").write_text(PLUGIN)
     path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))

@@ -27,7 +27,7 @@ struct View {
 struct Output {
   void* data = nullptr;
   DType dtype = DType::kF32;
-  bool stream = false;
+  bool nontemporal = false;
 
   explicit operator bool() const { return data != nullptr; }
 };
@@ -67,7 +67,7 @@ struct SampleKlArgs {
   // dz/dscale, written by the forward pass where the backward pass shall not make the noise anew;
   // it has the compute type, one sample, and may be the memory of grad_scale.
   void* kept = nullptr;
-  bool stream_kept = false;
+  bool nontemporal_kept = false;
 
   // Forward: z is [samples * rows, cols]; kl is float, or double if wide.
   Output z;

@@ -108,9 +108,9 @@ bool forward(const SampleKlArgs& args) {
       b.latent.load_tile(args, tile);
       for (int64_t k = 0; k < args.samples; ++k) {
         const int64_t start = tile.start(args.shape) + k * stride;
-        Ahead ahead;
-        if (k + 1 < args.samples) ahead.write(args.z, start + stride);
-        ahead.bring(0, n);
+        Prefetch prefetch;
+        if (k + 1 < args.samples) prefetch.write(args.z, start + stride);
+        prefetch.issue(0, n);
         const T* eps = b.latent.epsilon(args, tile, k);
         T* z = destination(args.z, start, b.z);
         draw_any(b.latent, n, eps, z, b.kl);
@@ -118,7 +118,7 @@ bool forward(const SampleKlArgs& args) {
         sum_rows(tiling, index, tile, b.kl, slot + k * n_slots);
       }
     }
-    stream_end();
+    nontemporal_fence();
   }
   const int64_t posteriors = args.shape.segments > 0 ? args.shape.rows / args.shape.segments : 0;
   for (int64_t k = 0; k < args.samples; ++k)
@@ -149,8 +149,8 @@ void gather(const Latent<T>& b, int64_t n, const T* eps, const T* grad_z, const 
   for (int64_t i = 0; i < n; ++i) {
     const T g = grad_kl[i], near = b.temperature * eps[i];
     const T away = b.template away<kPrior, kFar>(b.sample(eps[i], i), i);
-    const T push = b.template scaled<kPrior, kFar>(away, i);
-    T slope = push;
+    const T prior_score = b.template scaled<kPrior, kFar>(away, i);
+    T slope = prior_score;
     if constexpr (kStop)
       slope -= kFar ? whitened(near, whitening_root(logvar[i])) : near / b.std[i];
     const T whole = madd(g, slope, grad_z[i]);
@@ -165,7 +165,7 @@ void gather(const Latent<T>& b, int64_t n, const T* eps, const T* grad_z, const 
     }
     sums.upstream[i] += g;
     if constexpr (kPrior) {
-      sums.prior_mu[i] -= g * push;
+      sums.prior_mu[i] -= g * prior_score;
       sums.prior_scale[i] += g * madd(-away, away, T(1));
     }
   }
@@ -225,9 +225,9 @@ bool backward(const EstimatedKlArgs& args) {
         Tile place = tile, next = tile;
         place.row += k * q.shape.rows;
         next.row = place.row + q.shape.rows;
-        Ahead ahead;
-        if (k + 1 < q.samples && q.grad_z) ahead.read(q.grad_z, next);
-        ahead.bring(0, n);
+        Prefetch prefetch;
+        if (k + 1 < q.samples && q.grad_z) prefetch.read(q.grad_z, next);
+        prefetch.issue(0, n);
         const T* eps = b.latent.epsilon(q, tile, k);
         const T* grad_z = load_or_zero(q.grad_z, place, b.grad_z);
         const T* grad_kl = load_or_zero(q.grad_kl, place, b.grad_kl);

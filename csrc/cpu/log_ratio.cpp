@@ -63,7 +63,7 @@ struct Densities {
   }
 
   template <bool kPrior, bool kFar>
-  T push(T away, int64_t i) const {
+  T prior_score(T away, int64_t i) const {
     if constexpr (kPrior) return scaled<kFar>(away, prior_rate[i]);
     return away;
   }
@@ -106,9 +106,9 @@ bool forward(const LogRatioArgs& args) {
         Tile place = tile, next = tile;
         place.row += k * q.shape.rows;
         next.row = place.row + q.shape.rows;
-        Ahead ahead;
-        if (k + 1 < q.samples) ahead.read(args.z, next);
-        ahead.bring(0, n);
+        Prefetch prefetch;
+        if (k + 1 < q.samples) prefetch.read(args.z, next);
+        prefetch.issue(0, n);
         const T* z = load(args.z, place, buffer);
         ratios_any(b, n, z, value);
         sum_rows(tiling, index, tile, value, slot + k * n_slots);
@@ -131,9 +131,10 @@ void gradients(const Densities<T>& b, int64_t n, const T* z, const T* upstream, 
                T* __restrict mu, T* __restrict scale) {
   for (int64_t i = 0; i < n; ++i) {
     const T g = upstream[i], near = b.template near<kFar>(z, i);
-    const T pull = b.template scaled<kFar>(near, b.rate[i]);
-    out[i] = g * (pull - b.template push<kPrior, kFar>(b.template away<kPrior, kFar>(z, i), i));
-    mu[i] -= g * pull;
+    const T posterior_score = b.template scaled<kFar>(near, b.rate[i]);
+    out[i] = g * (posterior_score -
+                  b.template prior_score<kPrior, kFar>(b.template away<kPrior, kFar>(z, i), i));
+    mu[i] -= g * posterior_score;
     scale[i] += g * madd(-near, near, T(1));
   }
 }
@@ -156,7 +157,7 @@ void prior_gradients(const Densities<T>& b, int64_t n, const T* z, const T* upst
                      T* __restrict mu, T* __restrict scale) {
   for (int64_t i = 0; i < n; ++i) {
     const T g = upstream[i], away = b.template away<true, kFar>(z, i);
-    mu[i] += g * b.template push<true, kFar>(away, i);
+    mu[i] += g * b.template prior_score<true, kFar>(away, i);
     scale[i] += g * madd(away, away, T(-1));
   }
 }
@@ -169,12 +170,12 @@ void sample_gradients(const LogRatioArgs& args, const Tile& tile, int64_t k, con
   Tile place = tile, next = tile;
   place.row += k * args.q.shape.rows;
   next.row = place.row + args.q.shape.rows;
-  Ahead ahead;
+  Prefetch prefetch;
   if (k + 1 < args.q.samples) {
-    ahead.read(args.z, next);
-    ahead.write(args.grad_z, next.start(args.q.shape));
+    prefetch.read(args.z, next);
+    prefetch.write(args.grad_z, next.start(args.q.shape));
   }
-  ahead.bring(0, n);
+  prefetch.issue(0, n);
   const T* z = load(args.z, place, z_buffer);
   const T* upstream = load(args.upstream, place, upstream_buffer);
   const int64_t start = place.start(args.q.shape);

@@ -151,11 +151,11 @@ void component(const Pixels<T>& pixels, const Run<T>& run, int64_t n, int64_t c,
 // line or two in each place, which the hardware does not foresee; and all at once they would be
 // waited for.
 template <class T>
-struct Ahead {
+struct Prefetch {
   const RowNllArgs& args;
   Positions next;
 
-  void ask(int64_t part, int64_t parts) const {
+  void issue(int64_t part, int64_t parts) const {
     const int64_t bytes = next.count * size_of(args.dtype);
     for (int64_t c = args.classes * part / parts; c < args.classes * (part + 1) / parts; ++c)
       fetch(params_at<T>(args, next.row, c, next.at), bytes);
@@ -164,11 +164,11 @@ struct Ahead {
 
 // -log sum_m softmax(logits)_m e^-loss_m, and the share of the gradient that each component has.
 template <bool kGrad, class T>
-void mix(const Pixels<T>& pixels, int64_t n, const Ahead<T>& ahead, Run<T>& run, T* params,
+void mix(const Pixels<T>& pixels, int64_t n, const Prefetch<T>& prefetch, Run<T>& run, T* params,
          T* losses) {
   const int64_t mixtures = pixels.layout.mixtures, channels = pixels.layout.channels;
   for (int64_t m = 0; m < mixtures; ++m) {
-    ahead.ask(m, mixtures);
+    prefetch.issue(m, mixtures);
     for (int64_t i = 0; i < n; ++i) losses[kStride * m + i] = T(0);
     for (int64_t c = 0; c < channels; ++c)
       component<kGrad>(pixels, run, n, c, m, params, losses + kStride * m);
@@ -277,7 +277,7 @@ void write_grads(const RowNllArgs& args, const Positions& p, Scratch<T>& s) {
 
 template <class T>
 void evaluate(const RowNllArgs& args, const Pixels<T>& pixels, const Values<T>& values,
-              const Positions& p, const Ahead<T>& ahead, Run<T>& run, Scratch<T>& s) {
+              const Positions& p, const Prefetch<T>& prefetch, Run<T>& run, Scratch<T>& s) {
   read_pixels(args, pixels, p, run);
   read_params(args, p, s);
   for (int64_t i = 0; i < padded(p); ++i) {
@@ -285,9 +285,9 @@ void evaluate(const RowNllArgs& args, const Pixels<T>& pixels, const Values<T>& 
     run.factor[i] = weight_of<T>(args, place) * static_cast<T>(args.grad_factor);
   }
   if (args.grad) {
-    mix<true>(pixels, padded(p), ahead, run, s.params, s.losses);
+    mix<true>(pixels, padded(p), prefetch, run, s.params, s.losses);
   } else {
-    mix<false>(pixels, padded(p), ahead, run, s.params, s.losses);
+    mix<false>(pixels, padded(p), prefetch, run, s.params, s.losses);
   }
   for (int64_t i = 0; i < p.count; ++i) {
     const int64_t place = place_of(args, p, i);
@@ -324,9 +324,9 @@ bool run(const RowNllArgs& args) {
           alone ? Positions{row, 0, left < kRun ? left : kRun} : runs.at(args, index);
       const Positions next =
           alone || index + 1 == count ? Positions{0, 0, 0} : runs.at(args, index + 1);
-      evaluate(args, pixels, values, p, Ahead<T>{args, next}, one, s);
+      evaluate(args, pixels, values, p, Prefetch<T>{args, next}, one, s);
     }
-    stream_end();
+    nontemporal_fence();
   }
   if (failed) return false;
   reduce_values<T>(args, scratch.get());

@@ -79,7 +79,7 @@ const T* load_target(const NllArgs& args, const Tile& tile, Buffers<T>& b) {
 // seven of them then ran as a scalar loop (45 ns an element for 4).
 template <class F, bool kGrad, Counts kCounts, class T>
 void evaluate(const F likelihood, int64_t n, const T* x, const T* const* params, T* value,
-              T* const* grads, T factor, const Ahead& ahead) {
+              T* const* grads, T factor, const Prefetch& prefetch) {
   constexpr int kParams = F::kParams;
   constexpr bool kTwoLoops = kInnerGrads<F> >= 0;
   // Derivatives that the first loop makes.
@@ -92,7 +92,7 @@ void evaluate(const F likelihood, int64_t n, const T* x, const T* const* params,
   T* g2 = grads[kParams > 2 ? 2 : 0];
   for (int64_t first = 0; first < n; first += kChunk) {
     const int64_t last = n - first < kChunk ? n : first + kChunk;
-    ahead.bring(first, last - first);
+    prefetch.issue(first, last - first);
     // No two of these arrays overlap, which GCC would otherwise test for at run time, or give up.
 #pragma GCC ivdep
     for (int64_t i = first; i < last; ++i) {
@@ -129,7 +129,7 @@ void evaluate(const F likelihood, int64_t n, const T* x, const T* const* params,
 
 // The elements of a tile whose count is not 0, side by side.
 template <class T>
-struct Others {
+struct NonzeroCounts {
   // Padded to whole vectors: the rest of a loop over fewer is scalar.
   static constexpr int64_t kLanes = 16, kRoom = kTile<T> + kLanes;
   int32_t places[kRoom];
@@ -171,12 +171,13 @@ struct Others {
 // others done by themselves.
 template <class F, bool kGrad, class T>
 void evaluate_counts(const F likelihood, int64_t n, const T* x, const T* const* params, T* value,
-                     T* const* grads, T factor, const Ahead& ahead) {
+                     T* const* grads, T factor, const Prefetch& prefetch) {
   constexpr int kParams = F::kParams;
-  Others<T> others;
+  NonzeroCounts<T> others;
   const int64_t count = others.find(x, n);
   if (2 * count > n)
-    return evaluate<F, kGrad, Counts::kAny>(likelihood, n, x, params, value, grads, factor, ahead);
+    return evaluate<F, kGrad, Counts::kAny>(likelihood, n, x, params, value, grads, factor,
+                                            prefetch);
   // Before the gradients are written: they may lie where the parameters do.
   const T* dense[kMaxParams];
   T* dense_grads[kMaxParams];
@@ -186,7 +187,7 @@ void evaluate_counts(const F likelihood, int64_t n, const T* x, const T* const* 
     dense[j] = others.params[j];
     dense_grads[j] = others.grads[j];
   }
-  evaluate<F, kGrad, Counts::kZero>(likelihood, n, x, params, value, grads, factor, ahead);
+  evaluate<F, kGrad, Counts::kZero>(likelihood, n, x, params, value, grads, factor, prefetch);
   const int64_t padded = (count + others.kLanes - 1) / others.kLanes * others.kLanes;
   evaluate<F, kGrad, Counts::kOther>(likelihood, padded, others.x, dense, others.value, dense_grads,
                                      factor, {});
@@ -198,16 +199,16 @@ void evaluate_counts(const F likelihood, int64_t n, const T* x, const T* const* 
 // A likelihood's loop over a tile. All else is compiled once for every likelihood.
 template <class T>
 using Evaluate = void (*)(const double* numbers, int64_t n, const T* x, const T* const* params,
-                          T* value, T* const* grads, T factor, const Ahead& ahead);
+                          T* value, T* const* grads, T factor, const Prefetch& prefetch);
 
 template <class F, bool kGrad, class T>
 void evaluate_tile(const double* numbers, int64_t n, const T* x, const T* const* params, T* value,
-                   T* const* grads, T factor, const Ahead& ahead) {
+                   T* const* grads, T factor, const Prefetch& prefetch) {
   const F likelihood(numbers);
   if constexpr (kSplitsZeros<F>) {
-    evaluate_counts<F, kGrad>(likelihood, n, x, params, value, grads, factor, ahead);
+    evaluate_counts<F, kGrad>(likelihood, n, x, params, value, grads, factor, prefetch);
   } else {
-    evaluate<F, kGrad, Counts::kAny>(likelihood, n, x, params, value, grads, factor, ahead);
+    evaluate<F, kGrad, Counts::kAny>(likelihood, n, x, params, value, grads, factor, prefetch);
   }
 }
 
@@ -232,7 +233,7 @@ template <class T>
 bool run(const NllArgs& args, const Form<T>& form) {
   const Tiling tiling(args.shape, kTile<T>);
   const T grad_factor = T(args.grad_factor);
-  const bool look_ahead = Ahead::pays(args.shape, 1 + 2 * form.params, sizeof(T), args.threads);
+  const bool look_ahead = Prefetch::pays(args.shape, 1 + 2 * form.params, sizeof(T), args.threads);
   bool any_grad = false;
   for (int j = 0; j < form.params; ++j) any_grad = any_grad || args.grads[j];
   const Evaluate<T> evaluate = any_grad ? form.with_grads : form.value;
@@ -262,15 +263,15 @@ bool run(const NllArgs& args, const Form<T>& form) {
                                                      : b.grads[j];
       }
       const Tile next = tiling.following(index);
-      Ahead ahead;
-      if (look_ahead && args.row_starts == nullptr) ahead.read(args.target, next);
+      Prefetch prefetch;
+      if (look_ahead && args.row_starts == nullptr) prefetch.read(args.target, next);
       for (int j = 0; look_ahead && j < form.params; ++j) {
-        ahead.read(args.params[j], next);
-        if (j != args.scalar) ahead.write(args.grads[j], next.start(args.shape));
+        prefetch.read(args.params[j], next);
+        if (j != args.scalar) prefetch.write(args.grads[j], next.start(args.shape));
       }
       const bool into_loss = args.reduce == Reduce::kElem;
       T* value = into_loss ? static_cast<T*>(args.loss) + start : b.value;
-      evaluate(args.numbers, n, x, params, value, grads, grad_factor, ahead);
+      evaluate(args.numbers, n, x, params, value, grads, grad_factor, prefetch);
       weigh(args.mask, args.weight, tile, value, b.spare);
       for (int j = 0; j < form.params; ++j) {
         if (!args.grads[j]) continue;
@@ -290,7 +291,7 @@ bool run(const NllArgs& args, const Form<T>& form) {
         slot[index] = sum(value, n);
       }
     }
-    stream_end();
+    nontemporal_fence();
   }
   if (rows) samples_from(tiling, slot, args.factor, static_cast<T*>(args.loss));
   if (args.reduce == Reduce::kSum)

@@ -19,14 +19,14 @@ void fill(const NoiseArgs& args) {
       const T* values =
           tile_noise(args.stream, args.shape, tile, 0, args.purpose, args.normal, buffer);
       const int64_t start = tile.start(args.shape);
-      if (args.out.stream) {
+      if (args.out.nontemporal) {
         finish(args.out, start, tile.size(), values);
       } else {
         narrow(values, args.out.dtype,
                static_cast<char*>(args.out.data) + start * size_of(args.out.dtype), tile.size());
       }
     }
-    stream_end();
+    nontemporal_fence();
   }
 }
 

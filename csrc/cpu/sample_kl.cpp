@@ -46,9 +46,9 @@ void sample_tile(const SampleKlArgs& args, const Tile& tile, ForwardBuffers<T>& 
   const int64_t stride = args.shape.rows * args.shape.cols;
   for (int64_t k = 0; k < args.samples; ++k) {
     const int64_t start = tile.start(args.shape) + k * stride;
-    Ahead ahead;
-    if (k + 1 < args.samples) ahead.write(args.z, start + stride);
-    ahead.bring(0, n);
+    Prefetch prefetch;
+    if (k + 1 < args.samples) prefetch.write(args.z, start + stride);
+    prefetch.issue(0, n);
     const T* eps = load_noise(args, tile, k, b.noise);
     T* __restrict z = destination(args.z, start, b.z);
     const T* mu = b.q.mu;
@@ -57,8 +57,8 @@ void sample_tile(const SampleKlArgs& args, const Tile& tile, ForwardBuffers<T>& 
     finish(args.z, start, n, z);
     if (args.kept == nullptr) continue;
     T* kept = static_cast<T*>(args.kept) + start;
-    scale_derivative(args, b.q.scale, n, eps, args.stream_kept ? b.z : kept);
-    if (args.stream_kept) stream_copy(b.z, kept, n * static_cast<int64_t>(sizeof(T)));
+    scale_derivative(args, b.q.scale, n, eps, args.nontemporal_kept ? b.z : kept);
+    if (args.nontemporal_kept) nontemporal_copy(b.z, kept, n * static_cast<int64_t>(sizeof(T)));
   }
 }
 
@@ -106,13 +106,13 @@ template <class T>
 void usual_tile(const SampleKlArgs& args, const Tile& tile, const Tile& next,
                 ForwardBuffers<T>& b) {
   const int64_t n = tile.size(), start = tile.start(args.shape);
-  const Output kept{args.kept, args.wide ? DType::kF64 : DType::kF32, args.stream_kept};
-  Ahead ahead;
-  if (Ahead::pays(args.shape, 4, sizeof(T), args.threads)) {
-    ahead.read(args.mu, next);
-    ahead.read(args.scale, next);
-    ahead.write(args.z, next.start(args.shape));
-    ahead.write(kept, next.start(args.shape));
+  const Output kept{args.kept, args.wide ? DType::kF64 : DType::kF32, args.nontemporal_kept};
+  Prefetch prefetch;
+  if (Prefetch::pays(args.shape, 4, sizeof(T), args.threads)) {
+    prefetch.read(args.mu, next);
+    prefetch.read(args.scale, next);
+    prefetch.write(args.z, next.start(args.shape));
+    prefetch.write(kept, next.start(args.shape));
   }
   const T* eps = load_noise(args, tile, 0, b.noise);
   const T* mu = load(args.mu, tile, b.q.mu_buffer);
@@ -121,7 +121,7 @@ void usual_tile(const SampleKlArgs& args, const Tile& tile, const Tile& next,
   T* derivative = kept ? destination(kept, start, b.spare) : b.spare;
   for (int64_t i = 0; i < n; i += kChunk) {
     const int64_t m = n - i < kChunk ? n - i : kChunk;
-    ahead.bring(i, m);
+    prefetch.issue(i, m);
     // Every exponential of the log-variances is a normal number but for outliers.
     const bool normal = all_below(m, logvar + i, kNormalLogvar<T>);
     const auto loop = normal ? usual_loop<true, T> : usual_loop<false, T>;
@@ -169,7 +169,7 @@ bool kl_per_dim(const SampleKlArgs& args) {
         for (int64_t c = 0; c < tile.cols; ++c) to[c] += static_cast<double>(from[c]);
       }
     }
-    stream_end();
+    nontemporal_fence();
   }
   T* out = static_cast<T*>(args.kl);
   for (int64_t i = 0; i < width; ++i) {
@@ -208,7 +208,7 @@ bool forward(const SampleKlArgs& args) {
         for (int64_t i = 0; i < tile.size(); ++i) out[i] = b.kl[i] * factor;
       }
     }
-    stream_end();
+    nontemporal_fence();
   }
   if (rows) samples_from(tiling, slot, args.factor, static_cast<T*>(args.kl));
   if (args.reduce == Reduce::kSum)
@@ -241,11 +241,11 @@ void kl_gradients(const SampleKlArgs& args, const Tile& tile, BackwardBuffers<T>
     const T* prior_logvar = b.q.prior.logvar;
     for (int64_t i = 0; i < n; ++i) {
       const T g = b.upstream[i];
-      T pull, grown, shrunk;
-      kl_prior_slopes(mu[i] - prior_mu[i], logvar[i], prior_logvar[i], pull, grown, shrunk);
-      b.kl_mu[i] = g * pull;
+      T mu_slope, grown, shrunk;
+      kl_prior_slopes(mu[i] - prior_mu[i], logvar[i], prior_logvar[i], mu_slope, grown, shrunk);
+      b.kl_mu[i] = g * mu_slope;
       b.kl_scale[i] = T(0.5) * g * grown;
-      b.grad_prior_mu[i] = -g * pull;
+      b.grad_prior_mu[i] = -g * mu_slope;
       b.grad_prior_scale[i] = T(0.5) * g * shrunk;
     }
     if (const T* slope = b.q.prior.slope)
@@ -283,9 +283,9 @@ const T* samples_gradients(const SampleKlArgs& args, const Tile& tile, BackwardB
     Tile place = tile, next = tile;
     place.row += k * args.shape.rows;
     next.row = place.row + args.shape.rows;
-    Ahead ahead;
-    if (k + 1 < args.samples) ahead.read(args.grad_z, next);
-    ahead.bring(0, n);
+    Prefetch prefetch;
+    if (k + 1 < args.samples) prefetch.read(args.grad_z, next);
+    prefetch.issue(0, n);
     const T* upstream = load(args.grad_z, place, b.spare);
     if (args.grad_scale) {
       add_sample(n, upstream, load_noise(args, tile, k, b.noise), b.z_mu, b.derivative);
@@ -372,13 +372,14 @@ template <class T>
 void usual_backward_tile(const SampleKlArgs& args, const Tile& tile, const Tile& next,
                          BackwardBuffers<T>& b) {
   const int64_t n = tile.size(), start = tile.start(args.shape);
-  Ahead ahead;
-  if (Ahead::pays(args.shape, 5, sizeof(T), args.threads)) {
-    ahead.read(args.mu, next);
-    ahead.read(args.scale, next);
-    ahead.read(args.grad_z, next);
-    ahead.write({args.kept, args.wide ? DType::kF64 : DType::kF32, false}, next.start(args.shape));
-    ahead.write(args.grad_mu, next.start(args.shape));
+  Prefetch prefetch;
+  if (Prefetch::pays(args.shape, 5, sizeof(T), args.threads)) {
+    prefetch.read(args.mu, next);
+    prefetch.read(args.scale, next);
+    prefetch.read(args.grad_z, next);
+    prefetch.write({args.kept, args.wide ? DType::kF64 : DType::kF32, false},
+                   next.start(args.shape));
+    prefetch.write(args.grad_mu, next.start(args.shape));
   }
   const T* mu = load(args.mu, tile, b.q.mu_buffer);
   const T* logvar = load(args.scale, tile, b.q.scale_buffers.raw);
@@ -389,7 +390,7 @@ void usual_backward_tile(const SampleKlArgs& args, const Tile& tile, const Tile&
   T* grad_scale = destination(args.grad_scale, start, b.kl_scale);
   for (int64_t i = 0; i < n; i += kChunk) {
     const int64_t m = n - i < kChunk ? n - i : kChunk;
-    ahead.bring(i, m);
+    prefetch.issue(i, m);
     usual_backward_loop(m, T(args.factor), mu + i, logvar + i, grad_z + i, grad_kl + i,
                         derivative + i, grad_mu + i, grad_scale + i);
   }
@@ -437,7 +438,7 @@ bool backward(const SampleKlArgs& args) {
       for (int64_t index = first; index < last; ++index)
         backward_tile(args, tiling.tile(index), tiling.following(index), block, b);
     }
-    stream_end();
+    nontemporal_fence();
   }
   return true;
 }

@@ -7,7 +7,7 @@
 
 #include "core/args.h"
 #include "cpu/convert.h"
-#include "cpu/stream.h"
+#include "cpu/nontemporal.h"
 #include "math/special.h"
 
 namespace vaefast {
@@ -103,16 +103,16 @@ static const T* load(const View& view, const Tile& tile, T* buffer) {
 // Where to compute a tile of a result: in place, or in `buffer` for `finish` to bring there.
 template <class T>
 static T* destination(const Output& out, int64_t start, T* buffer) {
-  const bool in_place = same_type(out.dtype, buffer) && !out.stream;
+  const bool in_place = same_type(out.dtype, buffer) && !out.nontemporal;
   return in_place ? static_cast<T*>(out.data) + start : buffer;
 }
 
-// Elements of a tile between two looks ahead.
+// Elements of a tile between two prefetches.
 constexpr int64_t kChunk = 128;
 
 // Where the next tile's operands and results lie, to be brought into the cache bit by bit while
 // this tile is computed: all at once they would wait for one another.
-struct Ahead {
+struct Prefetch {
   static constexpr int kMost = 2 * kMaxParams + 1;
   const char* from[kMost];
   int64_t width[kMost];
@@ -132,7 +132,7 @@ struct Ahead {
 
   void write(const Output& out, int64_t start) {
     const int64_t size = size_of(out.dtype);
-    if (out && !out.stream) add(static_cast<const char*>(out.data) + start * size, size);
+    if (out && !out.nontemporal) add(static_cast<const char*>(out.data) + start * size, size);
   }
 
   void add(const char* at, int64_t size) {
@@ -141,7 +141,7 @@ struct Ahead {
   }
 
   // Elements [i, i + n) of each.
-  void bring(int64_t i, int64_t n) const {
+  void issue(int64_t i, int64_t n) const {
     for (int j = 0; j < count; ++j) fetch(from[j] + i * width[j], n * width[j]);
   }
 };
@@ -151,17 +151,17 @@ template <class T>
 static void put_out(const Output& out, int64_t start, int64_t n, const T* values) {
   const int64_t width = size_of(out.dtype);
   char* to = static_cast<char*>(out.data) + start * width;
-  if (!out.stream) return narrow(values, out.dtype, to, n);
-  if (same_type(out.dtype, values)) return stream_copy(values, to, n * width);
+  if (!out.nontemporal) return narrow(values, out.dtype, to, n);
+  if (same_type(out.dtype, values)) return nontemporal_copy(values, to, n * width);
   alignas(64) char narrowed[kTile<T> * sizeof(T)];
   narrow(values, out.dtype, narrowed, n);
-  stream_copy(narrowed, to, n * width);
+  nontemporal_copy(narrowed, to, n * width);
 }
 
 // As `put_out`, for values that `destination` said where to compute.
 template <class T>
 static void finish(const Output& out, int64_t start, int64_t n, const T* values) {
-  if (same_type(out.dtype, values) && !out.stream) return;
+  if (same_type(out.dtype, values) && !out.nontemporal) return;
   put_out(out, start, n, values);
 }
 

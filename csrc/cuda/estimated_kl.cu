@@ -132,15 +132,15 @@ struct EstimatedKlBackward : SampleGradients<K> {
         decode<kUpstream, true>(grad_kl, raw_kl, g);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
-          const T far = b.far(b.sample(eps[j], j), j), push = b.scaled(far, j);
+          const T far = b.far(b.sample(eps[j], j), j), prior_score = b.scaled(far, j);
           // sigma times the gradient in z may be 0 times infinity, so z - mu is a factor at once.
           const T near = in.temperature * eps[j], noise = b.spread[j] * eps[j];
-          const T pull = stop ? whitened(near, whitening_root(b.v.q.logvar[j])) : T(0);
+          const T posterior_score = stop ? whitened(near, whitening_root(b.v.q.logvar[j])) : T(0);
           const T grown = b.scaled(noise, j) * far - (stop ? near * near : T(1));
-          by_mu[j] += madd(g[j], push - pull, by_z[j]);
+          by_mu[j] += madd(g[j], prior_score - posterior_score, by_z[j]);
           by_scale[j] += madd(g[j], grown, noise * by_z[j]);
           if constexpr (K::kPrior) {
-            by_prior_mu[j] -= g[j] * push;
+            by_prior_mu[j] -= g[j] * prior_score;
             by_prior_scale[j] += g[j] * madd(-far, far, T(1));
           }
         }

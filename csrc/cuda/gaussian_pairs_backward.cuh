@@ -303,9 +303,9 @@ struct GaussianPairsBackward {
         if (d >= dims) continue;
         T grad = T(-2 * kLn2) * t.first[i][k];
         if (kMarginals && at.split == 0) {
-          T pull, bend;
-          own_slopes(point, d, t.home[i][k], pull, bend);
-          grad += madd(upstream[2 * count + point], t.home[i][k], -pull);
+          T mu_slope, logvar_slope;
+          own_slopes(point, d, t.home[i][k], mu_slope, logvar_slope);
+          grad += madd(upstream[2 * count + point], t.home[i][k], -mu_slope);
         }
         grads[0].set(at.split, point * dims + d, grad);
       }
@@ -324,26 +324,27 @@ struct GaussianPairsBackward {
       for (int k = 0; k < kHeld; ++k) {
         const int64_t d = at.chunk * kDims + Tiles::dim_of(thread, k);
         if (d >= dims) continue;
-        T pull = T(0), bend = T(0);
+        T mu_slope = T(0), logvar_slope = T(0);
         const int64_t point = own - tiles.special.first;
         if (kMarginals && at.split == 0 && point >= 0 && point < tiles.z.count)
-          own_slopes(point, d, tiles.z.data[point * dims + d], pull, bend);
+          own_slopes(point, d, tiles.z.data[point * dims + d], mu_slope, logvar_slope);
         grads[1].set(at.split, own * dims + d,
-                     madd(T(2 * kLn2) * t.first[i][k], t.other[i][k], pull));
-        grads[2].set(
-            at.split, own * dims + d,
-            madd(T(kLn2), t.second[i][k], madd(T(-0.5), t.zeroth[i][kMarginals ? k : 0], bend)));
+                     madd(T(2 * kLn2) * t.first[i][k], t.other[i][k], mu_slope));
+        grads[2].set(at.split, own * dims + d,
+                     madd(T(kLn2), t.second[i][k],
+                          madd(T(-0.5), t.zeroth[i][kMarginals ? k : 0], logvar_slope)));
       }
     }
   }
 
   // The gradients of a point's log q(z|x) in a dimension of mu and logvar.
-  VAEFAST_MEMBER void own_slopes(int64_t point, int64_t d, T z, T& pull, T& bend) const {
+  VAEFAST_MEMBER void own_slopes(int64_t point, int64_t d, T z, T& mu_slope,
+                                 T& logvar_slope) const {
     const int64_t own = (tiles.special.first + point) * tiles.z.dims + d;
     const T root = whitening_root(tiles.logvar.data[own]);
     const T near = (z - tiles.mu.data[own]) * root * root;
-    pull = upstream[point] * (near * root * root);
-    bend = T(0.5) * upstream[point] * madd(near, near, T(-1));
+    mu_slope = upstream[point] * (near * root * root);
+    logvar_slope = T(0.5) * upstream[point] * madd(near, near, T(-1));
   }
 };
 

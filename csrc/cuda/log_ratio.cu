@@ -38,7 +38,7 @@ struct Densities {
     return z[j] * prior_root[0];
   }
 
-  VAEFAST_MEMBER T push(T far, int j) const {
+  VAEFAST_MEMBER T prior_score(T far, int j) const {
     if constexpr (K::kPrior) return whitened(far, prior_root[j]);
     return far;
   }
@@ -136,15 +136,15 @@ struct LogRatioBackward : SampleGradients<K> {
         decode<kUpstream, true>(upstream, raw_upstream, g);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
-          const T near = b.near(sample, j), pull = whitened(near, b.root[j]);
-          const T far = b.far(sample, j), push = b.push(far, j);
-          by_mu[j] -= g[j] * pull;
+          const T near = b.near(sample, j), posterior_score = whitened(near, b.root[j]);
+          const T far = b.far(sample, j), prior_score = b.prior_score(far, j);
+          by_mu[j] -= g[j] * posterior_score;
           by_scale[j] += g[j] * madd(-near, near, T(1));
           if constexpr (K::kPrior) {
-            by_prior_mu[j] += g[j] * push;
+            by_prior_mu[j] += g[j] * prior_score;
             by_prior_scale[j] += g[j] * madd(far, far, T(-1));
           }
-          g[j] *= pull - push;
+          g[j] *= posterior_score - prior_score;
         }
         if (grad_z) put<kStored, T, V>(grad_z, start + col + k * in.sample_size, n, g);
       }

@@ -27,10 +27,10 @@ struct Transform {
         min_std(T(args.min_std)) {}
 
   template <Param kParam, int V>
-  VAEFAST_MEMBER void apply_as(const T* s, const T* bend, Scales<T, V>& out) const {
+  VAEFAST_MEMBER void apply_as(const T* s, const T* clamp_grad, Scales<T, V>& out) const {
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const Scale<T> scale = scale_of<kParam>(s[j], bend[j], min_std);
+      const Scale<T> scale = scale_of<kParam>(s[j], clamp_grad[j], min_std);
       out.logvar[j] = scale.logvar;
       out.std[j] = scale.std;
       out.slope[j] = scale.slope;
@@ -39,25 +39,25 @@ struct Transform {
 
   template <int V>
   VAEFAST_MEMBER void apply(T* s, bool clamped, Scales<T, V>& out) const {
-    T bend[V];
+    T clamp_grad[V];
     const Clamp how = clamped ? clamp : Clamp::kNone;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      bend[j] = T(1);
-      if (how == Clamp::kHard) s[j] = clamp_hard(s[j], low, high, bend[j]);
-      if (how == Clamp::kSoft) s[j] = clamp_soft(s[j], low, high, bend[j]);
+      clamp_grad[j] = T(1);
+      if (how == Clamp::kHard) s[j] = clamp_hard(s[j], low, high, clamp_grad[j]);
+      if (how == Clamp::kSoft) s[j] = clamp_soft(s[j], low, high, clamp_grad[j]);
     }
     switch (param) {
       case Param::kLogvar:
-        return apply_as<Param::kLogvar, V>(s, bend, out);
+        return apply_as<Param::kLogvar, V>(s, clamp_grad, out);
       case Param::kLogStd:
-        return apply_as<Param::kLogStd, V>(s, bend, out);
+        return apply_as<Param::kLogStd, V>(s, clamp_grad, out);
       case Param::kStd:
-        return apply_as<Param::kStd, V>(s, bend, out);
+        return apply_as<Param::kStd, V>(s, clamp_grad, out);
       case Param::kVar:
-        return apply_as<Param::kVar, V>(s, bend, out);
+        return apply_as<Param::kVar, V>(s, clamp_grad, out);
       case Param::kSoftplus:
-        return apply_as<Param::kSoftplus, V>(s, bend, out);
+        return apply_as<Param::kSoftplus, V>(s, clamp_grad, out);
     }
   }
 };

@@ -82,16 +82,16 @@ struct Backward {
         if (in.weight) g[j] *= v.weight[j];
       }
       // Of the distance, and of half the difference of the logvars.
-      T pull = v.mu[j], grown;
+      T mu_slope = v.mu[j], grown;
       if constexpr (K::kPrior) {
         T shrunk;
-        kl_prior_slopes(v.mu[j] - v.prior_mu[j], v.q.logvar[j], v.prior.logvar[j], pull, grown,
+        kl_prior_slopes(v.mu[j] - v.prior_mu[j], v.q.logvar[j], v.prior.logvar[j], mu_slope, grown,
                         shrunk);
         by_prior[j] = T(0.5) * g[j] * shrunk * v.prior.slope[j];
       } else {
         grown = expm1(v.q.logvar[j]);
       }
-      by_mu[j] = g[j] * pull;
+      by_mu[j] = g[j] * mu_slope;
       by_scale[j] = T(0.5) * g[j] * grown * v.q.slope[j];
       if (!v.keeps(in, j)) by_mu[j] = by_scale[j] = by_prior[j] = T(0);
     }

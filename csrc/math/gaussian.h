@@ -13,37 +13,37 @@ struct Scale {
   T logvar, std, slope;
 };
 
-// From the raw parameter s, after its clamp; `bend` is the clamp's own derivative.
+// From the raw parameter s, after its clamp; `clamp_grad` is the clamp's own derivative.
 template <Param kParam, class T>
-VAEFAST_FN Scale<T> scale_of(T s, T bend, T min_std) {
+VAEFAST_FN Scale<T> scale_of(T s, T clamp_grad, T min_std) {
   if constexpr (kParam == Param::kLogvar) {
-    return {s, exp(T(0.5) * s), bend};
+    return {s, exp(T(0.5) * s), clamp_grad};
   } else if constexpr (kParam == Param::kLogStd) {
-    return {T(2) * s, exp(s), T(2) * bend};
+    return {T(2) * s, exp(s), T(2) * clamp_grad};
   } else if constexpr (kParam == Param::kStd) {
-    return {T(2) * log(s), s, T(2) * bend / s};
+    return {T(2) * log(s), s, T(2) * clamp_grad / s};
   } else if constexpr (kParam == Param::kVar) {
-    return {log(s), sqrt(s), bend / s};
+    return {log(s), sqrt(s), clamp_grad / s};
   } else {
     const T std = softplus(s) + min_std;
-    return {T(2) * log(std), std, T(2) * bend * sigmoid(s) / std};
+    return {T(2) * log(std), std, T(2) * clamp_grad * sigmoid(s) / std};
   }
 }
 
 // As torch.clamp: NaN stays, and the derivative is 1 on the bounds themselves.
 template <class T>
-VAEFAST_FN T clamp_hard(T s, T low, T high, T& bend) {
-  bend = (s < low) | (s > high) ? T(0) : T(1);
+VAEFAST_FN T clamp_hard(T s, T low, T high, T& clamp_grad) {
+  clamp_grad = (s < low) | (s > high) ? T(0) : T(1);
   const T above = s < low ? low : s;
   return above > high ? high : above;
 }
 
 // NVAE's bound (Vahdat and Kautz 2020): middle + half tanh((s - middle) / half).
 template <class T>
-VAEFAST_FN T clamp_soft(T s, T low, T high, T& bend) {
+VAEFAST_FN T clamp_soft(T s, T low, T high, T& clamp_grad) {
   const T middle = T(0.5) * (high + low), half = T(0.5) * (high - low);
   const T t = tanh((s - middle) / half);
-  bend = T(1) - t * t;
+  clamp_grad = T(1) - t * t;
   return middle + half * t;
 }
 
@@ -161,13 +161,13 @@ VAEFAST_FN T kl_prior(T distance, T logvar, T prior_logvar) {
   return T(0.5) * madd(far, far, expm1_minus_x(logvar - prior_logvar));
 }
 
-// Its derivatives in mu, and in logvar and prior_logvar times 2; that in prior_mu is -pull.
+// Its derivatives in mu, and in logvar and prior_logvar times 2; that in prior_mu is -mu_slope.
 template <class T>
-VAEFAST_FN void kl_prior_slopes(T distance, T logvar, T prior_logvar, T& pull, T& grown,
+VAEFAST_FN void kl_prior_slopes(T distance, T logvar, T prior_logvar, T& mu_slope, T& grown,
                                 T& shrunk) {
   const T root = whitening_root(prior_logvar);
   const T far = distance * root * root;
-  pull = far * root * root;
+  mu_slope = far * root * root;
   grown = expm1(logvar - prior_logvar);
   shrunk = -madd(far, far, grown);
 }

@@ -39,7 +39,7 @@ inline void sample_kl(const py::tuple& grid, const py::tuple& operands, const py
   a.kl = memory(kl);
   const int64_t elements = a.shape.rows * a.shape.cols;
   set_stream(a.z, elements * (a.samples > 1 ? a.samples : 1));
-  a.stream_kept = streams(elements * (a.wide ? 8 : 4));
+  a.nontemporal_kept = past_caches(elements * (a.wide ? 8 : 4));
   run<SampleKlArgs>(VAEFAST_KERNEL(sample_kl), a, where, a.samples > 1 ? a.samples : 1);
 }
 
@@ -71,7 +71,7 @@ inline void sample_kl_backward(const py::tuple& grid, const py::tuple& operands,
   for (Output* grad : {&a.grad_mu, &a.grad_scale, &a.grad_prior_mu, &a.grad_prior_scale})
     set_stream(*grad, elements);
   // What was just read lies in the cache.
-  if (a.grad_scale.data == a.kept) a.grad_scale.stream = false;
+  if (a.grad_scale.data == a.kept) a.grad_scale.nontemporal = false;
   run<SampleKlArgs>(VAEFAST_KERNEL(sample_kl_backward), a, where, a.samples > 1 ? a.samples : 1);
 }
 

@@ -104,12 +104,12 @@ inline void set_threads(MixtureArgs& args, int threads, int64_t) {
   args.threads = useful_pair_threads(args.points * args.components, args.dims, threads);
 }
 
-// From 4 MiB on a result is written past the caches: csrc/cpu/stream.h has the figures.
-inline bool streams(int64_t bytes) { return bytes >= int64_t{1} << 22; }
+// From 4 MiB on a result is written past the caches: csrc/cpu/nontemporal.h has the figures.
+inline bool past_caches(int64_t bytes) { return bytes >= int64_t{1} << 22; }
 
 inline void set_stream(Output& out, int64_t elements) {
   const int64_t width = out.dtype == DType::kF64 ? 8 : out.dtype == DType::kF32 ? 4 : 2;
-  out.stream = out && streams(elements * width);
+  out.nontemporal = out && past_caches(elements * width);
 }
 
 template <class T = void>

@@ -145,7 +145,7 @@ std::vector<T> run_sample_kl(const Shape& shape, const Posterior& set, int threa
                                                           : 1;
   std::vector<T> z(static_cast<size_t>(n * set.samples)), kl(static_cast<size_t>(kl_size));
   a.z = out(z);
-  a.z.stream = set.prior;
+  a.z.nontemporal = set.prior;
   a.kl = out(kl).data;
   set.estimated ? cpu::estimated_kl({a}) : cpu::sample_kl(a);
 
@@ -201,7 +201,7 @@ std::vector<T> run_nll(const Shape& shape, int form, Reduce reduce, bool masked,
     grads[j].resize(static_cast<size_t>(n));
     a.params[j] = dense(params[j], shape.rows, shape.cols);
     a.grads[j] = out(grads[j]);
-    a.grads[j].stream = masked;
+    a.grads[j].nontemporal = masked;
   }
   a.target = dense(x, shape.rows, shape.cols);
   if (masked) a.weight = dense(weight, shape.rows, shape.cols);

@@ -45,7 +45,7 @@ def triton_backend(monkeypatch):
     torch.use_deterministic_algorithms(before)
 
 
-def test_every_formula_has_a_twin():
+def test_every_formula_has_a_triton_implementation():
     from vaefast.backends.triton.likelihoods import FORMS
 
     assert set(FORMS) == set(EVERY_FORM)

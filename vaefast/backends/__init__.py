@@ -28,8 +28,8 @@ R = TypeVar("R")
 
 BACKENDS = ("auto", "native", "triton", "reference")
 
-# Forms of likelihoods that users registered, and their Triton twins as "module:name" or "": plain
-# PyTorch serves them, or Triton where there is a twin.
+# Forms of likelihoods that users registered, each with its Triton implementation as "module:name",
+# or "": plain PyTorch serves it then.
 USER_FORMS: dict[str, str] = {}
 
 # What a block that is itself compiled asks for: the compiler follows a module's variable, which is
@@ -188,10 +188,10 @@ def _serving_user(forced: str | None, device_type: str, form: str) -> str:
     chosen = _serving(forced, device_type)
     if chosen == "reference":
         return chosen
-    twin = USER_FORMS[form]
+    triton = USER_FORMS[form]
     by_name = (forced or _from_environment()) != "auto"
-    if twin and (chosen == "triton" or not (by_name or unavailable("triton", device_type))):
-        _add_twin(form, twin)
+    if triton and (chosen == "triton" or not (by_name or unavailable("triton", device_type))):
+        _add_implementation(form, triton)
         return "triton"
     if by_name:
         raise BackendError(
@@ -207,8 +207,8 @@ def _user_constant(forced: str | None, device_type: str, form: str) -> str:
 
 
 @functools.cache
-def _add_twin(form: str, twin: str) -> None:
-    module, _, name = twin.partition(":")
+def _add_implementation(form: str, triton: str) -> None:
+    module, _, name = triton.partition(":")
     forms = importlib.import_module(f"{__name__}.triton.likelihoods").FORMS
     forms[form] = getattr(importlib.import_module(module), name)
 

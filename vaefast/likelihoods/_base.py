@@ -231,9 +231,9 @@ def register(name: str, formula: Formula | None = None, *, triton: str = "") -> 
         formula: of a likelihood that the library has no kernel for: from the target, the
             parameters and the numbers of `form`, all in the compute dtype, to -log p per element.
             It is differentiated by autograd, runs on every device, and is the form of this name.
-        triton: `"module:function"`, the formula's Triton twin, which then serves CUDA tensors: a
-            `@triton.jit` function of the target, three parameters and the numbers that gives the
-            value and its derivative in each parameter. Imported when it is first needed.
+        triton: `"module:function"`, the formula's Triton implementation, which then serves CUDA
+            tensors: a `@triton.jit` function of the target, three parameters and the numbers that
+            gives the value and its derivative in each parameter. Imported when it is first needed.
 
     Raises:
         ValueError: the library has a likelihood of this name.

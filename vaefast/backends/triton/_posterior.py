@@ -14,31 +14,31 @@ def posterior_scale(scale, low, high, min_std, PARAM: tl.constexpr, CLAMP: tl.co
     """log sigma^2, sigma, and their derivatives in the parameter; CLAMP: 0 none, 1 hard, 2 tanh."""
     if CLAMP == 1:
         # As torch.clamp: NaN stays, and the derivative on the bounds themselves is 1.
-        bend = tl.where((scale < low) | (scale > high), 0.0, 1.0).to(scale.dtype)
+        clamp_grad = tl.where((scale < low) | (scale > high), 0.0, 1.0).to(scale.dtype)
         s = tl.where(scale < low, low, scale)
         s = tl.where(s > high, high, s)
     elif CLAMP == 2:
         half = 0.5 * (high - low)
         t = tanh((scale - 0.5 * (high + low)) / half)
-        bend = 1.0 - t * t
+        clamp_grad = 1.0 - t * t
         s = 0.5 * (high + low) + half * t
     else:
         s = scale
-        bend = 1.0
+        clamp_grad = 1.0
     if PARAM == "logvar":
         std = exp(0.5 * s)
-        return s, std, bend, 0.5 * std * bend
+        return s, std, clamp_grad, 0.5 * std * clamp_grad
     elif PARAM == "log_std":
         std = exp(s)
-        return 2.0 * s, std, 2.0 * bend, std * bend
+        return 2.0 * s, std, 2.0 * clamp_grad, std * clamp_grad
     elif PARAM == "std":
-        return 2.0 * tl.log(s), s, 2.0 * bend / s, bend
+        return 2.0 * tl.log(s), s, 2.0 * clamp_grad / s, clamp_grad
     elif PARAM == "var":
         std = tl.sqrt(s)
-        return tl.log(s), std, bend / s, 0.5 * bend / std
+        return tl.log(s), std, clamp_grad / s, 0.5 * clamp_grad / std
     else:
         std = softplus(s) + min_std
-        slope = sigmoid(s) * bend
+        slope = sigmoid(s) * clamp_grad
         return 2.0 * tl.log(std), std, 2.0 * slope / std, slope
 
 

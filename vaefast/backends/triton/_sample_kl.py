@@ -188,23 +188,23 @@ def backward(
         shown = live
         if mask is not None:
             shown = load(mask, row, columns, live, live_row, VEC, GROUP)
-        pull = load(mu, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
+        mu_slope = load(mu, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
         if prior_mu is not None:
-            pull = pull - load(prior_mu, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
-        away = pull
+            mu_slope = mu_slope - load(prior_mu, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
+        away = mu_slope
         prior_slope = 1.0
         if prior_scale is not None:
             p = load(prior_scale, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
             prior_logvar, _, prior_slope, _ = posterior_scale(p, low, high, min_std, PARAM, 0)
             logvar = logvar - prior_logvar
             root = whitening_root(prior_logvar)
-            away = pull * root * root
-            pull = away * root * root
+            away = mu_slope * root * root
+            mu_slope = away * root * root
         grown = expm1(logvar)
-        to_mu += tl.where(shown, g * pull, 0.0)
+        to_mu += tl.where(shown, g * mu_slope, 0.0)
         to_scale += tl.where(shown, 0.5 * g * grown * logvar_slope, 0.0)
         if grad_prior_mu is not None:
-            tl.store(grad_prior_mu + out, tl.where(shown, -g * pull, 0.0), mask=live)
+            tl.store(grad_prior_mu + out, tl.where(shown, -g * mu_slope, 0.0), mask=live)
         if grad_prior_scale is not None:
             to_prior = -0.5 * g * (away * away + grown) * prior_slope
             tl.store(grad_prior_scale + out, tl.where(shown, to_prior, 0.0), mask=live)

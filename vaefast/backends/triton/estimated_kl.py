@@ -224,19 +224,19 @@ def _backward(
             g = tl.load(place + row // segments * row_stride, mask=live_row, other=0).to(DTYPE)
             sample = m + spread * eps
             far = whitened(sample - p, prior_root) if PRIOR else sample
-            push = whitened(far, prior_root) if PRIOR else far
+            prior_score = whitened(far, prior_root) if PRIOR else far
             # sigma times the gradient in z may be 0 times infinity, so z - mu is a factor at once.
             grown = whitened(spread * eps, prior_root) * far if PRIOR else spread * eps * far
             if PRIOR:
-                to_prior_mu -= g * push
+                to_prior_mu -= g * prior_score
                 to_prior_scale += g * (1.0 - far * far)
             if STOP:
                 near = temperature * eps
-                push -= whitened(near, whitening_root(logvar))
+                prior_score -= whitened(near, whitening_root(logvar))
                 grown -= near * near
             else:
                 grown -= 1.0
-            to_mu += g * push
+            to_mu += g * prior_score
             to_scale += g * grown
         to_mu += to_z
         to_scale += spread * eps * to_z

@@ -215,19 +215,19 @@ def _backward(
         place = upstream + tl.full((), k, tl.int64) * sample_stride
         g = tl.load(place + row // segments * row_stride, mask=live_row, other=0).to(DTYPE)
         near = whitened(sample - m, root)
-        pull = whitened(near, root)
-        to_mu -= g * pull
+        posterior_score = whitened(near, root)
+        to_mu -= g * posterior_score
         to_scale += g * (1.0 - near * near)
         if PRIOR:
             far = whitened(sample - p, prior_root)
-            push = whitened(far, prior_root)
-            pull -= push
+            prior_score = whitened(far, prior_root)
+            posterior_score -= prior_score
             if grad_prior_mu is not None:
-                to_prior_mu += g * push
+                to_prior_mu += g * prior_score
             if grad_prior_scale is not None:
                 to_prior_scale += g * (far * far - 1.0)
         if grad_z is not None:
-            tl.store(grad_z + (at * cols + columns), g * pull, mask=live)
+            tl.store(grad_z + (at * cols + columns), g * posterior_score, mask=live)
     out = (row + own * rows) * cols + columns
     if grad_mu is not None:
         tl.store(grad_mu + out, to_mu, mask=live)

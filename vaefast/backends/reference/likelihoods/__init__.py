@@ -2,7 +2,7 @@
 
 A formula takes the target, the tuple of parameters and the likelihood's numbers, all in the
 compute dtype, and is differentiable in the parameters. Its name is the likelihood's form; the
-C++ functor and the Triton twin of that name compute the same.
+C++ functor and the Triton implementation of that name compute the same.
 """
 
 from . import bernoulli, counts, location, pixels

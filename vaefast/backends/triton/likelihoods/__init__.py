@@ -1,6 +1,6 @@
-"""The elementwise likelihoods inside kernels: each the twin of the reference formula of its name.
+"""The elementwise likelihoods inside kernels: each implements the reference formula of its name.
 
-A twin takes the target x, the parameters theta (a tuple of three, those its form has first) and the
+It takes the target x, the parameters theta (a tuple of three, those its form has first) and the
 form's numbers, all in the compute dtype, and returns -log p(x | theta) in nats and its derivative
 in each parameter. Adding a likelihood is adding a function; what a kernel does not use of it, the
 compiler drops.

@@ -1,4 +1,4 @@
-"""The registry of twins."""
+"""The registry of the implementations."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ HEAVY: set[str] = set()
 
 
 def form(kernel: Any) -> Any:
-    """Registers a twin under its own name."""
+    """Registers an implementation under its own name."""
     FORMS[kernel.__name__] = kernel
     return kernel
 
 
 def heavy_form(kernel: Any) -> Any:
-    """As `form`, for a twin whose values would not fit into the registers otherwise."""
+    """As `form`, for an implementation whose values would not fit into the registers otherwise."""
     HEAVY.add(kernel.__name__)
     return form(kernel)

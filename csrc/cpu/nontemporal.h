@@ -17,7 +17,7 @@
 namespace vaefast {
 namespace VAEFAST_ISA {
 
-VAEFAST_FN void stream_line(const char* from, char* to) {
+VAEFAST_FN void nontemporal_line(const char* from, char* to) {
 #if defined(__AVX512F__)
   _mm512_stream_si512(reinterpret_cast<__m512i*>(to), _mm512_loadu_si512(from));
 #elif defined(__AVX__)
@@ -33,19 +33,19 @@ VAEFAST_FN void stream_line(const char* from, char* to) {
 #endif
 }
 
-[[maybe_unused]] static void stream_copy(const void* source, void* target, int64_t bytes) {
+[[maybe_unused]] static void nontemporal_copy(const void* source, void* target, int64_t bytes) {
   const char* from = static_cast<const char*>(source);
   char* to = static_cast<char*>(target);
   int64_t ahead = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(to) & 63);
   if (ahead > bytes) ahead = bytes;
   memcpy(to, from, static_cast<size_t>(ahead));
   int64_t i = ahead;
-  for (; i + 64 <= bytes; i += 64) stream_line(from + i, to + i);
+  for (; i + 64 <= bytes; i += 64) nontemporal_line(from + i, to + i);
   memcpy(to + i, from + i, static_cast<size_t>(bytes - i));
 }
 
-// What a thread streamed is seen by others from here on.
-VAEFAST_FN void stream_end() {
+// What a thread stored past the caches is seen by others from here on.
+VAEFAST_FN void nontemporal_fence() {
 #if defined(__SSE2__)
   _mm_sfence();
 #endif
