@@ -167,14 +167,17 @@ def _sample_kl_truth(case: Case, w: Tensors) -> tuple[Tensor, ...]:
     z, reduction = _z(case, w, logvar), s.get("reduction", "sample")
     if s.get("estimator") != "monte_carlo":
         return z, truth.reduced(_kl_elements(case, w, logvar), reduction, w.get("mask"))
-    lead = 1 + (z.dim() - w["mu"].dim())
+    lead, zero = 1 + (z.dim() - w["mu"].dim()), torch.zeros((), dtype=z.dtype)
     mu, latent = w["mu"], w["mu"].dim() - 1
+    # z - mu: the noise itself, and not the difference, which by sigma^2 may be off by anything.
+    centred = truth.sample(torch.zeros_like(mu), logvar, w["eps"], s.get("temperature", 1.0))
     if s.get("stop_posterior"):
-        mu, logvar = mu.detach(), logvar.detach()
+        shift = mu - mu.detach()
+        centred = centred + (shift.unsqueeze(1) if lead == 2 else shift)
+        logvar = logvar.detach()
     dims = latent + lead - 1
-    log_q = truth.log_normal(z, *(t.unsqueeze(1) if lead == 2 else t for t in (mu, logvar)))
+    log_q = truth.log_normal(centred, zero, logvar.unsqueeze(1) if lead == 2 else logvar)
     prior_mu, prior_logvar = w.get("prior_mu"), _prior_logvar(case, w)
-    zero = torch.zeros((), dtype=z.dtype)
     log_p = truth.log_normal(
         z,
         zero if prior_mu is None else truth.aligned(prior_mu, dims),
