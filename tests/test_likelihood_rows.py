@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import pytest
 import scipy.stats
 import torch
 from conftest import Target
-from row_cases import WIDE, check
+from row_cases import EVERY, WIDE, check
 from torch import Tensor
 
 import vaefast as vf
@@ -41,12 +42,22 @@ def multinomial_nll(logits: Tensor, x: Tensor) -> Tensor:
     ids=str,
 )
 def test_categorical(backend: Target, shape: tuple[int, ...], dim: int, dtype: torch.dtype) -> None:
+    check_categorical(backend, shape, dim, dtype)
+
+
+def check_categorical(
+    backend: Target,
+    shape: tuple[int, ...],
+    dim: int,
+    dtype: torch.dtype,
+    settings: Iterable[tuple[str, str]] = EVERY,
+) -> None:
     logits = (torch.randn(shape, device=backend.device) * 3).to(dtype)
     at = dim % len(shape)
     target = torch.randint(0, shape[at], (*shape[:at], *shape[at + 1 :]), device=backend.device)
     tolerance = 1e-13 if dtype == WIDE else 2e-6
     model = Categorical(dim)
-    check(logits, target, model, lambda t: softmax_nll(t, target, at), tolerance)
+    check(logits, target, model, lambda t: softmax_nll(t, target, at), tolerance, settings)
     narrow = target.to(torch.uint8 if shape[at] <= 256 else torch.int32)
     assert torch.equal(vf.nll(logits, narrow, model), vf.nll(logits, target, model))
 
@@ -78,14 +89,25 @@ def test_categorical_extremes(backend: Target) -> None:
 def test_multinomial(
     backend: Target, shape: tuple[int, int], dtype: torch.dtype, sparse: bool
 ) -> None:
+    check_multinomial(backend, shape, dtype, sparse)
+
+
+def check_multinomial(
+    backend: Target,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    sparse: bool,
+    settings: Iterable[tuple[str, str]] = EVERY,
+    stored: Iterable[torch.dtype] = (torch.int32, torch.int64, torch.uint8),
+) -> None:
     logits = (torch.randn(shape, device=backend.device) * 2).to(dtype)
     x = torch.poisson(torch.full(shape, 0.1, device=backend.device)) * 3
     x[1] = 0
     target = x.to_sparse_csr() if sparse else x
     tolerance = 1e-12 if dtype == WIDE else 3e-6
-    check(logits, target, Multinomial(), lambda t: multinomial_nll(t, x), tolerance)
-    for stored in (torch.int32, torch.int64, torch.uint8):
-        narrow = x.to(stored)
+    check(logits, target, Multinomial(), lambda t: multinomial_nll(t, x), tolerance, settings)
+    for kind in stored:
+        narrow = x.to(kind)
         narrow = narrow.to_sparse_csr() if sparse else narrow
         torch.testing.assert_close(
             vf.nll(logits, narrow, "multinomial"), vf.nll(logits, target, "multinomial")
