@@ -252,10 +252,14 @@ def _process() -> dict[str, object]:
         "the backend": backends.asked(),
         "vaefast._C": id(core),
         "the instruction set": core.cpu_capability() if core is not None else None,
-        "the environment": {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"},
         "the working directory": os.getcwd(),
         "sys.path": list(sys.path),
+        **{f"${k}": v for k, v in os.environ.items() if not k.startswith(_LIBRARIES_OWN)},
     }
+
+
+# What pytest and torch themselves put among the variables.
+_LIBRARIES_OWN = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_", "TRITON_")
 
 
 @pytest.fixture(autouse=True)
@@ -263,7 +267,7 @@ def _leaves_no_trace() -> Iterator[None]:
     before = _process()
     yield
     after = _process()
-    changed = [name for name in before if before[name] != after[name]]
+    changed = [name for name in before | after if before.get(name) != after.get(name)]
     assert not changed, f"the test has changed {', '.join(changed)}, and left it so"
 
 

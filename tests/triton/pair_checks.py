@@ -233,6 +233,15 @@ def test_log_ratio_of_many_samples(few_programs):
     weights.test_against_distributions("triton", (7, 5, 7), "full")
 
 
+@pytest.mark.parametrize("wanted", weights.NAMES)
+def test_only_the_wanted_gradient_of_log_ratio(wanted):
+    weights.check_only_the_wanted_gradient(wanted)
+
+
+def test_log_ratio_without_a_prior():
+    weights.test_log_weights_are_the_textbook_ones("triton")
+
+
 @pytest.mark.parametrize(("dtype", "prior"), [(F32, ""), (F32, "shared"), (F16, "shared")])
 def test_log_ratio_narrow(dtype, prior):
     weights.test_narrow_dtypes("triton", dtype, prior)
