@@ -73,7 +73,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(skip)
     seen: Counter[str] = Counter()
     for item in items:
-        if _repeats(item):
+        if _repeats(item) or (
+            item.get_closest_marker("reference_is_slow") and "reference" in _served(item)
+        ):
             item.add_marker(pytest.mark.slow)
             continue
         each = item.get_closest_marker("each")
@@ -106,11 +108,16 @@ def _longest_first(items: list[pytest.Item]) -> None:
 def _repeats(item: pytest.Item) -> bool:
     """Whether a test is another's, with a lesser instruction set than this machine's best: the same
     sources. A file that keeps them all for a plain run is marked `every_isa`."""
+    return not item.get_closest_marker("every_isa") and not _served(item).isdisjoint(
+        CPU_BACKENDS[1:-1]
+    )
+
+
+def _served(item: pytest.Item) -> set[object]:
+    """The backends that the test is for, of its own parameters."""
     found = getattr(item, "callspec", None)
-    if found is None or item.get_closest_marker("every_isa"):
-        return False
-    chosen = {found.params.get(name) for name in ("backend", "kernels", "implementation")}
-    return not chosen.isdisjoint(CPU_BACKENDS[1:-1])
+    params = found.params if found is not None else {}
+    return {params.get(name) for name in ("backend", "kernels", "implementation")}
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

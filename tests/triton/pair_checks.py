@@ -239,7 +239,7 @@ def test_only_the_wanted_gradient_of_log_ratio(wanted):
 
 
 def test_log_ratio_without_a_prior():
-    weights.test_log_weights_are_the_textbook_ones("triton")
+    weights.test_minus_log_q_alone("triton")
 
 
 @pytest.mark.parametrize(("dtype", "prior"), [(F32, ""), (F32, "shared"), (F16, "shared")])
