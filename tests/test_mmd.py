@@ -44,6 +44,7 @@ def exact(
     return total
 
 
+@pytest.mark.each(5)
 @pytest.mark.parametrize("unbiased", [True, False])
 @pytest.mark.parametrize("kernel", ["imq", "rbf"])
 @pytest.mark.parametrize("shape", SHAPES)
