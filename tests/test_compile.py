@@ -56,6 +56,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("name", list(SETTINGS))
 def test_one_graph_gives_what_eager_gives(name):
     check_step(torch.compile(step, fullgraph=True, backend="aot_eager"), **SETTINGS[name])

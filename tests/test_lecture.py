@@ -265,6 +265,7 @@ def test_independent_pixels_are_their_shares(digits):
     assert pixelcnn._independent(digits) == pytest.approx(want, rel=1e-6)
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("name", list(CLAIMS))
 def test_every_claim_runs_and_is_ready_for_json(name, context):
     found = CLAIMS[name](context)

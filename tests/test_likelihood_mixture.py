@@ -64,6 +64,7 @@ def mixture_inputs(
     return packed.contiguous().to(dtype), levels.to(torch.uint8).contiguous()
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("model", MIXTURES, ids=str)
 @pytest.mark.parametrize("dtype", [WIDE, torch.float32, torch.bfloat16], ids=str)
 def test_mixture(backend: Target, model: DiscretizedLogisticMixture, dtype: torch.dtype) -> None:

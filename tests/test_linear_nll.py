@@ -102,6 +102,7 @@ def agree(got: Tensor, want: Tensor, one: Layer, rtol: float = 1e-4) -> None:
         torch.testing.assert_close(a.double(), b.double(), rtol=rtol, atol=0.1 * rtol * scale)
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize(("name", "heads", "sparse"), CASES)
 def test_it_is_the_layer_and_the_likelihood(
     backend: Target, name: str, heads: int, sparse: bool
