@@ -77,6 +77,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.get_closest_marker("reference_is_slow") and "reference" in _served(item)
         ):
             item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("slow"):
             continue
         each = item.get_closest_marker("each")
         if each is not None:
@@ -268,7 +269,8 @@ def _process() -> dict[str, object]:
         "vaefast._C": id(core),
         "the instruction set": core.cpu_capability() if core is not None else None,
         "the working directory": os.getcwd(),
-        "sys.path": list(sys.path),
+        # setuptools puts a folder of its own there when it is first imported.
+        "sys.path": [p for p in sys.path if not p.endswith("_vendor")],
         **{f"${k}": v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"},
     }
 

@@ -323,6 +323,7 @@ def test_a_claim_that_is_not_known_is_named(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_quick_lecture_is_whole(tmp_path):
     output = vaefast("lecture", "--quick", "--out", tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -83,6 +83,19 @@ def test_categorical_extremes(backend: Target) -> None:
         assert torch.equal(left_out, torch.zeros_like(left_out))
 
 
+# A kernel of its own serves each on a GPU, side by side and last.
+@pytest.mark.parametrize("classes", [5, 40, 300, 1300])
+@pytest.mark.parametrize("dim", [1, -1])
+def test_an_index_that_is_no_class(backend: Target, classes: int, dim: int) -> None:
+    shape = (2, classes, 3) if dim == 1 else (2, 3, classes)
+    logits = torch.randn(shape, device=backend.device)
+    target = torch.tensor([[1, classes, 0], [-1, classes - 1, 2]], device=backend.device)
+    loss = vf.nll(logits, target, Categorical(dim), reduction="none")
+    want = softmax_nll(logits, target.clamp(0, classes - 1), dim % 3)
+    want[(target < 0) | (target >= classes)] = math.nan
+    torch.testing.assert_close(loss.double(), want, equal_nan=True, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("dtype", [WIDE, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(5, 7), (3, 1271), (4, 5000)], ids=str)
@@ -116,10 +129,10 @@ def check_multinomial(
 
 def test_masked_out_items(backend: Target) -> None:
     """Logits of -inf, as recommenders rule items out: no count, no gradient, whole blocks too."""
-    logits = torch.randn(2, 3000, device=backend.device)
-    logits[0, :2000] = logits[1, 1000:2500] = -math.inf
+    logits = torch.randn(2, 5000, device=backend.device)
+    logits[0, :4500] = logits[1, 1000:2500] = -math.inf
     x = torch.zeros_like(logits)
-    x[0, 2500], x[1, 3] = 2, 1
+    x[0, 4800], x[1, 3] = 2, 1
     for target in (x, x.to_sparse_csr()):
         leaf = logits.clone().requires_grad_()
         loss = vf.nll(leaf, target, Multinomial(const=False), reduction="none")

@@ -51,6 +51,7 @@ def leaves(tensors: list[Tensor]) -> list[Tensor]:
     return [t.clone().requires_grad_() for t in tensors]
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("method", ["mss", "mws"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

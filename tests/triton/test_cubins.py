@@ -36,6 +36,7 @@ ON = [
 ]
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("call", "arch"), ON)
 def test_compiles_without_spills_to_wide_loads(call, arch):
     found = aot.launches(call.run, arch)

@@ -19,6 +19,7 @@ CHOSEN = (
     *("test_posterior_against_float64 and 11", "test_nll_against_float64 and bernoulli and 1"),
     *("test_categorical_in_shared_blocks and float64", "test_multinomial and 1271 and float32"),
     *("test_mixture and Logistic and float64", "test_mixture_in_two_shares and True"),
+    "test_masked_out_items",
     *("test_tc_terms_in_two_shares and mss", "test_mmd_in_two_shares"),
     *("test_log_ratio_of_many_samples", "test_estimated_kl_of_many_samples"),
 )
