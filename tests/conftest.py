@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,12 +61,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 LEFT = pytest.StashKey[int]()
-# Files that build, compile or interpret for minutes: first, so that no process is left with one of
-# them when all else is done (`--no-loadscope-reorder` keeps them there).
-LONGEST = {
-    *("test_cuda_build.py", "test_interpreter.py", "test_cubins.py"),
-    *("test_add_likelihood.py", "test_lecture.py", "test_train_ranks.py"),
-}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -76,29 +71,65 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(skip)
+    seen: Counter[str] = Counter()
     for item in items:
-        if _repeats(item):
+        if _repeats(item) or (
+            item.get_closest_marker("reference_is_slow") and "reference" in _served(item)
+        ):
             item.add_marker(pytest.mark.slow)
-    if config.getoption("full") or "slow" in config.getoption("markexpr"):
-        items.sort(key=lambda item: item.path.name not in LONGEST)
-        return
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    # Where one is named, it is meant.
-    if not slow or len(slow) == len(items):
-        return
-    items[:] = [item for item in items if not item.get_closest_marker("slow")]
-    config.hook.pytest_deselected(items=slow)
-    config.stash[LEFT] = len(slow)
+        if item.get_closest_marker("slow"):
+            continue
+        each = item.get_closest_marker("each")
+        if each is not None:
+            function = item.nodeid.partition("[")[0]
+            if seen[function] % each.args[0]:
+                item.add_marker(pytest.mark.slow)
+            seen[function] += 1
+    if not config.getoption("full") and "slow" not in config.getoption("markexpr"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        # Where one is named, it is meant.
+        if slow and len(slow) < len(items):
+            items[:] = [item for item in items if not item.get_closest_marker("slow")]
+            config.hook.pytest_deselected(items=slow)
+            config.stash[LEFT] = len(slow)
+    _longest_first(items)
+
+
+def _longest_first(items: list[pytest.Item]) -> None:
+    """Files by the longest time that one of their tests asks for: of several processes none is
+    left with minutes of building or interpreting when all else is done."""
+    longest: dict[Path, float] = {}
+    for item in items:
+        marker = item.get_closest_marker("timeout")
+        if marker is not None and marker.args:
+            longest[item.path] = max(marker.args[0], longest.get(item.path, 0))
+    items.sort(key=lambda item: -longest.get(item.path, 0))
 
 
 def _repeats(item: pytest.Item) -> bool:
     """Whether a test is another's, with a lesser instruction set than this machine's best: the same
     sources. A file that keeps them all for a plain run is marked `every_isa`."""
+    return not item.get_closest_marker("every_isa") and not _served(item).isdisjoint(
+        CPU_BACKENDS[1:-1]
+    )
+
+
+def _served(item: pytest.Item) -> set[object]:
+    """The backends that the test is for, of its own parameters."""
     found = getattr(item, "callspec", None)
-    if found is None or item.get_closest_marker("every_isa"):
-        return False
-    chosen = {found.params.get(name) for name in ("backend", "kernels", "implementation")}
-    return not chosen.isdisjoint(CPU_BACKENDS[1:-1])
+    params = found.params if found is not None else {}
+    return {params.get(name) for name in ("backend", "kernels", "implementation")}
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left"] = session.config.stash.get(LEFT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Of several processes each has left the same."""
+    node.config.stash[LEFT] = getattr(node, "workeroutput", {}).get("left", 0)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -111,6 +142,27 @@ def pytest_configure(config: pytest.Config) -> None:
     cause = _wrong_package()
     if cause:
         pytest.exit(cause, returncode=pytest.ExitCode.USAGE_ERROR)
+    processes = getattr(config.option, "numprocesses", None)
+    if processes:
+        # Before they start: as many threads in all as there are cores.
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """A file's tests stay in one process, with what they build, and files in our order."""
+    if config.getoption("dist") not in ("load", "loadscope"):
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            # These build nothing in common, and take minutes each.
+            alone = "triton/test_interpreter.py" in nodeid or "triton/test_cubins.py" in nodeid
+            return nodeid if alone else super()._split_scope(nodeid)
+
+    config.option.loadscopereorder = False
+    return Files(config, log)
 
 
 def _capabilities() -> list[str]:
@@ -199,6 +251,39 @@ REGISTRIES: list[dict[str, Any]] = [
     *(FORMULAS, backends.USER_FORMS, models._base._models, objectives._base._objectives),
     _builders,
 ]
+
+
+def _process() -> dict[str, object]:
+    """What a test must leave as it found it, for those after it in its process."""
+    core = sys.modules.get("vaefast._C")
+    return {
+        "the default dtype": torch.get_default_dtype(),
+        "the default device": torch.get_default_device(),
+        "deterministic algorithms": (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.utils.deterministic.fill_uninitialized_memory,
+        ),
+        "grad mode": torch.is_grad_enabled(),
+        "the backend": backends.asked(),
+        "vaefast._C": id(core),
+        "the instruction set": core.cpu_capability() if core is not None else None,
+        "the working directory": os.getcwd(),
+        # setuptools puts a folder of its own there when it is first imported.
+        "sys.path": [p for p in sys.path if not p.endswith("_vendor")],
+        **{f"${k}": v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"},
+    }
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_trace() -> Iterator[None]:
+    before = _process()
+    yield
+    after = _process()
+    # A variable that is new is a library's, which sets it when it is first imported.
+    own = [name for name in after if name.startswith("$VAEFAST_")]
+    changed = [name for name in (*before, *own) if before.get(name) != after.get(name)]
+    assert not changed, f"the test has changed {', '.join(changed)}, and left it so"
 
 
 @pytest.fixture(autouse=True)

@@ -17,36 +17,38 @@ Density = Callable[..., mp.mpf]
 Point = tuple[float, ...]
 
 
-@functools.cache
 def truth(density: Density, points: tuple[Point, ...]) -> tuple[Tensor, Tensor]:
     """Per point the value and the gradient, and what an input's relative change adds to each.
 
     Returns `[points, 1 + parameters]` twice, in float64.
     """
-    values, conditions = [], []
-    with mp.workdps(150):
-        for point in points:
-            # A likelihood of integers is taken as the function of a real x that its formula is.
-            arguments = list(map(mp.mpf, point))
-            free = range(1 if arguments[0] == 0 else 0, len(arguments))
-
-            def derivative(
-                *which: int, at: Density = density, of: list[mp.mpf] = arguments
-            ) -> mp.mpf:
-                return _difference(at, of, which)
-
-            row = [density(*arguments)]
-            condition = [sum(abs(arguments[k] * derivative(k)) for k in free)]
-            for j in range(1, len(arguments)):
-                row.append(derivative(j))
-                condition.append(sum(abs(arguments[k] * derivative(j, k)) for k in free))
-            values.append([float(v) for v in row])
-            conditions.append([float(c) for c in condition])
+    found = [_at(density, point) for point in points]
+    values, conditions = zip(*found, strict=True)
     wide = torch.float64
     return torch.tensor(values, dtype=wide), torch.tensor(conditions, dtype=wide)
 
 
-def _difference(at: Density, of: list[mp.mpf], which: tuple[int, ...]) -> mp.mpf:
+@functools.cache
+def _at(density: Density, point: Point) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """`truth` at one point: tests repeat points, and take them on every backend."""
+    with mp.workdps(150):
+        # A likelihood of integers is taken as the function of a real x that its formula is.
+        arguments = list(map(mp.mpf, point))
+        free = range(1 if arguments[0] == 0 else 0, len(arguments))
+
+        @functools.cache
+        def derivative(*which: int) -> mp.mpf:
+            return _difference(density, arguments, which)
+
+        values = [density(*arguments)]
+        conditions = [sum(abs(arguments[k] * derivative(k)) for k in free)]
+        for j in range(1, len(arguments)):
+            values.append(derivative(j))
+            conditions.append(sum(abs(arguments[k] * derivative(*sorted((j, k)))) for k in free))
+    return tuple(map(float, values)), tuple(map(float, conditions))
+
+
+def _difference(at: Density, of: Sequence[mp.mpf], which: tuple[int, ...]) -> mp.mpf:
     """The central difference in each argument of `which`, one after the other."""
     if not which:
         return at(*of)

@@ -53,6 +53,7 @@ ANNEALED = {
 OPEN = {"beta", "capacity", "temperature of tril_sample_kl", "renyi alpha", "ciwae beta", "TCLoss"}
 
 
+@pytest.mark.each(5)
 @pytest.mark.parametrize("name", list(ANNEALED))
 def test_a_compiled_call_follows_the_number(name):
     """Of one number the compiler makes a constant; from the second on it leaves it open."""

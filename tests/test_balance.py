@@ -100,6 +100,7 @@ def test_under_transforms(backend):
     torch.testing.assert_close([r[0] for r in rows], [*got])
 
 
+@pytest.mark.reference_is_slow
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled(backend, dynamic):
     leaves = operands(backend.device, torch.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from test_benchmarks import CPU, load
 
@@ -127,6 +128,7 @@ def test_tables() -> None:
     assert report.first_page(data) == data["cases"] and not report.operators(data)
 
 
+@pytest.mark.slow
 def test_a_step_is_measured_from_end_to_end() -> None:
     record, case = load("record"), load("bench_models").mlp()
     found = record.run_case(case, CPU, quick=True, rounds=1, budget=1.0, with_memory=True)

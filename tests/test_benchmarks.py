@@ -361,6 +361,7 @@ def test_a_wrong_option_is_one_line(
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_two_versions_are_compared(tmp_path: Path) -> None:
     """Here one with itself."""
     out = tmp_path / "out.json"

@@ -40,6 +40,7 @@ OPERATORS = {
 }
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("operator", list(OPERATORS))

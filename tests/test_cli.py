@@ -69,6 +69,7 @@ def test_demo_writes_a_run(tmp_path):
     assert load(tmp_path / "run").mean(torch.zeros(2, 6)).shape == (2, 1, 8, 8)
 
 
+@pytest.mark.slow
 def test_demo_repeats_bit_for_bit(tmp_path):
     for name, seed in (("one", 3), ("two", 3), ("other", 4)):
         vaefast("demo", "--smoke", "--seed", seed, "--out", tmp_path / name)
@@ -78,6 +79,7 @@ def test_demo_repeats_bit_for_bit(tmp_path):
         assert content != (tmp_path / "other" / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_demo_as_an_autoencoder_and_with_another_likelihood(tmp_path):
     output = vaefast("demo", "--smoke", "--autoencoder", "--out", tmp_path / "run")
     assert "squared error" in output
@@ -98,6 +100,7 @@ def test_a_folder_named_by_the_time_is_not_taken_twice():
     assert all(name.startswith("demo-2") for name in names)
 
 
+@pytest.mark.slow
 def test_demo_keeps_what_there_is_on_interrupt(tmp_path, monkeypatch):
     from vaefast.train import loop
 
@@ -114,6 +117,7 @@ def test_demo_keeps_what_there_is_on_interrupt(tmp_path, monkeypatch):
     assert all((tmp_path / "run" / name).exists() for name in PICTURES)
 
 
+@pytest.mark.slow
 def test_a_run_is_written_over_only_when_asked(tmp_path):
     run = tmp_path / "run"
     run.mkdir()

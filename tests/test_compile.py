@@ -56,6 +56,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("name", list(SETTINGS))
 def test_one_graph_gives_what_eager_gives(name):
     check_step(torch.compile(step, fullgraph=True, backend="aot_eager"), **SETTINGS[name])
@@ -76,6 +77,7 @@ def test_dynamic_shapes():
         torch.testing.assert_close(got, want)
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("reduction", ["none", "sample", "batchmean", "sum", "mean", "dim"])
 def test_kl_and_nll_compile_for_every_reduction(reduction):
     mu, logvar, mean, spread = leaves((6, 4), (6, 4), (6, 9), (6, 9))
@@ -153,6 +155,7 @@ OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor",
             "test_aot_dispatch_dynamic")  # fmt: skip
 
 
+@pytest.mark.each(7)
 @pytest.mark.parametrize("num_samples", [-1, 0, 2])
 @pytest.mark.parametrize("reduce", ["", "elem", "sample", "dim", "sum"])
 def test_opcheck_sample_kl(backend, num_samples, reduce):
@@ -186,6 +189,7 @@ def test_opcheck_sample_kl(backend, num_samples, reduce):
     )
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("reduce", ["elem", "sample", "sum"])
 @pytest.mark.parametrize("form", ["bernoulli", "gaussian", "laplace_scalar"])
 @pytest.mark.parametrize("lead", [1, 2])

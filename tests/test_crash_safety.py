@@ -204,6 +204,7 @@ def test_a_torn_file_is_named(finished, name):
         assert "lacks arch" in resume(run, 4, code=2)
 
 
+@pytest.mark.each(5)
 @pytest.mark.parametrize(
     ("command", "where"), [("train", n) for n in range(7)] + [("demo", n) for n in (0, 1, 4, 8)]
 )
@@ -228,6 +229,7 @@ def command(*arguments):
     return python(code, *map(str, arguments))
 
 
+@pytest.mark.slow
 def test_a_limit_on_file_sizes_is_one_line(tmp_path):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))

@@ -60,6 +60,7 @@ def elsewhere() -> Iterator[None]:
 SIZES = [Sizes(), Sizes(batch=64, latent=64, data=4096)]
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("sizes", SIZES, ids=["small", "large"])
 @pytest.mark.parametrize("name", sorted(operators()))
 def test_every_operator(backend: Target, name: str, sizes: Sizes, request) -> None:
@@ -128,6 +129,7 @@ def test_every_likelihood_with_classes(backend: Target, name: str, request) -> N
     model.mean(params)
 
 
+@pytest.mark.slow
 def test_fresh_memory_for_large_results() -> None:
     """Without kept blocks: what a large result lies in is torch's, and on the call's device."""
     code = """

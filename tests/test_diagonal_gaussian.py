@@ -68,6 +68,7 @@ ASSIGNMENTS = [
 ]
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("names", ASSIGNMENTS, ids="-".join)
 def test_what_is_assigned_last_is_what_all_methods_read(names, affine):

@@ -205,11 +205,12 @@ def test_never_above_log_p_on_a_linear_gaussian_model(backend, dtype):
     logvar = -precision.diagonal().log().expand(64, 2)
     slack = torch.linalg.slogdet(covariance)[1] + precision.diagonal().log().sum()
 
-    def elbo(mu, logvar, samples=4000):
+    def elbo(mu, logvar, samples=40, copies=100):
         mu, logvar, w, data = (t.to(backend.device, dtype) for t in (mu, logvar, weight, x))
-        z, kl = vf.sample_kl(mu.contiguous(), logvar.contiguous(), num_samples=samples, seed=1)
+        mu, logvar, data = (t.repeat(copies, 1) for t in (mu, logvar, data))
+        z, kl = vf.sample_kl(mu, logvar, num_samples=samples, seed=1)
         nll = vf.nll(z @ w.T, data, vf.Gaussian(std=s), reduction="sample").mean(0)
-        return -(nll + kl).double().cpu()
+        return -(nll + kl).view(copies, -1).mean(0).double().cpu()
 
     best = elbo(mu, logvar)
     # Monte Carlo error of a quadratic form in 2 dimensions over 4000 samples.

@@ -20,6 +20,7 @@ import vaefast as vf
 _REFERENCE_ULPS = {"discretized_logistic": 1e5, "continuous_bernoulli": 512.0}
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_likelihood(backend: Target, case: LikelihoodCase) -> None:
     ulps = _REFERENCE_ULPS.get(case.form, 64.0) if backend.name == "reference" else 64.0

@@ -74,6 +74,7 @@ sys.exit(fuzz.main(["--cases", "1", "--only", "gaussian_kl", "--seed", "3"]))
 """
 
 
+@pytest.mark.slow
 def test_a_planted_fault_is_found_and_made_small() -> None:
     found = subprocess.run(python(PLANTED.format(tests=str(TESTS))), capture_output=True, text=True)
     assert found.returncode == 1, found.stdout + found.stderr

@@ -101,6 +101,7 @@ def test_error_is_at_most_eagers(backend, dtype, scale):
         assert_no_worse(one, two, three, compute)
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("param", ["logvar", "log_std", "std", "var", "softplus"])
 def test_gradcheck(backend, param):
     leaves = [

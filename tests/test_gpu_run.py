@@ -263,6 +263,7 @@ ALSO = {
 COMPOSED = {"annealed_log_weights", "importance_loss", "log_marginal", "tril_sample_kl"}
 
 
+@pytest.mark.slow
 def test_every_operator_has_gpu_tests_on_every_backend(collected):
     assert len(collected) > 3000
     public = {
@@ -291,6 +292,7 @@ def test_every_operator_has_gpu_tests_on_every_backend(collected):
     assert not missing, f"no GPU test of {sorted(missing)}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dims", [33, 64, 131])
 def test_wide_points_are_among_them(collected, dims):
     """More dimensions than a part has, in both precisions, by both estimators of the weights."""
@@ -307,6 +309,7 @@ def test_wide_points_are_among_them(collected, dims):
                 assert named, (backend, dtype, method)
 
 
+@pytest.mark.slow
 def test_no_operator_waits_is_among_them(collected):
     """Also on the GPU itself, where torch watches for what waits."""
     from test_no_waits import OPERATORS

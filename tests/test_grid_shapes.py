@@ -36,6 +36,7 @@ def check(ours, leaves, truth, wide, compute):
         assert_close64(one, two, compute, slack=8)
 
 
+@pytest.mark.each(5)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("reduction", ["none", "sample", "batchmean", "dim"])
@@ -56,6 +57,7 @@ def test_sample_kl(kernels, shape, dtype, reduction):
         check(ours, leaves, truth, wide, compute)
 
 
+@pytest.mark.each(5)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("reduction", ["none", "sample", "batchmean"])

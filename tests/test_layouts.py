@@ -67,6 +67,7 @@ def graded(call, made, expanded=False):
     return [*values, *(g for g in grads if g is not None)]
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("width", [1, 5])
 @pytest.mark.parametrize("layout", list(LAYOUTS))
 @pytest.mark.parametrize("operator", list(OPERATORS))

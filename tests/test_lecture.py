@@ -265,6 +265,7 @@ def test_independent_pixels_are_their_shares(digits):
     assert pixelcnn._independent(digits) == pytest.approx(want, rel=1e-6)
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("name", list(CLAIMS))
 def test_every_claim_runs_and_is_ready_for_json(name, context):
     found = CLAIMS[name](context)
@@ -322,6 +323,7 @@ def test_a_claim_that_is_not_known_is_named(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_quick_lecture_is_whole(tmp_path):
     output = vaefast("lecture", "--quick", "--out", tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

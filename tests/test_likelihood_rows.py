@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import pytest
 import scipy.stats
 import torch
 from conftest import Target
-from row_cases import WIDE, check
+from row_cases import EVERY, WIDE, check
 from torch import Tensor
 
 import vaefast as vf
@@ -41,12 +42,22 @@ def multinomial_nll(logits: Tensor, x: Tensor) -> Tensor:
     ids=str,
 )
 def test_categorical(backend: Target, shape: tuple[int, ...], dim: int, dtype: torch.dtype) -> None:
+    check_categorical(backend, shape, dim, dtype)
+
+
+def check_categorical(
+    backend: Target,
+    shape: tuple[int, ...],
+    dim: int,
+    dtype: torch.dtype,
+    settings: Iterable[tuple[str, str]] = EVERY,
+) -> None:
     logits = (torch.randn(shape, device=backend.device) * 3).to(dtype)
     at = dim % len(shape)
     target = torch.randint(0, shape[at], (*shape[:at], *shape[at + 1 :]), device=backend.device)
     tolerance = 1e-13 if dtype == WIDE else 2e-6
     model = Categorical(dim)
-    check(logits, target, model, lambda t: softmax_nll(t, target, at), tolerance)
+    check(logits, target, model, lambda t: softmax_nll(t, target, at), tolerance, settings)
     narrow = target.to(torch.uint8 if shape[at] <= 256 else torch.int32)
     assert torch.equal(vf.nll(logits, narrow, model), vf.nll(logits, target, model))
 
@@ -72,20 +83,44 @@ def test_categorical_extremes(backend: Target) -> None:
         assert torch.equal(left_out, torch.zeros_like(left_out))
 
 
+# A kernel of its own serves each on a GPU, side by side and last.
+@pytest.mark.parametrize("classes", [5, 40, 300, 1300])
+@pytest.mark.parametrize("dim", [1, -1])
+def test_an_index_that_is_no_class(backend: Target, classes: int, dim: int) -> None:
+    shape = (2, classes, 3) if dim == 1 else (2, 3, classes)
+    logits = torch.randn(shape, device=backend.device)
+    target = torch.tensor([[1, classes, 0], [-1, classes - 1, 2]], device=backend.device)
+    loss = vf.nll(logits, target, Categorical(dim), reduction="none")
+    want = softmax_nll(logits, target.clamp(0, classes - 1), dim % 3)
+    want[(target < 0) | (target >= classes)] = math.nan
+    torch.testing.assert_close(loss.double(), want, equal_nan=True, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("dtype", [WIDE, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(5, 7), (3, 1271), (4, 5000)], ids=str)
 def test_multinomial(
     backend: Target, shape: tuple[int, int], dtype: torch.dtype, sparse: bool
 ) -> None:
+    check_multinomial(backend, shape, dtype, sparse)
+
+
+def check_multinomial(
+    backend: Target,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    sparse: bool,
+    settings: Iterable[tuple[str, str]] = EVERY,
+    stored: Iterable[torch.dtype] = (torch.int32, torch.int64, torch.uint8),
+) -> None:
     logits = (torch.randn(shape, device=backend.device) * 2).to(dtype)
     x = torch.poisson(torch.full(shape, 0.1, device=backend.device)) * 3
     x[1] = 0
     target = x.to_sparse_csr() if sparse else x
     tolerance = 1e-12 if dtype == WIDE else 3e-6
-    check(logits, target, Multinomial(), lambda t: multinomial_nll(t, x), tolerance)
-    for stored in (torch.int32, torch.int64, torch.uint8):
-        narrow = x.to(stored)
+    check(logits, target, Multinomial(), lambda t: multinomial_nll(t, x), tolerance, settings)
+    for kind in stored:
+        narrow = x.to(kind)
         narrow = narrow.to_sparse_csr() if sparse else narrow
         torch.testing.assert_close(
             vf.nll(logits, narrow, "multinomial"), vf.nll(logits, target, "multinomial")
@@ -94,10 +129,10 @@ def test_multinomial(
 
 def test_masked_out_items(backend: Target) -> None:
     """Logits of -inf, as recommenders rule items out: no count, no gradient, whole blocks too."""
-    logits = torch.randn(2, 3000, device=backend.device)
-    logits[0, :2000] = logits[1, 1000:2500] = -math.inf
+    logits = torch.randn(2, 5000, device=backend.device)
+    logits[0, :4500] = logits[1, 1000:2500] = -math.inf
     x = torch.zeros_like(logits)
-    x[0, 2500], x[1, 3] = 2, 1
+    x[0, 4800], x[1, 3] = 2, 1
     for target in (x, x.to_sparse_csr()):
         leaf = logits.clone().requires_grad_()
         loss = vf.nll(leaf, target, Multinomial(const=False), reduction="none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import pytest
@@ -101,26 +102,41 @@ def agree(got: Tensor, want: Tensor, one: Layer, rtol: float = 1e-4) -> None:
         torch.testing.assert_close(a.double(), b.double(), rtol=rtol, atol=0.1 * rtol * scale)
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize(("name", "heads", "sparse"), CASES)
 def test_it_is_the_layer_and_the_likelihood(
     backend: Target, name: str, heads: int, sparse: bool
 ) -> None:
     for samples, chunk in ((None, V * 8 * heads), (3, None)):
-        one = layer(name, heads, samples=samples, sparse=sparse, device=backend.device)
-        width = () if name in ("multinomial", "categorical") else (V,)
-        over = {
-            "mask": torch.rand(B, *width, device=backend.device) < 0.8,
-            "sample_weight": torch.rand(B, device=backend.device),
-        }
-        for reduction, given in (
-            ("batchmean", {}),
-            ("sum", {}),
-            ("mean", {}),
-            ("sample", over),
-            ("mean", over),
-        ):
-            got = one.fused(reduction=reduction, memory=chunk, **given)
-            agree(got, one.eager(reduction=reduction, **given), one)
+        check_layer(backend, name, heads, sparse, samples, chunk, SETTINGS)
+
+
+# A reduction, and whether a mask and weights stand beside the target.
+SETTINGS = (
+    *(("batchmean", False), ("sum", False), ("mean", False)),
+    *(("sample", True), ("mean", True)),
+)
+
+
+def check_layer(
+    backend: Target,
+    name: str,
+    heads: int,
+    sparse: bool,
+    samples: int | None,
+    chunk: int | None,
+    settings: Iterable[tuple[str, bool]],
+) -> None:
+    one = layer(name, heads, samples=samples, sparse=sparse, device=backend.device)
+    width = () if name in ("multinomial", "categorical") else (V,)
+    over = {
+        "mask": torch.rand(B, *width, device=backend.device) < 0.8,
+        "sample_weight": torch.rand(B, device=backend.device),
+    }
+    for reduction, beside in settings:
+        given = over if beside else {}
+        got = one.fused(reduction=reduction, memory=chunk, **given)
+        agree(got, one.eager(reduction=reduction, **given), one)
 
 
 def test_a_learned_scalar_and_a_shared_head(backend: Target) -> None:

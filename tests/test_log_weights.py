@@ -98,6 +98,30 @@ def test_scale_parameters(implementation: str, param: str, clamp) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("wanted", NAMES)
+def test_only_the_wanted_gradient(implementation: str, wanted: str) -> None:
+    check_only_the_wanted_gradient(wanted)
+
+
+def check_only_the_wanted_gradient(wanted: str) -> None:
+    tensors = inputs((3, 5, 7), "full")
+    _, grads = graded(exact, tensors)
+    value = ours(**{n: t if n == wanted else t.detach() for n, t in tensors.items()})
+    upstream = torch.linspace(-1, 2, value.numel(), dtype=torch.float64).view_as(value)
+    (found,) = torch.autograd.grad(value, tensors[wanted], upstream)
+    torch.testing.assert_close(found, dict(zip(tensors, grads, strict=True))[wanted])
+
+
+def test_minus_log_q_alone(implementation: str) -> None:
+    def log_q(z: Tensor, mu: Tensor, scale: Tensor) -> Tensor:
+        return -Normal(mu, torch.exp(0.5 * scale)).log_prob(z).sum(-1)
+
+    tensors, transform = inputs((3, 5, 7)), transform_of("logvar", 0.0, None)
+    want, grads = graded(log_q, tensors)
+    value, found = graded(lambda z, mu, scale: run(z, mu, scale, transform, prior=False), tensors)
+    torch.testing.assert_close([value, *found], [want, *grads])
+
+
 def test_gradcheck(implementation: str) -> None:
     tensors = tuple(inputs((2, 3, 4), "shared").values())
     function = lambda *t: ours(**dict(zip(NAMES, t, strict=True)))  # noqa: E731

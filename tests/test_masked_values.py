@@ -112,6 +112,7 @@ def _loss_hidden(mask: Tensor, reduction: str, lead: tuple[int, ...]) -> Tensor 
     return hidden.all(1).expand(*lead, 4) if reduction == "sample" else None
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("case", likelihood_cases.ALL, ids=str)
 def test_every_likelihood(
@@ -184,6 +185,7 @@ def test_an_optimal_std(backend: Target, kind: str, reduction: str, lead: tuple[
     _compare(loss, leaves, hidden, _loss_hidden(mask, reduction, lead))
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("reduction", [*REDUCTIONS, "dim"])
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("param", cases.PARAMS)

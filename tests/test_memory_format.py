@@ -60,6 +60,7 @@ POSTERIOR = {
 }
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("operator", list(POSTERIOR))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -82,6 +83,7 @@ def test_samples(backend, operator, kind, dtype):
         assert lies(grad, kind)
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("kind", ["2d", "half of a head"])
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("case", likelihood_cases.ALL, ids=str)

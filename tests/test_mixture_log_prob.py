@@ -113,8 +113,10 @@ def test_density_integrates_to_one(implementation: str) -> None:
 
 
 @pytest.mark.parametrize("offset", [1e2, 1e4])
-def test_points_far_from_every_component(implementation: str, offset: float) -> None:
-    z, *rest = (t.detach() for t in inputs((40, 200, 3), torch.float32))
+def test_points_far_from_every_component(
+    implementation: str, offset: float, shape: tuple[int, int, int] = (40, 200, 3)
+) -> None:
+    z, *rest = (t.detach() for t in inputs(shape, torch.float32))
     leaves = [(z + offset).requires_grad_(), *(t.requires_grad_() for t in rest)]
     doubles = wide(leaves)
     value, expected = vf.mixture_log_prob(*leaves), exact(*doubles)

@@ -105,12 +105,14 @@ class NllCase:
             assert_close64(one, two, gradient_arithmetic(one), slack=slack)
 
 
+@pytest.mark.each(3)
 @every
 @pytest.mark.parametrize("number", range(16))
 def test_against_float64(backend, case, number):
     NllCase(case, number).check(backend.device)
 
 
+@pytest.mark.each(7)
 @every
 def test_gradcheck(backend, case):
     rng = random.Random(0)
@@ -131,6 +133,7 @@ def test_gradcheck(backend, case):
             assert gradgradcheck(loss, leaves)
 
 
+@pytest.mark.each(3)
 @every
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("reduction", ["none", "sample", "batchmean"])

@@ -70,6 +70,7 @@ def terms(method: str, size: int) -> tuple[Function, Function]:
     )
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("method", ["mss", "mws"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(2, 1), (41, 10), (70, 33), (130, 64), (67, 131)], ids=str)
@@ -133,6 +134,7 @@ def test_a_mixture_of_far_points(backend, offset):
     assert all(torch.isfinite(g).all() for g in torch.autograd.grad(value.sum(), here))
 
 
+@pytest.mark.each(5)
 @pytest.mark.parametrize("unbiased", [True, False])
 @pytest.mark.parametrize("kernel", ["imq", "rbf"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -160,6 +162,7 @@ def test_mmd_of_one_gradient_far_from_the_origin(backend, middle, wanted):
     )
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("prior", ["", "full", "shared", "mean"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(3, 41, 7), (5, 2, 1271), (64, 17, 50), (2, 3, 4, 5)], ids=str)

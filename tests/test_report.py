@@ -225,6 +225,7 @@ def test_a_run_without_weights_is_said(tmp_path):
     assert "weights.safetensors missing" in vaefast("report", tmp_path / "run", code=2)
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 5), (2, 4, 4), (7,), (200,)])
 def test_data_of_any_shape(tmp_path, shape):
     run, model, x = a_run(tmp_path / "run", shape)
@@ -249,6 +250,7 @@ def test_latents_of_any_size(tmp_path, latent):
     assert words[latent] in text
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize(
     ("labels", "text"),
     [
@@ -290,6 +292,7 @@ def test_a_model_that_is_not_finite_still_has_a_report(tmp_path):
     assert "not finite" in read(tmp_path / "run").text
 
 
+@pytest.mark.slow
 def test_an_autoencoders_report_speaks_of_no_kl(tmp_path):
     vaefast("demo", "--smoke", "--autoencoder", "--latent", 3, "--out", tmp_path / "run")
     text = read(tmp_path / "run").text

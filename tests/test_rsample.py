@@ -14,6 +14,7 @@ def test_against_float64(backend, number):
     posterior.PosteriorCase("rsample", number).check(backend.device)
 
 
+@pytest.mark.each(7)
 @pytest.mark.parametrize("param", ["logvar", "log_std", "std", "var", "softplus"])
 @pytest.mark.parametrize("num_samples", [None, 3])
 def test_gradcheck(backend, param, num_samples):

@@ -13,6 +13,7 @@ def test_against_float64(backend, number):
     posterior.PosteriorCase("sample_kl", number).check(backend.device)
 
 
+@pytest.mark.each(7)
 @pytest.mark.parametrize("prior", [(), ("mu",), ("scale",), ("mu", "scale")])
 @pytest.mark.parametrize(
     ("param", "clamp"),

@@ -66,6 +66,7 @@ def test_what_cannot_be():
         vf.sample_kl(mu, mu, free_bits_per="row")
 
 
+@pytest.mark.reference_is_slow
 def test_one_graph_for_any_number(backend):
     mu, logvar = posterior(backend.device, torch.float32)
 

@@ -30,6 +30,7 @@ def test_every_likelihood_of_real_values_is_here():
     assert {c.form for c in REAL} >= LOCATION - {"gaussian_scalar", "laplace_scalar"}
 
 
+@pytest.mark.each(3)
 @every
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("lead", [(), (3,)], ids=str)
@@ -90,6 +91,7 @@ def test_again_over_a_retained_graph(backend, case):
                 assert torch.equal(one, two)
 
 
+@pytest.mark.each(5)
 @every
 def test_differentiated_again_and_transforms(backend, case):
     params, x, scalar = drawn(case, (2, 3), backend.device)
@@ -107,6 +109,7 @@ def test_differentiated_again_and_transforms(backend, case):
     torch.testing.assert_close(got, want)
 
 
+@pytest.mark.each(5)
 @every
 def test_compiled(backend, case):
     params, x, scalar = drawn(case, (4, 9), backend.device, torch.float32)

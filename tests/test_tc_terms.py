@@ -51,6 +51,7 @@ def leaves(tensors: list[Tensor]) -> list[Tensor]:
     return [t.clone().requires_grad_() for t in tensors]
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("method", ["mss", "mws"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -84,8 +85,10 @@ def test_float32_is_no_worse_than_eager(implementation: str) -> None:
 
 
 @pytest.mark.parametrize("offset", [50.0, 3000.0])
-def test_points_far_from_every_posterior(implementation: str, offset: float) -> None:
-    z, mu, logvar = batch(150, 3, torch.float32)
+def test_points_far_from_every_posterior(
+    implementation: str, offset: float, size: int = 150
+) -> None:
+    z, mu, logvar = batch(size, 3, torch.float32)
     z = z + offset
     inputs, wide = leaves([z, mu, logvar]), leaves([z.double(), mu.double(), logvar.double()])
     terms = vf.tc_terms(*inputs, dataset_size=1000)
@@ -179,8 +182,12 @@ def test_same_bits_for_any_number_of_threads(implementation: str) -> None:
 @pytest.mark.parametrize("method", ["mss", "mws"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_parts_of_a_batch(implementation: str, method: str, dtype: torch.dtype) -> None:
+    check_parts(method, dtype, 1150 if dtype == torch.float32 else 580)
+
+
+def check_parts(method: str, dtype: torch.dtype, size: int) -> None:
     """As `gather` has it: each rank has its points and the posteriors of all."""
-    z, mu, logvar = batch(1150 if dtype == torch.float32 else 580, 3, dtype)
+    z, mu, logvar = batch(size, 3, dtype)
     whole = leaves([z, mu, logvar])
     with vf.backend("reference"):
         terms = _tc_terms.run(*whole, weights(len(z), 5000, method))
@@ -199,8 +206,8 @@ def test_parts_of_a_batch(implementation: str, method: str, dtype: torch.dtype) 
         torch.testing.assert_close(grad, want, rtol=tolerance, atol=atol)
 
 
-def test_nan_stays_in_its_sample(implementation: str) -> None:
-    z, mu, logvar = batch(140, 3, torch.float32)
+def test_nan_stays_in_its_sample(implementation: str, size: int = 140) -> None:
+    z, mu, logvar = batch(size, 3, torch.float32)
     clean = vf.tc_terms(z, mu, logvar, dataset_size=1000)
     z[7, 1] = math.nan
     for value, want in zip(vf.tc_terms(z, mu, logvar, dataset_size=1000), clean, strict=True):

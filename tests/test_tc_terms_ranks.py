@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(
 
 
 # One pair of processes for all cases: most of the time is their start.
+@pytest.mark.slow
 def test_two_ranks_are_one_batch(tmp_path: Path) -> None:
     mp.spawn(run_rank, (str(tmp_path),), nprocs=RANKS)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(RANKS)]

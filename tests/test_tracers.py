@@ -146,6 +146,7 @@ def test_vmap(name: str) -> None:
         torch.testing.assert_close(one, torch.stack([_gradients(recipe, t)[k] for t in several]))
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("dynamic", [None, True])
 @pytest.mark.parametrize("name", marked(ALL, CORE))
 def test_compile(name: str, dynamic: bool | None) -> None:
@@ -181,6 +182,7 @@ def test_the_same_tensor_twice(name: str) -> None:
     )
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("name", marked(ALL, CORE))
 def test_batch_sizes_are_not_compiled_anew(name: str) -> None:
     recipe = ALL[name]
@@ -193,6 +195,7 @@ def test_batch_sizes_are_not_compiled_anew(name: str) -> None:
     assert counter.frame_count <= 2
 
 
+@pytest.mark.each(5)
 @pytest.mark.parametrize("name", marked(SETTINGS))
 def test_annealed_settings_are_not_compiled_anew(name: str) -> None:
     call, shapes = SETTINGS[name]

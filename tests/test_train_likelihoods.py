@@ -60,6 +60,7 @@ def data(name, settings, shape, count=160):
     return 500 + 100 * (location + 0.2 * torch.randn(location.shape, generator=generator))
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize(("name", "settings"), list(cases()), ids=str)
 def test_the_held_out_loss_falls(name, settings):
     shape = SHAPE.get(name, (1, 4, 3))

@@ -33,6 +33,7 @@ def pairs():
             yield name, objective
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize(("name", "objective"), list(pairs()))
 def test_every_objective_trains_every_model_that_it_takes(name, objective):
     model, made = build(name), objectives.build(objective)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from program import python
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 PROGRAM = Path(__file__).with_name("train_ranks.py")
 

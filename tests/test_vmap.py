@@ -62,6 +62,7 @@ def test_same_is_one_noise_for_all(draw, chunk_size):
     equal(first[0], draw(a).to(got.dtype))
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("chunk_size", [None, 4])
 def test_different_is_a_noise_for_each(draw, chunk_size):
     # Of one datum: only the noise can make a difference. The first way has it batched.

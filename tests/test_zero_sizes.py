@@ -30,6 +30,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("dim", Sizes._fields)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_every_operator_with_a_dimension_of_0(backend: Target, name: str, dim: str) -> None:
@@ -106,6 +107,7 @@ def _check(
             assert not grad.any()
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("case", likelihood_cases.ALL, ids=str)
 def test_every_likelihood_of_no_elements(
     backend: Target, case: likelihood_cases.LikelihoodCase

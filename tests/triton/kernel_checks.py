@@ -10,6 +10,7 @@ import random
 
 import cases
 import extreme_checks
+import interpreted
 import posterior
 import pytest
 import reference64
@@ -24,6 +25,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 every = pytest.mark.parametrize("case", ALL, ids=str)
 F64, F32, F16 = torch.float64, torch.float32, torch.float16
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if INTERPRETED:
+    interpreted.install()
 
 
 @pytest.fixture

@@ -1,20 +1,24 @@
 """The Triton kernels of likelihoods with a class dimension, under the operators' own tests.
 
-test_interpreter.py runs this file as it does kernel_checks.py; test_gpu.py takes its tests over.
+test_interpreter.py runs this file as it does kernel_checks.py; test_gpu.py takes its tests over. In
+the interpreter a program takes some hundredths of a second whatever its tile holds: so shapes have
+few tiles there, and a case two reductions in turn, of which all cases together have every one.
 """
 
+import interpreted
 import pytest
 import test_likelihood_mixture as mixtures
 import test_likelihood_rows as rows
 import test_linear_nll as linear
 import torch
 from conftest import Target
-from kernel_checks import F16, F32, F64, device, triton_backend  # noqa: F401
-from row_cases import check
+from kernel_checks import F16, F32, F64, INTERPRETED, device, triton_backend  # noqa: F401
+from row_cases import EVERY, check
 
 import vaefast as vf
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+KINDS = [torch.int32, torch.int64, torch.uint8]
 
 
 @pytest.fixture
@@ -23,21 +27,79 @@ def backend(device):  # noqa: F811
     return Target("triton", device)
 
 
-@pytest.mark.parametrize("dtype", [F64, F32, F16])
+@pytest.fixture
+def blocks(monkeypatch):
+    """More than 64 classes are read in blocks, which two programs share; else from 1025 on."""
+    from vaefast.backends.triton import row_nll
+
+    monkeypatch.setattr(row_nll, "_MOST_CLASSES", 64)
+    monkeypatch.setattr(row_nll, "_MOST_SPLITS", 2)
+
+
+def turn(number):
+    """Two of the reductions and of what stands beside the target, other ones for each number."""
+    return [EVERY[(2 * number + step) % len(EVERY)] for step in (0, 7)] if INTERPRETED else EVERY
+
+
+def cases(*given):
+    return [pytest.param(n, *case, id=str(case)) for n, case in enumerate(given)]
+
+
 @pytest.mark.parametrize(
-    ("shape", "dim"),
-    [((3, 7, 5, 11), 1), ((2, 300, 41), 1), ((5, 1271), 1), ((3, 5, 11, 7), -1), ((2, 1030, 3), 1)],
-    ids=str,
+    ("number", "shape", "dim", "dtype"),
+    cases(
+        # Classes side by side: a whole tile of positions and a part of one in each row.
+        ((3, 7, 5, 14), 1, F32),
+        ((2, 300, 17), 1, F64),
+        ((2, 300, 17), 1, F16),
+        # Rows of whole 16-byte loads.
+        ((2, 5, 32), 1, F32),
+        # Classes last: 435 rows in tiles of 256.
+        ((3, 5, 29, 7), -1, F64),
+        ((3, 5, 29, 7), -1, F16),
+        ((3, 5, 48), -1, F32),
+        # More classes than a tile holds.
+        ((2, 1271), 1, F32),
+        ((1, 1030, 3), 1, F32),
+    ),
 )
-def test_categorical(backend, shape, dim, dtype):
-    rows.test_categorical(backend, shape, dim, dtype)
+def test_categorical(backend, number, shape, dim, dtype):
+    rows.check_categorical(backend, shape, dim, dtype, turn(number))
 
 
-@pytest.mark.parametrize("sparse", [False, True])
-@pytest.mark.parametrize("dtype", [F64, F32, F16])
-@pytest.mark.parametrize("shape", [(5, 7), (3, 1271), (2, 2500)], ids=str)
-def test_multinomial(backend, shape, dtype, sparse):
-    rows.test_multinomial(backend, shape, dtype, sparse)
+@pytest.mark.parametrize(
+    ("number", "shape", "dim", "dtype"),
+    cases(
+        # Three blocks for two programs, one of which has a block beyond the last class.
+        ((2, 130, 3), 1, F64),
+        ((2, 130, 3), 1, F16),
+        # Three of 2048.
+        ((2, 4099), 1, F32),
+    ),
+)
+def test_categorical_in_shared_blocks(backend, blocks, number, shape, dim, dtype):
+    rows.check_categorical(backend, shape, dim, dtype, turn(number))
+
+
+@pytest.mark.parametrize(
+    ("number", "shape", "dtype", "sparse"),
+    cases(
+        ((5, 7), F64, False),
+        ((5, 7), F32, True),
+        ((5, 7), F16, False),
+        # More than a tile of classes, and than 128 entries of a row.
+        ((2, 1271), F64, True),
+        ((2, 1271), F32, False),
+        ((2, 1271), F16, True),
+        # Two blocks of classes.
+        ((2, 2500), F64, False),
+        ((2, 2500), F32, True),
+        ((2, 2500), F16, False),
+    ),
+)
+def test_multinomial(backend, number, shape, dtype, sparse):
+    kinds = [KINDS[number % 3]] if INTERPRETED else KINDS
+    rows.check_multinomial(backend, shape, dtype, sparse, turn(number), kinds)
 
 
 @pytest.mark.parametrize(
@@ -62,26 +124,31 @@ def test_as_every_backend(backend, test):
 
 
 @pytest.mark.parametrize(
-    ("model", "dtype"),
-    [*((m, F32) for m in mixtures.MIXTURES), (mixtures.MIXTURES[1], F64)],
-    ids=str,
+    ("number", "model", "dtype"),
+    cases(*((m, F32) for m in mixtures.MIXTURES), (mixtures.MIXTURES[1], F64)),
 )
-def test_mixture(backend, model, dtype):
-    mixtures.test_mixture(backend, model, dtype)
+def test_mixture(backend, number, model, dtype):
+    mixtures.check_mixture(backend, model, dtype, turn(number))
 
 
 @pytest.mark.parametrize(
-    ("name", "heads", "sparse"),
-    [
+    ("number", "name", "heads", "sparse"),
+    cases(
         ("categorical", 1, False),
         ("multinomial", 1, False),
         ("multinomial", 1, True),
         ("gaussian", 2, False),
         ("poisson", 1, True),
-    ],
+    ),
 )
-def test_linear_nll(backend, name, heads, sparse):
-    linear.test_it_is_the_layer_and_the_likelihood(backend, name, heads, sparse)
+def test_linear_nll(backend, number, name, heads, sparse):
+    if not INTERPRETED:
+        linear.test_it_is_the_layer_and_the_likelihood(backend, name, heads, sparse)
+        return
+    # In chunks, and whole with samples in front.
+    first, second = (linear.SETTINGS[(number + step) % 5] for step in (0, 3))
+    linear.check_layer(backend, name, heads, sparse, None, linear.V * 16 * heads, [first])
+    linear.check_layer(backend, name, heads, sparse, 3, None, [second])
 
 
 @pytest.mark.parametrize("shape", [(7, 300), (3, 2500)], ids=str)
@@ -112,9 +179,17 @@ def test_places_of_64_bits(backend, monkeypatch):
     logits, target = torch.randn(2, 300, 9), torch.randint(0, 300, (2, 9))
     logits, target = logits.to(backend.device), target.to(backend.device)
     model = vf.Categorical()
-    check(logits, target, model, lambda t: rows.softmax_nll(t, target, 1), 2e-6)
+    check(logits, target, model, lambda t: rows.softmax_nll(t, target, 1), 2e-6, turn(0))
     model = vf.DiscretizedLogisticMixture(1, 3, 5)
     packed, levels = mixtures.mixture_inputs(model, backend.device)
     got = vf.nll(packed, levels, model)
     with vf.backend("reference"):
         torch.testing.assert_close(got, vf.nll(packed, levels, model))
+
+
+if INTERPRETED:
+
+    def test_every_branch_was_taken():
+        """By the checks above, where all of them ran."""
+        files = ("_softmax_rows.py", "_counts_rows.py", "_mixture_rows.py")
+        assert interpreted.missed(files) == []

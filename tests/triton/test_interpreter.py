@@ -14,29 +14,44 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 
 
+# One of each kind of kernel for a plain run.
+CHOSEN = (
+    *("test_posterior_against_float64 and 11", "test_nll_against_float64 and bernoulli and 1"),
+    *("test_categorical_in_shared_blocks and float64", "test_multinomial and 1271 and float32"),
+    *("test_mixture and Logistic and float64", "test_mixture_in_two_shares and True"),
+    "test_masked_out_items",
+    *("test_tc_terms_in_two_shares and mss", "test_mmd_in_two_shares"),
+    *("test_log_ratio_of_many_samples", "test_estimated_kl_of_many_samples"),
+)
+
+
+def test_one_of_each_kind(tmp_path):
+    files = ("kernel_checks.py", "row_checks.py", "pair_checks.py")
+    check(tmp_path, files, 10, " or ".join(f"({one})" for one in CHOSEN))
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("file", "least", "chosen"),
+    ("file", "least"),
     [
-        # One of each kind in a plain run.
-        ("kernel_checks.py", 5, "test_posterior_against_float64 and 11 or bernoulli and 1"),
-        *(
-            pytest.param(file, least, "", marks=pytest.mark.slow, id=file)
-            for file, least in (
-                ("kernel_checks.py", 200),
-                ("row_checks.py", 50),
-                ("pair_checks.py", 50),
-                ("edge_checks.py", 60),
-            )
-        ),
+        ("kernel_checks.py", 200),
+        ("row_checks.py", 35),
+        ("pair_checks.py", 90),
+        ("edge_checks.py", 60),
     ],
 )
-def test_kernels_in_the_interpreter(tmp_path, file, least, chosen):
+def test_kernels_in_the_interpreter(tmp_path, file, least):
+    check(tmp_path, (file,), least)
+
+
+def check(tmp_path, files, least, chosen=""):
     report = tmp_path / "report.xml"
     # Not "python -m pytest" from the root: that would import the checkout, not what is installed.
     command = [
         *python("import pytest; sys.exit(pytest.main(sys.argv[1:]))"),
-        *(str(HERE / file), f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml")),
+        *(*(str(HERE / file) for file in files), f"--rootdir={ROOT}"),
+        *("-c", str(ROOT / "pyproject.toml")),
         *("-q", "-p", "no:cacheprovider", f"--junitxml={report}", "-k", chosen),
     ]
     environment = {
