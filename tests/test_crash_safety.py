@@ -147,6 +147,7 @@ def test_a_folder_that_a_killed_process_had_just_made_is_empty(tmp_path):
         assert [p.name for p in (tmp_path / "run").iterdir()] == [".lock"]
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("tail", ["3,9,0.12", "3,9", "3,9,0.1,0.2,0.3,0.4,0.5,0."])
 def test_a_last_row_that_was_cut_off_is_made_anew(finished, tail):
     run, want = finished
@@ -164,6 +165,7 @@ def test_a_row_that_cannot_be_read_is_named(finished):
     assert "metrics.csv, line 2: cannot be read" in resume(run, 4, code=2)
 
 
+@pytest.mark.each(3)
 @pytest.mark.parametrize("damage", ["cut", "emptied", "other", "removed"])
 def test_the_checkpoint_before_is_taken_where_the_last_is_torn(finished, damage):
     run, want = finished

@@ -41,9 +41,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("mode", "share", "seed", "cases"),
     [
-        ("eager", 2 / 3, 300_000, 800),
+        ("eager", 2 / 3, 300_000, 400),
         ("transforms", 1 / 3, 0, 30),
-        pytest.param("eager", 0, 300_800, 4_200, marks=pytest.mark.slow),
+        pytest.param("eager", 0, 300_400, 4_600, marks=pytest.mark.slow),
         pytest.param("transforms", 0, 30, 120, marks=pytest.mark.slow),
     ],
 )

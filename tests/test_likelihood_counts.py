@@ -168,6 +168,7 @@ def test_negative_counts(backend: Target) -> None:
         vf.nll(ones, x + 0.5, "poisson", validate=True)
 
 
+@pytest.mark.each(5)
 @pytest.mark.parametrize("mean", [0.02, 3.0, 9.99, 10.01, 250.0, 1e5])
 @pytest.mark.parametrize("theta", [0.2, 3.0, 1e6])
 def test_sample_moments(mean: float, theta: float) -> None:
