@@ -24,6 +24,13 @@ from vaefast.train.usage import usage
 SHAPE = (1, 4, 3)
 
 
+@pytest.fixture(autouse=True)
+def without_umap(monkeypatch, request):
+    """It compiles for a minute."""
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setitem(sys.modules, "umap", None)
+
+
 def build(name, **settings):
     torch.manual_seed(0)
     model = models.build(name, shape=SHAPE, latent=3, likelihood="gaussian", width=16, **settings)
@@ -74,7 +81,9 @@ def test_the_total_is_the_kl_to_the_models_own_prior(name):
     model = build(name)
     found = usage(model, x().split(7))
     each, error = monte_carlo(model, x())
-    slack = 6 * float(error.square().sum().sqrt()) / len(x()) + 0.02 * abs(found.total)
+    # Of 16 samples of each, beside 4,000.
+    slack = 6 * float(error.square().sum().sqrt()) * (1 + 250**0.5) / len(x())
+    slack += 1e-4 * abs(found.total)
     assert found.total == pytest.approx(float(each.mean()), abs=slack)
     assert found.total == usage(model, x().split(7)).total
     if found.kl is None:
@@ -86,7 +95,7 @@ def test_the_total_is_the_kl_to_the_models_own_prior(name):
     if name == "full_covariance":
         assert rest > 0.01
     else:
-        assert rest == pytest.approx(0, abs=0.02 * found.total)
+        assert rest == pytest.approx(0, abs=slack)
 
 
 @pytest.mark.parametrize("name", ["vae", "full_covariance"])
@@ -207,6 +216,7 @@ def test_the_map_is_by_t_sne_where_umap_is_missing_or_another_package(monkeypatc
     assert plane(torch.rand(20, 3))[1] == "t-SNE"
 
 
+@pytest.mark.slow
 def test_umap_itself_makes_a_map():
     pytest.importorskip("umap")
     for count in (8, 40):

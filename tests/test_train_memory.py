@@ -22,7 +22,6 @@ ROWS, COLUMNS = 300, 7
 def everything_is_large(monkeypatch):
     monkeypatch.setattr(formats, "LIMIT", 1000)
     # So that there are several blocks of each.
-    monkeypatch.setattr(formats, "_LINES", 40)
     monkeypatch.setattr(formats, "_PART", 700)
 
 
@@ -120,7 +119,7 @@ def test_a_file_is_decoded_once(tmp_path, name, monkeypatch):
 
 
 def test_images_of_other_types_have_their_channels_first(tmp_path):
-    for shape, want in (((50, 4, 5), (1, 4, 5)), ((50, 4, 5, 3), (3, 4, 5))):
+    for shape, want in (((50, 6, 5), (1, 6, 5)), ((50, 6, 5, 3), (3, 6, 5))):
         values = np.arange(np.prod(shape)).reshape(shape).astype(">i4")
         np.save(tmp_path / "x.npy", values)
         samples = load_samples(tmp_path / "x.npy", cache=tmp_path / "cache")
@@ -161,7 +160,7 @@ def test_broken_archives_are_named(tmp_path):
 
 
 def test_rows_are_written_as_one_file(tmp_path):
-    blocks = [np.full((count, 2), count, np.int16) for count in (3, 0, 123456)]
+    blocks = [np.full((count, 2), count, np.int32) for count in (3, 0, 123456)]
     cache.write_rows(tmp_path / "x.npy", iter(blocks))
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), np.concatenate(blocks))
 
@@ -197,12 +196,18 @@ def anonymous(process):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("name", ["x.csv", "x.npz", "x.h5ad", "x.gz", "x.npy"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("x.csv", "x.h5ad"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("x.npz", "x.gz", "x.npy")),
+    ],
+)
 def test_a_large_file_takes_little_memory(tmp_path, name):
     values = np.random.default_rng(0).integers(0, 9, (4000, 2000)).astype(np.float32)
     path = tmp_path / name
     if name == "x.csv":
-        values = values[:1500]
+        values = values[:2000]
         path.write_text("\n".join(",".join(map(str, row)) for row in values.astype(int)))
     elif name == "x.npz":
         np.savez_compressed(path, values)
@@ -226,7 +231,8 @@ def test_a_large_file_takes_little_memory(tmp_path, name):
         assert process.stdout.read() == f"{len(values)} (2000,)\n"
     assert process.returncode == 0
     # A batch and a block at a time.
-    assert peak - before < values.nbytes / 2 if name != "x.csv" else peak - before < values.nbytes
+    share = (peak - before) / values.nbytes
+    assert share < 0.5, share
 
 
 def test_samples_of_a_plain_array_are_float32():

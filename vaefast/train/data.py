@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 # What is looked at of the data at a time, in elements.
-_PART = 1 << 20
+_PART = 1 << 18
 DIGITS = "digits"
 
 

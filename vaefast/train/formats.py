@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import gzip
-import itertools
 import pickle
 import shutil
 import zipfile
@@ -37,8 +36,8 @@ LIMIT = 64 << 20
 _TEXT = 2
 # Of a gzipped file, how much larger its content may be.
 _GZIPPED = 8
-# Lines, or bytes, that are decoded at a time.
-_LINES, _PART = 4096, 1 << 20
+# Bytes that are decoded at a time.
+_PART = 1 << 20
 _IDX = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _NUMPY, _ZIP, _GZIP, _HDF5 = b"\x93NUMPY", b"PK\x03\x04", b"\x1f\x8b", b"\x89HDF\r\n\x1a\n"
 
@@ -236,8 +235,11 @@ def _csv(source: Source) -> np.ndarray:
 
     def blocks() -> Iterator[np.ndarray]:
         with opened(path, "rt", newline="") as file:
-            lines = itertools.islice(enumerate(file, 1), int(header), None)
-            while block := list(itertools.islice(lines, _LINES)):
+            number = 1
+            while lines := file.readlines(_PART):
+                skipped = int(header and number == 1)
+                block = list(enumerate(lines, number))[skipped:]
+                number += len(lines)
                 yield _table(path, block, delimiter, columns)
 
     size = path.stat().st_size * (_GZIPPED if zipped else 1) / _TEXT
