@@ -10,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from vaefast import _torch
 from vaefast.cli.app import app
 from vaefast.train import finish
 from vaefast.train.checkpoints import read
@@ -212,6 +213,24 @@ def test_gradients_are_clipped_to_the_norm(tmp_path):
     a_fit(tmp_path, machine, torch.rand(20, 6), epochs=1, batch_size=5, callbacks=[norms])
     assert min(norms.before) > 0.02
     assert norms.after == pytest.approx([0.01] * 4, rel=1e-3)
+
+
+@pytest.mark.parametrize("private", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_what_is_not_finite_is_found_anywhere(monkeypatch, private, dtype):
+    if not private:
+        monkeypatch.setattr(_torch, "_unscale", None)
+    largest = torch.finfo(dtype).max
+    grads = [torch.full((n,), largest, dtype=dtype) for n in (1, 17, 1000)]
+    before = [g.clone() for g in grads]
+    assert _torch.all_finite(grads)
+    assert all(map(torch.equal, grads, before))
+    assert _torch.all_finite([])
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        for place, index in ((0, 0), (1, 16), (2, 500)):
+            grads[place][index] = bad
+            assert not _torch.all_finite(grads)
+            grads[place][index] = 1.0
 
 
 def test_means_leave_out_what_is_not_finite():

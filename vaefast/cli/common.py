@@ -25,7 +25,7 @@ _errors = Console(stderr=True, highlight=False, soft_wrap=True)
 # What a disk answers where it is full, over quota, read-only, failing, or gone.
 _DISK = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG),
-    *(errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.ESTALE),
+    *(errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ESTALE),
 }
 # How torch says, on a CPU and on a GPU, that there is no memory left.
 _NO_MEMORY = re.compile(r"can't allocate memory|out of memory|Cannot allocate memory")

@@ -21,6 +21,7 @@ from lightning.fabric.strategies.fsdp import FSDPStrategy
 from lightning.fabric.strategies.single_device import SingleDeviceStrategy
 from torch import Tensor
 
+from .._torch import all_finite
 from . import InputError
 from .checkpoints import keep, read
 from .data import Parts, Samples
@@ -153,10 +154,11 @@ class Fit:
 
     def batch(self, data: Samples, order: Tensor, index: int) -> Batch:
         """This process's part of batch number `index`."""
-        rows = order[index * self.size : (index + 1) * self.size]
-        whole, rank, world = len(rows), self.fabric.global_rank, self.fabric.world_size
+        first = index * self.size
+        whole = min(self.size, len(order) - first)
+        rank, world = self.fabric.global_rank, self.fabric.world_size
         start, end = rank * whole // world, (rank + 1) * whole // world
-        x = data.take(rows[start:end]).to(self.fabric.device)
+        x = data.take(order[first + start : first + end]).to(self.fabric.device)
         return Batch(x.to(self._dtype) if x.is_floating_point() else x, start, whole)
 
     def _forward(self, batch: Batch, step: Step, held_out: bool = False) -> Loss:
@@ -214,8 +216,10 @@ class Fit:
             return total is not None and not math.isfinite(total.item())
         if self._scaler is not None:
             self.fabric.strategy.precision.unscale_gradients(self._optimizer.optimizer)
+        if self.clip is None:
+            return not all_finite(gradients)
         total, finite = gradient_norm(gradients)
-        if finite and self.clip is not None:
+        if finite:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.clip, total)
         return not finite
 

@@ -66,24 +66,28 @@ class Means:
         self._finite = finite
         # The three parts, and the samples.
         self._sums = [0.0] * (len(PARTS) + 1)
-        self._kept: list[tuple[Tensor, int]] = []
+        self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._counts: list[int] = []
 
     def add(self, out: Loss, count: int) -> None:
         """Adds a batch of `count` samples."""
-        self._kept.append((torch.stack((out.loss.detach(), out.nll, out.kl)), count))
-        if len(self._kept) >= _KEPT:
+        self._kept.append((out.loss.detach(), out.nll, out.kl))
+        self._counts.append(count)
+        if len(self._counts) >= _KEPT:
             self._fold()
 
     def _fold(self) -> None:
         if not self._kept:
             return
-        rows = torch.stack([values for values, _ in self._kept]).tolist()
+        flat = [value.double() for values in self._kept for value in values]
+        rows = torch.stack(flat).view(-1, len(PARTS)).tolist()
         # One after the other, so that a resumed epoch has the same sums.
-        for values, (_, count) in zip(rows, self._kept, strict=True):
+        for values, count in zip(rows, self._counts, strict=True):
             if not self._finite or all(map(math.isfinite, values)):
                 for place, value in enumerate((*values, 1.0)):
                     self._sums[place] += value * count
         self._kept.clear()
+        self._counts.clear()
 
     @property
     def sums(self) -> list[float]:
@@ -94,6 +98,7 @@ class Means:
     @sums.setter
     def sums(self, values: Sequence[float]) -> None:
         self._kept.clear()
+        self._counts.clear()
         self._sums = [float(value) for value in values]
 
     def clear(self) -> None:
