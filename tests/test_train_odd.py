@@ -177,7 +177,7 @@ def test_labels_colour_the_map(name):
     np.save("pair.npy", np.zeros((40, 2)))
     assert "got [40, 2]" in refused("train", "x.npy", *SMALL, "--smoke", "--labels", "pair.npy")
     np.save("odd.npy", np.array([{}] * 40))
-    assert "labels odd.npy cannot be read" in refused(
+    assert "odd.npy must be numbers or words, got Python objects" in refused(
         "train", "x.npy", *SMALL, "--smoke", "--labels", "odd.npy"
     )
 

@@ -52,6 +52,10 @@ def _read(path: Path, count: int) -> np.ndarray:
     except InputError:
         raise
     except (OSError, ValueError) as error:
+        if "object" in str(error).lower():
+            raise InputError(
+                f"labels {path} must be numbers or words, got Python objects"
+            ) from None
         reason = str(error).splitlines()[0]
         raise InputError(f"labels {path} cannot be read: {reason}; they are {_FORMATS}") from None
     if len(lines) == count + 1:
