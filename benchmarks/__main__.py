@@ -29,6 +29,14 @@ def main() -> None:
     report_parser.set_defaults(action=lambda args: report.write(args.results))
     facts_parser = commands.add_parser("facts", help="measure what docs/notes.md quotes")
     facts_parser.set_defaults(action=facts_)
+    training_parser = commands.add_parser(
+        "training", help="measure what `vaefast train`'s loop takes beside the model"
+    )
+    training_parser.add_argument("--threads", type=int, help="torch's threads")
+    training_parser.add_argument("--rounds", type=int, default=40)
+    training_parser.add_argument("--budget", type=float, default=20.0, help="seconds per case")
+    training_parser.add_argument("--out", type=Path, help="a .json for the figures")
+    training_parser.set_defaults(action=training_)
     args = parser.parse_args()
     args.action(args)
 
@@ -127,6 +135,15 @@ def facts_(args: argparse.Namespace) -> None:
     from . import facts
 
     facts.write()
+
+
+def training_(args: argparse.Namespace) -> None:
+    # It needs Lightning, which the other commands can do without.
+    from . import training
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    training.write(args.out, rounds=args.rounds, budget=args.budget)
 
 
 def list_(args: argparse.Namespace) -> None:

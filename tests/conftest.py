@@ -17,8 +17,9 @@ import torch
 import vaefast as vf
 from vaefast import backends, likelihoods
 from vaefast.backends.reference.likelihoods import FORMULAS
-from vaefast.train import models, objectives
-from vaefast.train.models.backbones import _builders
+from vaefast.train.models._base import MODELS
+from vaefast.train.models.backbones import BACKBONES
+from vaefast.train.objectives._base import OBJECTIVES
 
 ROOT = Path(__file__).resolve().parent.parent
 # At the end: a folder here that shares a library's name must not hide that library.
@@ -248,8 +249,8 @@ class _capability:
 # What a user may register: likelihoods, with their formulas, and what `vaefast train` has.
 REGISTRIES: list[dict[str, Any]] = [
     *(likelihoods._base._registry, likelihoods._base._rows, likelihoods._base._defaults),
-    *(FORMULAS, backends.USER_FORMS, models._base._models, objectives._base._objectives),
-    _builders,
+    *(FORMULAS, backends.USER_FORMS),
+    *(registry.entries for registry in (MODELS, OBJECTIVES, BACKBONES)),
 ]
 
 

@@ -177,18 +177,18 @@ def test_a_resumed_run_keeps_its_settings_and_its_data(tmp_path, digits):
 
 
 def test_train_keeps_what_there_is_on_interrupt(tmp_path, digits, monkeypatch):
-    from vaefast.train.lit import LitVAE
+    from vaefast.train.fit import Fit
 
-    step = LitVAE.training_step
+    step = Fit._step
 
-    def interrupting(self, batch, index):
-        if self.current_epoch == 1:
+    def interrupting(self, batch):
+        if self.epoch == 1 and self.begun == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return step(self, batch, index)
+        return step(self, batch)
 
     run, handler = tmp_path / "run", signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        patch.setattr(LitVAE, "training_step", interrupting)
+        patch.setattr(Fit, "_step", interrupting)
         output = vaefast("train", digits, "--width", 8, "--epochs", 50, "--out", run, code=130)
     assert "--resume goes on" in output
     assert all((run / name).exists() for name in (*PICTURES, "weights.safetensors"))

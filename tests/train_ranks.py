@@ -4,37 +4,34 @@ from __future__ import annotations
 
 import sys
 
-import lightning
 import torch
 
 from vaefast.train.data import Parts, Samples
-from vaefast.train.fit import Machine, fit, is_first
-from vaefast.train.lit import LitVAE
+from vaefast.train.fit import fit
+from vaefast.train.machine import Machine, is_first
 from vaefast.train.run_folder import RunFolder
+from vaefast.train.trained import Trained
 
 ROWS, BATCH, SHAPE = 22, 8, (1, 4, 3)
 
 
-class Gradients(lightning.Callback):
+class Gradients:
     """Keeps the gradient of every step."""
 
     def __init__(self) -> None:
         self.steps: list[torch.Tensor] = []
 
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
-        grads = [p.grad.flatten() for p in pl_module.parameters() if p.grad is not None]
+    def on_before_optimizer_step(self, module, optimizer) -> None:
+        grads = [p.grad.flatten() for p in module.parameters() if p.grad is not None]
         self.steps.append(torch.cat(grads).clone())
 
 
 def main(folder: str, devices: int, model: str, objective: str) -> None:
     data = Samples(torch.rand(ROWS, *SHAPE, generator=torch.Generator().manual_seed(0)))
     torch.manual_seed(1)
-    module = LitVAE(
+    module = Trained(
         {"name": model, "shape": SHAPE, "latent": 3, "width": 8, "likelihood": "gaussian"},
         {"name": objective},
-        seed=5,
-        lr=1e-4,
-        dataset_size=ROWS,
     )
     kept = Gradients()
     with RunFolder(folder, writes=is_first()) as run:
@@ -45,6 +42,8 @@ def main(folder: str, devices: int, model: str, objective: str) -> None:
             run,
             epochs=2,
             batch_size=BATCH,
+            lr=1e-4,
+            seed=5,
             callbacks=[kept],
             machine=Machine(accelerator="cpu", devices=devices),
         )

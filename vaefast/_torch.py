@@ -117,3 +117,19 @@ def known(value: object) -> bool:
         return False
     asked = getattr(torch.fx.experimental.symbolic_shapes, "has_static_value", None)
     return asked is not None and bool(asked(value))
+
+
+# What torch.amp scales gradients by, which looks at every value on its way.
+_unscale: Callable[..., Any] | None = getattr(
+    torch, "_amp_foreach_non_finite_check_and_unscale_", None
+)
+
+
+def all_finite(tensors: list[Tensor]) -> bool:
+    """Whether every value of floating tensors of one device and dtype is finite."""
+    if _unscale is None or not tensors:
+        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+    device = tensors[0].device
+    found, one = torch.zeros((), device=device), torch.ones((), device=device)
+    _unscale(tensors, found, one)
+    return not found.item()

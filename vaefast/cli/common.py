@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.util
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -24,8 +25,10 @@ _errors = Console(stderr=True, highlight=False, soft_wrap=True)
 # What a disk answers where it is full, over quota, read-only, failing, or gone.
 _DISK = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG),
-    *(errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.ESTALE),
+    *(errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ESTALE),
 }
+# How torch says, on a CPU and on a GPU, that there is no memory left.
+_NO_MEMORY = re.compile(r"can't allocate memory|out of memory|Cannot allocate memory")
 
 
 def _known_likelihood(name: str) -> str:
@@ -65,7 +68,8 @@ Smoke = Annotated[bool, typer.Option("--smoke", help="A few steps only, to see t
 
 @contextlib.contextmanager
 def input_errors() -> Iterator[None]:
-    """Turns an InputError, or a disk that does not take a file, into one line and exit code 2."""
+    """Turns an InputError, a disk that does not take a file, or memory that does not suffice, into
+    one line and exit code 2."""
     try:
         yield
     except InputError as error:
@@ -74,10 +78,19 @@ def input_errors() -> Iterator[None]:
         if error.errno not in _DISK:
             raise
         reason = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
+            raise
+        reason = f"this does not fit into memory: {_first_sentence(str(error))}"
     else:
         return
     _errors.print(f"vaefast: {reason}", markup=False)
     raise typer.Exit(2)
+
+
+def _first_sentence(text: str) -> str:
+    line = text.strip().splitlines()[0] if text.strip() else "none is left"
+    return line.rpartition("] ")[2] or line
 
 
 def say(text: str) -> None:

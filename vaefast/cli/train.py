@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +24,9 @@ from .common import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
     from ..train.data import Parts, Samples
     from ..train.run_folder import RunFolder
     from ..train.settings import Settings
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
 # Where an option's value belongs among the settings.
 _OPTIONS = {
     "key": "data.key",
+    "labels": "data.labels",
     "size": "data.size",
     "fit": "data.fit",
     "colour": "data.colour",
@@ -60,6 +66,7 @@ _OPTIONS = {
 _FREE = {
     *("training.epochs", "training.accelerator", "training.devices", "training.nodes"),
     *("training.strategy", "training.threads", "training.tensorboard", "data.path", "data.key"),
+    "data.labels",
 }
 
 
@@ -77,6 +84,10 @@ def train(
         typer.Option(help="A YAML file of settings; what is given beside it goes first."),
     ] = None,
     key: Annotated[str | None, typer.Option(help="Which array of a .npz, .pt or .h5ad.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="A .npy or text file, or a column of a .h5ad: to colour the report."),
+    ] = None,
     size: Annotated[
         str | None, typer.Option(help="Of a folder's images: 64, or 48x64 (height x width).")
     ] = None,
@@ -154,7 +165,8 @@ def train(
     given = dict(locals())
     with input_errors():
         need("train", "lightning", "matplotlib", "safetensors", "yaml")
-        from ..train.fit import is_first
+        from ..train.labels import load_labels
+        from ..train.machine import is_first
         from ..train.run_folder import RunFolder
         from ..train.settings import load_plugin, merged, parse_sets, read_yaml, sections
 
@@ -180,8 +192,11 @@ def train(
             stack.enter_context(_threads(training["threads"]))
             samples = _load(settings, tell)
             # From wherever the run is looked at.
-            where = Path(settings["data"]["path"])
-            settings["data"]["path"] = str(where.resolve()) if where.exists() else str(where)
+            for name in ("path", "labels"):
+                where = settings["data"][name]
+                if where is not None and Path(where).exists():
+                    settings["data"][name] = str(Path(where).resolve())
+            known = load_labels(settings["data"], len(samples))
             if not resume:
                 description = _described(settings, samples)
                 run = stack.enter_context(
@@ -196,12 +211,13 @@ def train(
                 settings,
                 description,
                 samples,
+                known,
                 resume=resume,
                 smoke=smoke,
                 plugins=plugin or [],
             )
     if interrupted:
-        again = " ".join(["vaefast train", *([data] if data else []), "--out", str(run.path)])
+        again = shlex.join(["vaefast", "train", *([data] if data else []), "--out", str(run.path)])
         say(f"interrupted: {again} --resume goes on")
         raise typer.Exit(130)
 
@@ -264,7 +280,7 @@ def _resumed(run: RunFolder, layers: list[Settings]) -> Settings:
 
 def _load(settings: Settings, tell: Any) -> Samples:
     from ..train.data import load_from
-    from ..train.fit import Machine
+    from ..train.machine import Machine
 
     machine = {f: settings["training"][f] for f in Machine.__dataclass_fields__}
     Machine(**machine).check()
@@ -282,14 +298,16 @@ def _described(settings: Settings, samples: Samples) -> dict[str, Any]:
     from ..train.models.head import fitted_settings, input_for
 
     name = settings["likelihood"]["name"]
-    low, high = samples.range()
+    with _of(settings["data"]["path"]):
+        low, high = samples.range()
     given = {k: v for k, v in settings["likelihood"].items() if k != "name"}
     likelihood = fitted_settings(name, given, low, high)
-    check_target(samples, name, likelihood)
+    with _of(settings["data"]["path"]):
+        check_target(samples, name, likelihood)
     parts = _parts(settings, samples)
     own = dict(settings["model"])
     head = models.Head(name, samples.shape, settings=likelihood)
-    look = head.values(parts.train[:_LOOK])
+    look = head.values(_look(parts.train))
     own["input"] = own["input"] or input_for(name, likelihood)
     model = {
         "name": own.pop("name"),
@@ -313,8 +331,21 @@ def _described(settings: Settings, samples: Samples) -> dict[str, Any]:
     }
 
 
-# Of the training data, what gives a model its first scale and location.
-_LOOK = 10_000
+# Samples, and elements, of the training data that give a model its first scale and location.
+_LOOK, _LOOK_ELEMENTS = 10_000, 1 << 24
+
+
+def _look(data: Samples) -> Tensor:
+    return data[: min(_LOOK, max(2, _LOOK_ELEMENTS // math.prod(data.shape)))]
+
+
+@contextlib.contextmanager
+def _of(path: str) -> Iterator[None]:
+    """Names the data in what is said of them."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _parts(settings: Settings, samples: Samples) -> Parts:
@@ -328,6 +359,7 @@ def _run(
     settings: Settings,
     config: dict[str, Any],
     samples: Samples,
+    labels: np.ndarray | None,
     *,
     resume: bool,
     smoke: bool,
@@ -335,11 +367,13 @@ def _run(
 ) -> bool:
     import torch
 
+    from ..train.checkpoints import steps_done
     from ..train.finish import measure, write_config, write_results
-    from ..train.fit import Machine, fit, steps_done
-    from ..train.lit import LitVAE
+    from ..train.fit import fit
+    from ..train.machine import Machine
     from ..train.run_folder import SETTINGS
     from ..train.settings import to_yaml, upgraded
+    from ..train.trained import Trained
 
     config = upgraded(config)
     model, training, own = config["model"], config["training"], settings["training"]
@@ -347,20 +381,15 @@ def _run(
         raise InputError("the data is not what the run was trained on")
     data = _parts(settings, samples)
     torch.manual_seed(own["seed"])
-    module = LitVAE(
-        model,
-        config["objective"],
-        warmup=own["warmup"],
-        lr=own["lr"],
-        seed=own["seed"],
-        dataset_size=len(data.train),
-    )
+    module = Trained(model, config["objective"])
     if not config.get("old"):
-        module.vae.begin(data.train[:_LOOK])
+        module.vae.begin(_look(data.train))
     # At a given seed the model begins the same, so this is right for a resumed run too.
     before = measure(module.vae, data.held_out, own["seed"], objective=module.objective)
+    resumed = 0
     if resume:
-        run.keep_metrics(steps_done(run))
+        resumed = steps_done(run)
+        run.keep_metrics(resumed)
     else:
         write_config(
             run,
@@ -378,34 +407,41 @@ def _run(
             f"{len(data.train)} samples of shape {model['shape']} to train on, "
             f"{len(data.held_out)} held out"
         )
-    interrupted = fit(
+    done = fit(
         module,
         data,
         run,
         epochs=1 if smoke else own["epochs"],
         batch_size=own["batch_size"],
+        lr=own["lr"],
+        warmup=own["warmup"],
+        seed=own["seed"],
         resume=resume,
         batches=2 if smoke else None,
         machine=Machine(**{f: own[f] for f in Machine.__dataclass_fields__}),
     )
     if not run.writes:
-        return interrupted
+        return done.interrupted
+    if resume and done.done == resumed:
+        say(f"{run.path} has its {done.epoch} epochs: --epochs {own['epochs']} adds none")
     vae = module.vae.cpu().float().eval()
     after = measure(vae, data.held_out, own["seed"], objective=module.objective)
     summary = {
-        "interrupted": interrupted,
-        "skipped_steps": module.skipped,
+        "interrupted": done.interrupted,
+        "skipped_steps": done.skipped,
         "held_out_before": before,
         "held_out_after": after,
     }
-    pictures = write_results(run, vae, data.held_out, own["seed"], summary)
-    if module.skipped:
-        say(f"{module.skipped} steps were skipped: their gradient was not finite")
+    if labels is not None:
+        labels = labels[data.held_out.index.numpy()]
+    pictures = write_results(run, vae, data.held_out, own["seed"], summary, labels)
+    if done.skipped:
+        say(f"{done.skipped} steps were skipped: their gradient was not finite")
     what = "held-out ELBO" if config["objective"]["name"] not in _NO_ELBO else "held-out -loss"
     say(f"{what}, nats per sample: {before['elbo']:.2f} before, {after['elbo']:.2f} after")
     files = ["report.html", *pictures, "metrics.csv", "weights.safetensors"]
     say(f"{run.path}/: {', '.join(files)}")
-    return interrupted
+    return done.interrupted
 
 
 # Objectives that train no posterior.

@@ -152,7 +152,7 @@ def _load(run: Path, plugins: list[str] | None) -> Model:
 
 def _data(run: Path, data: str | None, key: str | None, model: Model) -> Samples:
     """The data given, or all of the run's own, which must be of the model's shape."""
-    from ..train.data import load_from
+    from ..train.data import check_target, load_from
 
     own = _own_data(run)
     settings = own if data is None else {**own, "path": data, "key": key}
@@ -162,6 +162,10 @@ def _data(run: Path, data: str | None, key: str | None, model: Model) -> Samples
             f"{settings['path']} holds samples of shape {list(samples.shape)}, the run takes "
             f"{list(model.shape)}"
         )
+    try:
+        check_target(samples, model.head.name, model.head.settings)
+    except InputError as error:
+        raise InputError(f"{settings['path']}: {error}") from None
     return samples
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..train.files import whole
 from .fit import fit
 from .models import KINDS, Autoencoder
 
 PIXELS, LEVELS = 64, 17
+M = TypeVar("M", bound=nn.Module)
 
 
 class Part(NamedTuple):
@@ -60,12 +63,18 @@ class Context:
         quick: fewer epochs, repeats and samples: to see that it runs, not to learn from.
         seed: of all initial weights, noise and draws.
         say: gets a line on what is being trained.
+        folder: where trained models are kept, and found by a run that goes on; None for nowhere.
     """
 
     def __init__(
-        self, *, quick: bool = False, seed: int = 0, say: Callable[[str], None] = lambda text: None
+        self,
+        *,
+        quick: bool = False,
+        seed: int = 0,
+        say: Callable[[str], None] = lambda text: None,
+        folder: Path | None = None,
     ) -> None:
-        self.quick, self.seed, self.say = quick, seed, say
+        self.quick, self.seed, self.say, self.folder = quick, seed, say, folder
         self.digits = load_digits()
         # Trainings of each model, with initial weights and noise of their own.
         self.repeats = 1 if quick else 3
@@ -78,24 +87,42 @@ class Context:
         """The model of that kind (a key of `KINDS`), trained when it is first asked for."""
         key = (kind, repeat)
         if key not in self._models:
-            self.say(f"training: {KINDS[kind].name}, {repeat + 1} of {self.repeats}")
-            seed = self.stream(kind, repeat)
-            with torch.random.fork_rng([]):
-                torch.manual_seed(seed)
-                model = Autoencoder(KINDS[kind])
-            data = self.digits
-            fit(
-                model,
-                lambda x: model.loss(x, dataset_size=len(data.train.x)),
-                lambda: model.loss(
-                    data.validation.x, dataset_size=len(data.validation.x), seed=seed
-                ),
-                data.train.x,
-                epochs=self.epochs,
-                seed=seed,
+            data, seed = self.digits, self.stream(kind, repeat)
+
+            def train(model: Autoencoder) -> None:
+                self.say(f"training: {KINDS[kind].name}, {repeat + 1} of {self.repeats}")
+                fit(
+                    model,
+                    lambda x: model.loss(x, dataset_size=len(data.train.x)),
+                    lambda: model.loss(
+                        data.validation.x, dataset_size=len(data.validation.x), seed=seed
+                    ),
+                    data.train.x,
+                    epochs=self.epochs,
+                    seed=seed,
+                )
+
+            self._models[key] = self.trained(
+                f"{kind}-{repeat}", lambda: Autoencoder(KINDS[kind]), train, seed
             )
-            self._models[key] = model
         return self._models[key]
+
+    def trained(self, name: str, make: Callable[[], M], train: Callable[[M], None], seed: int) -> M:
+        """What `make` gives with its weights from `seed`, as `train` leaves it, or as a run that
+        was interrupted has kept it under this name."""
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            model = make()
+        kept = None if self.folder is None else self.folder / f"model-{name}.pt"
+        if kept is not None and kept.exists():
+            model.load_state_dict(torch.load(kept, weights_only=True))
+            model.eval().requires_grad_(False)
+            return model
+        train(model)
+        if kept is not None:
+            with whole(kept) as part:
+                torch.save(model.state_dict(), part)
+        return model
 
     def stream(self, name: str, repeat: int = 0) -> int:
         """A seed of its own for each purpose, which follows from the one seed."""

@@ -203,20 +203,20 @@ def _sample(
 
 
 def _train(context: Context, seed: int, repeat: int) -> PixelCNN:
-    context.say(f"training: PixelCNN, {repeat + 1} of {min(context.repeats, 2)}")
     digits = context.digits
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        model = PixelCNN()
-    fit(
-        model,
-        lambda x: model.loss(x).mean(),
-        lambda: model.loss(digits.validation.x).mean(),
-        digits.train.x,
-        epochs=max(1, context.epochs // 4),
-        seed=seed,
-    )
-    return model
+
+    def train(model: PixelCNN) -> None:
+        context.say(f"training: PixelCNN, {repeat + 1} of {min(context.repeats, 2)}")
+        fit(
+            model,
+            lambda x: model.loss(x).mean(),
+            lambda: model.loss(digits.validation.x).mean(),
+            digits.train.x,
+            epochs=max(1, context.epochs // 4),
+            seed=seed,
+        )
+
+    return context.trained(f"pixelcnn-{repeat}", PixelCNN, train, seed)
 
 
 def _independent(digits: Digits) -> float:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,10 +15,13 @@ from torch import Tensor
 from .. import metrics
 from ..train import InputError
 from ..train.files import whole
+from ..train.models import VAE
 from ..train.run_folder import CONFIG, HELD_OUT, REPORT, SUMMARY, RunFolder, load
+from ..train.usage import Usage, from_arrays, to_arrays, usage
 from . import page
 from .draw import SERIES, chart, dash, heat, scatter, svg, tiles
 from .page import Html, Page
+from .plane import plane
 
 if TYPE_CHECKING:
     from ..train.data import Samples
@@ -33,29 +35,61 @@ _SIDES = {"train": "training", "held_out": "held out"}
 _TITLES = {"loss": "loss", "nll": "reconstruction, -log p(x|z)", "kl": "KL(q(z|x) || p(z))"}
 
 
+Labels = Tensor | np.ndarray | None
+
+
 class HeldOut(NamedTuple):
-    """Posteriors `[N, D]` of held-out data, their labels `[N]` if there are any, and the first few
-    of the data."""
+    """Posteriors `[N, D]` of held-out data, their labels `[N]` if there are any, the first few of
+    the data, and their KL; None of an older version."""
 
     mu: Tensor
     logvar: Tensor
     examples: Tensor
     labels: np.ndarray | None
+    usage: Usage | None
+
+
+class Dimensions(NamedTuple):
+    """What latent dimensions are ordered by.
+
+    `use`: of each, `[D]`, in the unit `unit`, which `measure` names. `about`: what all of them
+    carry, in words. `active`: which have not collapsed.
+    """
+
+    use: Tensor
+    unit: str
+    measure: str
+    about: str
+    active: list[bool]
+
+    @property
+    def order(self) -> list[int]:
+        """The dimensions, the most used first."""
+        order: list[int] = torch.argsort(self.use.nan_to_num(-1.0), descending=True).tolist()
+        return order
 
 
 @torch.no_grad()
 def keep_held_out(
-    run: RunFolder, model: Model, held_out: Tensor | Samples, labels: Tensor | None = None
+    run: RunFolder, model: Model, held_out: Tensor | Samples, labels: Labels = None
 ) -> None:
     """Keeps of the held-out data `[N, *shape]` what a report needs: the run's folder is enough to
     make one later, wherever the data has gone."""
-    found = [model.encode(batch) for batch in held_out[:_POSTERIORS].split(256)]
+    count = min(_POSTERIORS, len(held_out))
+
+    def batches() -> Iterator[Tensor]:
+        for start in range(0, count, 256):
+            yield held_out[start : min(start + 256, count)]
+
+    found = [model.encode(batch) for batch in batches()]
     mu, logvar = (torch.cat(parts).float().cpu() for parts in zip(*found, strict=True))
     arrays: dict[str, Any] = {"mu": mu, "logvar": logvar, "examples": held_out[:_EXAMPLES].cpu()}
+    kept = {name: value.numpy() for name, value in arrays.items()}
     if labels is not None:
-        arrays["labels"] = labels[:_POSTERIORS].cpu()
+        some = labels[:_POSTERIORS]
+        kept["labels"] = some.cpu().numpy() if isinstance(some, Tensor) else some
     file = io.BytesIO()
-    np.savez_compressed(file, **{name: value.numpy() for name, value in arrays.items()})
+    np.savez_compressed(file, **{**kept, **to_arrays(usage(model, batches()))})
     with whole(run.file(HELD_OUT)) as part:
         part.write_bytes(file.getvalue())
 
@@ -97,12 +131,12 @@ def _held_out(run: RunFolder) -> HeldOut | None:
             mu, logvar, examples = (
                 torch.from_numpy(arrays[name]) for name in ("mu", "logvar", "examples")
             )
-            labels = arrays.get("labels")
+            labels, kl = arrays.get("labels"), from_arrays(arrays)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
-    return HeldOut(mu, logvar, examples, labels)
+    return HeldOut(mu, logvar, examples, labels, kl)
 
 
 def _page(
@@ -124,21 +158,17 @@ def _page(
     document.section("Figures", _figures(summary))
     document.section("Curves", _curves(rows))
     document.section("Samples", _samples(model, seed))
-    objective = (config.get("objective") or {}).get("name")
-    plain = objective == "autoencoder" or bool((config.get("training") or {}).get("autoencoder"))
     if held_out is None or len(held_out.mu) < 2:
         missing = f"{HELD_OUT} is missing" if held_out is None else "There is one held-out sample"
         missing += ": reconstructions and the latent space are not shown."
         document.section("Held-out data", [page.paragraph(missing)])
-        document.section("Walks", _walks(model, list(range(model.latent)), None))
+        document.section("Walks", _walks(model, None))
     else:
         report = metrics.collapse_report(held_out.mu, held_out.logvar, seed=seed)
-        # An autoencoder's log-variances were never trained: its codes' spread says what is used.
-        use = report.variance if plain else report.kl
-        order = torch.argsort(use.nan_to_num(-1.0), descending=True).tolist()
+        found = _use(model, held_out, report, _no_posterior(config))
         document.section("Reconstructions", _reconstructions(model, held_out))
-        document.section("Latent dimensions", _dimensions(report, order, plain))
-        document.section("Walks", _walks(model, order, report, plain))
+        document.section("Latent dimensions", _dimensions(report, found))
+        document.section("Walks", _walks(model, found))
         document.section("Map of the latent space", _map(held_out))
     document.section("Settings", _settings(config))
     return document
@@ -222,10 +252,50 @@ def _reconstructions(model: Model, held_out: HeldOut) -> list[Html]:
     return [page.grid(pair)]
 
 
-def _dimensions(report: metrics.CollapseReport, order: Sequence[int], plain: bool) -> list[Html]:
+def _no_posterior(config: Mapping[str, Any]) -> str:
+    """What the model is called where its log-variances were never trained; else nothing."""
+    objective = (config.get("objective") or {}).get("name")
+    if objective == "wae":
+        return "A Wasserstein autoencoder"
+    plain = objective == "autoencoder" or (config.get("training") or {}).get("autoencoder")
+    return "An autoencoder" if plain else ""
+
+
+def _use(
+    model: Model, held_out: HeldOut, report: metrics.CollapseReport, codes_of: str
+) -> Dimensions:
+    """The KL of each dimension where the prior has them apart, else the spread of their means."""
     active = report.active.tolist()
-    measure = "variance of the code" if plain else "KL (nats)"
-    use = (report.variance if plain else report.kl).tolist()
+    if codes_of:
+        about = f"{codes_of} has codes, no posterior and no KL."
+        return Dimensions(report.variance, "variance", "variance of the code", about, active)
+    plain = type(model).draw is VAE.draw and model.has_standard_prior()
+    if plain:
+        return Dimensions(report.kl, "nats", "KL (nats)", f"{report}.", active)
+    about = (
+        f"{sum(active)} of {len(active)} units active (variance of the mean above "
+        f"{report.threshold:g})."
+    )
+    if model.diagonal:
+        about += f" Mutual information {report.mutual_information:.2f} nats."
+    kl = held_out.usage
+    if kl is None:
+        about += " Of the KL to its prior the run, of an older version, has kept nothing."
+        return Dimensions(report.variance, "variance", "variance of mu", about, active)
+    how = " (a Monte Carlo mean)" if kl.estimated else ""
+    about += f" KL to the model's own prior {kl.total:.2f} nats{how}"
+    if kl.kl is None:
+        about += ", of all dimensions together: this prior does not have them apart."
+        return Dimensions(report.variance, "variance", "variance of mu", about, active)
+    about += "; each dimension's is to its own prior"
+    rest = kl.total - float(kl.kl.sum())
+    if not kl.estimated and rest > 0:
+        about += f", and {rest:.2f} nats are in the correlations of the dimensions"
+    return Dimensions(kl.kl.float(), "nats", "KL (nats)", f"{about}.", active)
+
+
+def _dimensions(report: metrics.CollapseReport, found: Dimensions) -> list[Html]:
+    order, active, use = found.order, found.active, found.use.tolist()
     figure, axes = chart()
     places = range(len(order))
     axes.bar(places, [use[d] for d in order], color=[SERIES[not active[d]] for d in order])
@@ -234,44 +304,45 @@ def _dimensions(report: metrics.CollapseReport, order: Sequence[int], plain: boo
     else:
         axes.set_xticks([])
     axes.grid(axis="x", visible=False)
-    axes.set(xlabel="dimension, the most used first", ylabel=measure)
+    axes.set(xlabel="dimension, the most used first", ylabel=found.measure)
     dead = [str(d + 1) for d in sorted(order) if not active[d]]
     words = f"Collapsed: {', '.join(dead)}." if dead else "No dimension has collapsed."
-    about = f"{report}." if not plain else "An autoencoder has codes, no posterior and no KL."
-    head = ["dimension", "KL (nats)", "variance of mu", "mean sigma", "active"]
-    kl, variance, std = report.kl.tolist(), report.variance.tolist(), report.std.tolist()
-    rows: list[list[object]] = [[d + 1, kl[d], variance[d], std[d], active[d]] for d in order]
-    if plain:
-        head, rows = ["dimension", "variance"], [[d + 1, variance[d]] for d in order]
-    drawing = svg(figure, f"{measure} by dimension. {words}")
+    columns = {found.measure: use, "variance of mu": report.variance.tolist()}
+    if found.measure == "variance of the code":
+        columns = {found.measure: use}
+    else:
+        columns |= {"mean sigma": report.std.tolist(), "active": active}
+    rows = [[d + 1, *(column[d] for column in columns.values())] for d in order]
+    drawing = svg(figure, f"{found.measure} by dimension. {words}")
     return [
-        page.paragraph(f"{about} {words}"),
-        page.grid([page.figure(drawing, f"{measure} by dimension.")]),
-        page.details("As a table", [page.table(head, rows, "Latent dimensions, by use")]),
+        page.paragraph(f"{found.about} {words}"),
+        page.grid([page.figure(drawing, f"{found.measure} by dimension.")]),
+        page.details(
+            "As a table", [page.table(["dimension", *columns], rows, "Latent dimensions, by use")]
+        ),
     ]
 
 
 @torch.no_grad()
-def _walks(
-    model: Model,
-    order: Sequence[int],
-    report: metrics.CollapseReport | None,
-    plain: bool = False,
-) -> list[Html]:
+def _walks(model: Model, found: Dimensions | None) -> list[Html]:
+    order = list(range(model.latent)) if found is None else found.order
     z = torch.zeros(len(order), len(_WALK), model.latent)
     for row, dimension in enumerate(order):
         z[row, :, dimension] = _WALK
     rows = []
     for dimension, images in zip(order, _shown(model, model.mean(z)), strict=True):
         label = f"dimension {dimension + 1}"
-        if report is not None:
-            use = (report.variance if plain else report.kl)[dimension]
-            label += f": {float(use):.2f}" + (" variance" if plain else " nats")
-            label += "" if report.active[dimension] else ", collapsed"
+        if found is not None:
+            label += f": {float(found.use[dimension]):.2f} {found.unit}"
+            label += "" if found.active[dimension] else ", collapsed"
         alt = f"E[x|z] along {label}, from -3 to 3"
         rows.append((label, _show(images, alt, columns=len(_WALK))))
-    used = "by the variance of their codes" if plain else "by how much they are used (their KL)"
-    how = used if report is not None else "as they are numbered"
+    how = "as they are numbered"
+    if found is not None:
+        how = {
+            "variance of the code": "by the variance of their codes",
+            "variance of mu": "by the variance of their means",
+        }.get(found.measure, "by how much they are used (their KL)")
     text = f"E[x|z] as one dimension goes from -3 to 3 and the others stay at 0; dimensions {how}."
     shown, hidden = rows[:16], rows[16:]
     parts = [page.paragraph(text), page.strips(shown)]
@@ -288,30 +359,10 @@ def _map(held_out: HeldOut) -> list[Html]:
     if len(mu) < 8 or float(mu.var(0).sum()) == 0:
         why = "too few held-out data" if len(mu) < 8 else "all posteriors have the same mean"
         return [page.paragraph(f"No map: {why}.")]
-    points, how = _plane(mu)
+    points, how = plane(mu)
     told = "coloured by label" if labels is not None else "without labels"
     caption = f"The posteriors' means of {len(mu)} held-out data: {how}, {told}."
     return [page.figure(scatter(points, labels, caption), caption)]
-
-
-def _plane(mu: Tensor) -> tuple[np.ndarray, str]:
-    """Points `[N, 2]`, and what they are."""
-    values = mu.numpy()
-    if mu.shape[1] == 1:
-        return np.concatenate([values, np.zeros_like(values)], 1), "the one dimension"
-    if mu.shape[1] == 2:
-        return values, "the two dimensions as they are"
-    if importlib.util.find_spec("umap"):
-        from umap import UMAP
-
-        return np.asarray(UMAP(random_state=0).fit_transform(values)), "UMAP"
-    from sklearn.manifold import TSNE
-
-    perplexity = min(30.0, (len(values) - 1) / 3)
-    found = TSNE(perplexity=perplexity, init="pca", max_iter=500, random_state=0).fit_transform(
-        values
-    )
-    return np.asarray(found), "t-SNE"
 
 
 def _settings(config: Mapping[str, Any]) -> list[Html]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor
 
 from . import InputError, formats
-from .images import ImageOptions, cache_folder, load_folder
+from .cache import cache_folder
+from .images import ImageOptions, load_folder
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 # What is looked at of the data at a time, in elements.
-_PART = 1 << 24
+_PART = 1 << 18
 DIGITS = "digits"
 
 
@@ -37,15 +39,16 @@ class Digits(NamedTuple):
 
 
 class Samples:
-    """Rows of an array in memory, in a memory-mapped file, or of a sparse matrix, which is made
+    """Rows of an array in memory or in a memory-mapped file, or of a sparse matrix, which is made
     dense a batch at a time.
 
     Args:
-        data: `[N, *shape]`, or a scipy CSR matrix.
+        data: `[N, *shape]`: a tensor; a NumPy array, of which a batch at a time is made a tensor
+            (of what torch has no type for); or a scipy CSR matrix.
         index: which rows; None for all.
     """
 
-    def __init__(self, data: Tensor | csr_matrix, index: Tensor | None = None) -> None:
+    def __init__(self, data: Tensor | np.ndarray | csr_matrix, index: Tensor | None = None) -> None:
         self.data = data
         self.index = torch.arange(data.shape[0]) if index is None else index
 
@@ -68,6 +71,8 @@ class Samples:
         if isinstance(self.data, Tensor):
             rows = self.data[index]
             return rows if rows.dtype in (torch.uint8, torch.bool) else rows.float()
+        if isinstance(self.data, np.ndarray):
+            return torch.from_numpy(self.data[index.numpy()].astype(np.float32))
         return torch.from_numpy(self.data[index.numpy()].toarray()).float()
 
     def subset(self, rows: Tensor) -> Samples:
@@ -80,10 +85,13 @@ class Samples:
             yield self._take(rows)
 
     def values(self) -> Iterator[Tensor]:
-        """All values of the data, whatever the index, a part at a time, as they are stored."""
-        if isinstance(self.data, Tensor):
-            size = max(1, _PART // max(1, self.data[0].numel())) if len(self.data) else 1
-            yield from self.data.split(size)
+        """All values of the data, whatever the index, a part at a time: as they are stored where
+        torch has a type for them, else as float64."""
+        if isinstance(self.data, (Tensor, np.ndarray)):
+            size = max(1, _PART // max(1, math.prod(self.shape)))
+            for start in range(0, len(self.data), size):
+                part = self.data[start : start + size]
+                yield part if isinstance(part, Tensor) else torch.from_numpy(part.astype(float))
         else:
             # The zeros are as good as any value that is not stored.
             yield torch.zeros(1)
@@ -92,7 +100,7 @@ class Samples:
     def digest(self) -> str:
         """SHA-256 of the data, by which a resumed run knows them again."""
         found = hashlib.sha256()
-        if isinstance(self.data, Tensor):
+        if isinstance(self.data, (Tensor, np.ndarray)):
             for part in self.values():
                 part = part if part.dtype in (torch.uint8, torch.bool) else part.float()
                 found.update(np.ascontiguousarray(part.numpy()).data)
@@ -172,7 +180,7 @@ def load_samples(
         return Samples(_canonical(load_folder(path, images, cache=cache, say=say), path))
     if images not in (None, ImageOptions()):
         raise InputError(f"--size, --fit, --colour and --broken are for folders, got {path}")
-    found = formats.read(path, key)
+    found = formats.read(path, key, cache=cache, say=say)
     if isinstance(found, (np.ndarray, Tensor)):
         return Samples(_canonical(found, path))
     if not found.shape[0] or not found.shape[1]:
@@ -250,7 +258,8 @@ def split_rows(size: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     return order[count:], order[:count]
 
 
-def _canonical(array: np.ndarray | Tensor, path: Path) -> Tensor:
+def _canonical(array: np.ndarray | Tensor, path: Path) -> Tensor | np.ndarray:
+    """An array as `[N, D]` or `[N, C, H, W]`: a tensor, unless it is large and that were a copy."""
     if isinstance(array, np.ndarray):
         if array.dtype.kind not in "buif":
             raise InputError(f"{path} must hold numbers, got {array.dtype}")
@@ -260,17 +269,21 @@ def _canonical(array: np.ndarray | Tensor, path: Path) -> Tensor:
             native = np.dtype(np.int64)
         if native == np.float16 or native.itemsize > 8:
             native = np.dtype(np.float32)
-        array = torch.from_numpy(np.asarray(array, native))
-    if array.is_complex():
+        if native == array.dtype or array.nbytes <= formats.LIMIT:
+            array = torch.from_numpy(np.asarray(array, native))
+    if isinstance(array, Tensor) and array.is_complex():
         raise InputError(f"{path} must hold real numbers, got {array.dtype}")
-    if array.dim() == 3:
-        array = array.unsqueeze(1)
-    elif array.dim() == 4 and array.shape[3] in (1, 3, 4) and array.shape[1] not in (1, 3, 4):
-        array = array.permute(0, 3, 1, 2)
-    if array.dim() not in (2, 4) or not array.numel():
+    shape = tuple(array.shape)
+    if len(shape) == 3:
+        array = array[:, None]
+    elif len(shape) == 4 and shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4):
+        array = array.movedim(3, 1) if isinstance(array, Tensor) else np.moveaxis(array, 3, 1)
+    if len(array.shape) not in (2, 4) or 0 in array.shape:
         raise InputError(
             f"{path} must hold [N, D], [N, H, W] or [N, C, H, W], got {list(array.shape)}"
         )
+    if isinstance(array, np.ndarray):
+        return array
     array = array.detach()
     if array.dtype == torch.uint8 and all(int(part.max()) <= 1 for part in array.split(4096)):
         # Two values in bytes are no pixels: 1 is not 1/255.

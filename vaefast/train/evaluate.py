@@ -14,6 +14,7 @@ from ..ops.log_marginal import log_marginal
 from .data import Samples
 from .models import Model
 from .objectives import held_out_elbo
+from .usage import usage
 
 _BATCH = 256
 _LOG_2PI = math.log(2 * math.pi)
@@ -43,8 +44,8 @@ def evaluate(
         `elbo`, `nll`, `kl`; `log_px`, the mean of log p(x)'s estimates (low by a little: a bound on
         average), its Monte Carlo `log_px_standard_error`, and the `effective_samples` of the median
         x: near 1, trust neither; `bits_per_dimension` of log_px (for densities: of the data in the
-        units they are in); `active_units`, `kl_per_dimension`, and, for a diagonal posterior,
-        `mutual_information`.
+        units they are in); `active_units`; `kl_per_dimension` where the prior has its dimensions
+        apart (`Model.kl_terms`); and, for a diagonal posterior, `mutual_information`.
     """
     bound = held_out_elbo(model, data.batches(_BATCH), seed=seed)
     found: dict[str, Any] = {
@@ -79,7 +80,9 @@ def evaluate(
     found["latent"] = model.latent
     if len(data) > 1:
         found["active_units"] = int(metrics.active_units(mu).sum())
-    found["kl_per_dimension"] = metrics.kl_per_dimension(mu, logvar).tolist()
+    apart = usage(model, data.batches(_BATCH), seed).kl
+    if apart is not None:
+        found["kl_per_dimension"] = apart.tolist()
     if model.diagonal:
         some = slice(0, _PAIRS)
         found["mutual_information"] = metrics.mutual_information(

@@ -18,15 +18,16 @@ except ImportError:  # Windows
 
 
 @contextlib.contextmanager
-def whole(path: Path, *, sync: bool = False) -> Iterator[Path]:
+def whole(path: Path, *, sync: bool = False, shared: bool = False) -> Iterator[Path]:
     """A path beside `path` to write to, which takes its place when the block ends well.
 
     A process that is killed leaves the file that was there, or the new one, never half of one.
 
     Args:
         sync: on the disk before it takes the other's place, so that a power cut is no worse.
+        shared: other processes may write the same: each has a path of its own.
     """
-    part = part_of(path)
+    part = part_of(path.with_stem(f"{path.stem}-{os.getpid()}") if shared else path)
     try:
         yield part
         if sync:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,7 +48,7 @@ def write_results(
     held_out: Tensor | Samples,
     seed: int,
     summary: Mapping[str, Any],
-    labels: Tensor | None = None,
+    labels: Tensor | np.ndarray | None = None,
 ) -> list[str]:
     """Writes weights, summary, pictures and the report; the names of the pictures."""
     run.write_weights(model)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from . import InputError
-from .files import whole
+from .cache import cached, digest, file_state, write_rows
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
@@ -31,14 +29,6 @@ class ImageOptions:
     fit: Literal["crop", "resize"] = "crop"
     colour: Literal["grey", "rgb"] | None = None
     broken: Literal["fail", "skip"] = "fail"
-
-
-def cache_folder() -> Path:
-    """Where decoded images are kept: VAEFAST_CACHE, or the user's folder for caches."""
-    named = os.environ.get("VAEFAST_CACHE")
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vaefast"
 
 
 def load_folder(
@@ -62,35 +52,37 @@ def load_folder(
     files = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES)
     if not files:
         raise InputError(f"{path} holds no images ({', '.join(SUFFIXES)})")
-    if cache is None:
-        return _decoded(files, options, None, say)
-    kept = cache / f"{_digest(path, files, options)}.npy"
-    if kept.exists():
-        return np.load(kept, mmap_mode="c")  # type: ignore[no-any-return]
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with whole(kept) as part:
-            _decoded(files, options, part, say)
-    except OSError as error:
-        say(f"{cache} cannot be written ({error.strerror}): the images are decoded into memory")
-        return _decoded(files, options, None, say)
-    return np.load(kept, mmap_mode="c")  # type: ignore[no-any-return]
+    if cache is not None:
+        made = cached(
+            cache,
+            _digest(path, files, options),
+            lambda part: write_rows(part, (p[None] for p in _decoded(files, options, say))),
+            say,
+        )
+        if made is not None:
+            return made
+    array, count = np.empty(0, np.uint8), 0
+    for pixels in _decoded(files, options, say):
+        if not count:
+            array = np.empty((len(files), *pixels.shape), np.uint8)
+        array[count] = pixels
+        count += 1
+    return array[:count]
 
 
 def _digest(path: Path, files: list[Path], options: ImageOptions) -> str:
-    found = hashlib.sha256(repr(astuple(options)).encode())
-    for file in files:
-        about = file.stat()
-        found.update(f"{file.relative_to(path)}\0{about.st_size}\0{about.st_mtime_ns}\n".encode())
-    return found.hexdigest()[:32]
+    states = [(str(f.relative_to(path)), *file_state(f)[1:]) for f in files]
+    return digest(astuple(options), states)
 
 
 def _decoded(
-    files: list[Path], options: ImageOptions, to: Path | None, say: Callable[[str], None]
-) -> np.ndarray:
+    files: list[Path], options: ImageOptions, say: Callable[[str], None]
+) -> Iterator[np.ndarray]:
+    """The pixels of one image after the other; those that cannot be read are left out or fatal."""
     grey = None if options.colour is None else options.colour == "grey"
-    array: np.ndarray | None = None
-    count, skipped, first = 0, [], files[0]
+    skipped: list[str] = []
+    shape: tuple[int, ...] | None = None
+    first = files[0]
     for file in files:
         try:
             pixels = _pixels(file, options, grey)
@@ -99,41 +91,24 @@ def _decoded(
                 raise InputError(f"{error}; --broken skip leaves such files out") from None
             skipped.append(str(error))
             continue
-        if array is None:
+        if shape is None:
             # The first image that can be read says what the others are.
-            first, grey = file, pixels.ndim == 2 if grey is None and options.size else grey
-            shape = (len(files), *pixels.shape)
-            if to is None:
-                array = np.empty(shape, np.uint8)
-            else:
-                array = np.lib.format.open_memmap(to, "w+", np.uint8, shape)
-        if pixels.shape != array.shape[1:]:
+            first, shape = file, pixels.shape
+            grey = pixels.ndim == 2 if grey is None and options.size else grey
+        if pixels.shape != shape:
             raise InputError(
-                f"images must have one size and mode: {first.name} is {_shown(array[0])}, "
-                f"{file.name} is {_shown(pixels)}; --size and --colour make them alike"
+                f"images must have one size and mode: {first.name} is {_shown(shape)}, "
+                f"{file.name} is {_shown(pixels.shape)}; --size and --colour make them alike"
             )
-        array[count] = pixels
-        count += 1
-    if array is None:
+        yield pixels
+    if shape is None:
         raise InputError(f"none of {len(files)} images could be read, the first: {skipped[0]}")
     if skipped:
         say(f"{len(skipped)} of {len(files)} images skipped, the first: {skipped[0]}")
-    if to is None:
-        return array[:count]
-    if count < len(files):
-        shorter = to.with_name(f"{to.stem}.short{to.suffix}")
-        kept = np.lib.format.open_memmap(shorter, "w+", np.uint8, (count, *array.shape[1:]))
-        for start in range(0, count, 1000):
-            kept[start : start + 1000] = array[start : min(start + 1000, count)]
-        kept.flush()
-        os.replace(shorter, to)
-        return kept
-    array.flush()  # type: ignore[attr-defined]
-    return array
 
 
-def _shown(pixels: np.ndarray) -> tuple[int, ...]:
-    return pixels.shape if pixels.ndim == 2 else (*pixels.shape[1:], pixels.shape[0])
+def _shown(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape if len(shape) == 2 else (*shape[1:], shape[0])
 
 
 class _Unreadable(Exception):

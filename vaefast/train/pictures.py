@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..metrics import kl_per_dimension
 from .files import whole
 from .models import Model
+from .usage import usage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,16 +58,19 @@ def save_reconstructions(path: Path, model: Model, x: Tensor) -> None:
 
 def save_walk(path: Path, model: Model, x: Tensor) -> None:
     """One row per latent dimension, the most used on x first: E[x|z] as that dimension goes from
-    -3 to 3, the others 0. What a dimension carries stands before it; one that carries less than
-    `UNUSED` nats is named so."""
-    kl = kl_per_dimension(*model.encode(x)).cpu()
-    order = kl.argsort(descending=True)[:_MOST_ROWS]
+    -3 to 3, the others 0. What a dimension carries stands before it: nats of KL to its own prior,
+    less than `UNUSED` of which are called so, or the variance of the posterior's mean where the
+    prior does not have its dimensions apart."""
+    kl = usage(model, [x]).kl
+    use = model.encode(x)[0].var(0, correction=0).cpu() if kl is None else kl
+    least, unit = (0.01, "variance") if kl is None else (UNUSED, "nats")
+    order = use.argsort(descending=True)[:_MOST_ROWS]
     device = next(model.parameters()).device
     z = torch.zeros(len(order), len(_WALK), model.latent, device=device)
     for row, dimension in enumerate(order.tolist()):
         z[row, :, dimension] = _WALK.to(device)
     labels = [
-        f"z{d}: {kl[d]:.1f} nats" if kl[d] >= UNUSED else f"z{d}: unused" for d in order.tolist()
+        f"z{d}: {use[d]:.1f} {unit}" if use[d] >= least else f"z{d}: unused" for d in order.tolist()
     ]
     save_grid(
         path,

@@ -28,6 +28,8 @@ PICTURES = ("samples.png", "reconstructions.png", "latent_walk.png", "loss.png")
 REPORT, HELD_OUT = "report.html", "held_out.npz"
 CONTENTS = (CONFIG, METRICS, WEIGHTS, SUMMARY, SETTINGS, EVALUATION, *PICTURES, REPORT, HELD_OUT)
 LOCK = ".lock"
+# What a lecture keeps to go on with: its claims and models.
+PARTS, PART_FILES = "parts", ("claim-*.json", "model-*.pt")
 
 
 class RunFolder:
@@ -99,6 +101,9 @@ class RunFolder:
         # configuration is left to be replaced: without it, nothing says that the folder is a run's.
         for name in (LAST, PREVIOUS, BEST):
             (self.file(CHECKPOINTS) / name).unlink(missing_ok=True)
+        for pattern in PART_FILES:
+            for file in self.file(PARTS).glob(pattern):
+                file.unlink(missing_ok=True)
         for name in CONTENTS:
             if name != CONFIG:
                 self.file(name).unlink(missing_ok=True)

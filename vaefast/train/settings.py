@@ -11,14 +11,16 @@ import importlib.util
 import inspect
 import math
 import sys
+import traceback
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from . import InputError, models, objectives
+from . import InputError, models
 from .models.head import likelihood_class, likelihood_settings
+from .objectives._base import OBJECTIVES
 
 Settings = dict[str, dict[str, Any]]
 
@@ -27,6 +29,7 @@ NAMES = {"model": "vae", "likelihood": "bernoulli", "objective": "elbo"}
 DATA: dict[str, tuple[Any, Any]] = {
     "path": (str, "digits"),
     "key": (str | None, None),
+    "labels": (str | None, None),
     "size": (list | None, None),
     "fit": (str, "crop"),
     "colour": (str | None, None),
@@ -70,23 +73,32 @@ def load_plugin(path: str) -> None:
     """Imports a Python file, or a module by its name, which registers what it brings.
 
     Raises:
-        InputError: there is no such file or module.
+        InputError: there is no such file or module, or it fails; the message names the line.
     """
     file = Path(path)
-    if file.suffix != ".py":
-        try:
-            importlib.import_module(path)
-        except ModuleNotFoundError as error:
-            raise InputError(f"plugin {path}: {error}") from None
-        return
-    if not file.is_file():
+    if file.suffix == ".py" and not file.is_file():
         raise InputError(f"plugin {path} does not exist")
-    name = f"vaefast_plugin_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        if file.suffix != ".py":
+            importlib.import_module(path)
+            return
+        name = f"vaefast_plugin_{file.stem}"
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    except ModuleNotFoundError as error:
+        raise InputError(f"plugin {path}: {error}") from None
+    except Exception as error:
+        if isinstance(error, SyntaxError):
+            where, line = error.filename, error.lineno
+        else:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where, line = last.filename, last.lineno
+        raise InputError(
+            f"plugin {path}: {type(error).__name__}: {error} ({where}, line {line})"
+        ) from error
 
 
 def read_yaml(path: Path) -> Settings:
@@ -219,14 +231,9 @@ def known(section: str, name: str | None) -> dict[str, tuple[Any, Any]]:
         likelihood_class(name)
         return {key: (Any, value) for key, value in likelihood_settings(name).items()}
     if section == "objective":
-        found = objectives.registered()
-        if name not in found:
-            raise InputError(f"objective must be one of {', '.join(found)}, got {name!r}")
-        hints = typing.get_type_hints(found[name])
-        return {f.name: (hints[f.name], f.default) for f in fields(found[name])}
-    known_models = models.registered()
-    if name not in known_models:
-        raise InputError(f"model must be one of {', '.join(known_models)}, got {name!r}")
+        found = OBJECTIVES.find(name)
+        hints = typing.get_type_hints(found)
+        return {f.name: (hints[f.name], f.default) for f in fields(found)}
     return {
         key: (_annotation(p), None if p.default is inspect.Parameter.empty else p.default)
         for key, p in models.settings_of(name).items()

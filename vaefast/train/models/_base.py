@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,33 +15,26 @@ from ... import random
 from ...likelihoods import Likelihood, Params
 from ...ops.nll import nll
 from .. import InputError
+from ..registry import Registry
 from .backbones import Sizes, build_backbone
 from .head import Head, Input
 
 Estimator = Literal["closed", "monte_carlo"]
 _LOG_2PI = math.log(2 * math.pi)
 
-_models: dict[str, type[Model]] = {}
-M = TypeVar("M", bound="type[Model]")
+
+def _parameters(cls: type[Model]) -> dict[str, inspect.Parameter]:
+    found: dict[str, inspect.Parameter] = {}
+    for base in reversed(cls.__mro__):
+        if issubclass(base, Model) and "__init__" in vars(base):
+            parameters = inspect.signature(base.__init__).parameters.values()
+            found |= {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return found
 
 
-def register(name: str) -> Callable[[M], M]:
-    """Class decorator: makes a model known by `name`, to `build` and to `--model`.
-
-    Its settings are the keyword arguments of its `__init__` and of those of its bases.
-    """
-
-    def add(cls: M) -> M:
-        cls.name = name
-        _models[name] = cls
-        return cls
-
-    return add
-
-
-def registered() -> dict[str, type[Model]]:
-    """Every model by its name."""
-    return dict(_models)
+# A model's settings are the keyword arguments of its `__init__` and of those of its bases.
+MODELS: Registry[type[Model]] = Registry("model", _parameters, given=("shape",))
+register, registered = MODELS.register, MODELS.registered
 
 
 def build(name: str = "vae", **settings: Any) -> Model:
@@ -55,25 +48,16 @@ def build(name: str = "vae", **settings: Any) -> Model:
         >>> model.sample(2, seed=0).shape
         torch.Size([2, 1, 8, 8])
     """
-    if name not in _models:
-        raise InputError(f"model must be one of {', '.join(_models)}, got {name!r}")
-    unknown = settings.keys() - settings_of(name).keys() - {"shape"}
-    if unknown:
-        raise InputError(
-            f"model {name} has no setting {', '.join(sorted(unknown))}; it has "
-            f"{', '.join(settings_of(name))}"
-        )
-    return _models[name](**settings)
+    return MODELS.build(name, settings)  # type: ignore[no-any-return]
 
 
 def settings_of(name: str) -> dict[str, inspect.Parameter]:
-    """The settings of a model by name, each with its default and annotation."""
-    found: dict[str, inspect.Parameter] = {}
-    for cls in reversed(_models[name].__mro__):
-        if issubclass(cls, Model) and "__init__" in vars(cls):
-            parameters = inspect.signature(cls.__init__).parameters.values()
-            found |= {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
-    return found
+    """The settings of a model by name, each with its default and annotation.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    return _parameters(MODELS.find(name))
 
 
 class Draw(NamedTuple):
@@ -105,6 +89,8 @@ class Model(nn.Module, ABC):
     name = ""
     # True where q(z|x) is N(mu, diag(exp(logvar))) with what `encode` gives.
     diagonal = True
+    # False where the KL that `draw` gives depends on its samples.
+    closed_kl = True
 
     def __init__(
         self,
@@ -153,6 +139,22 @@ class Model(nn.Module, ABC):
             estimator: the KL itself where it is known, or `"monte_carlo"`, as in `sample_kl`.
             seed, offset: of the noise; `offset` in rows, where x is a part of a batch.
         """
+
+    def has_standard_prior(self) -> bool:
+        """True where p(z) is N(0, I)."""
+        return type(self).log_prior is Model.log_prior
+
+    def kl_terms(self, x: Tensor, *, seed: int | None = None) -> Tensor | None:
+        """The KL of each latent dimension to its own prior, `[B, latent]`; None where the prior
+        does not have them apart, and as it stands here.
+
+        Their sum is the KL, but for what of it is in the correlations of the posterior's
+        dimensions.
+
+        Args:
+            seed: of the sample at which a learned prior's parameters are.
+        """
+        return None
 
     def log_prior(self, z: Tensor) -> Tensor:
         """log p(z), `[...]`, of z `[..., latent]`; N(0, I) as it stands here."""

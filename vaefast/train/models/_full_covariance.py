@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...ops.gaussian_kl import gaussian_kl
 from ...ops.tril_sample_kl import tril_sample_kl
 from ._base import Draw, Estimator, Model, register
 
@@ -40,6 +41,13 @@ class FullCovarianceVAE(Model):
         """mu, and the logarithm of the marginal variances."""
         mu, tril = self.posterior(x)
         return mu, tril.square().sum(-1).log()
+
+    def kl_terms(self, x: Tensor, *, seed: int | None = None) -> Tensor | None:
+        """KL(q(z_d|x) || N(0, 1)) of each dimension's marginal: what of the KL is not in their
+        correlations; None of a subclass that has another prior."""
+        if not self.has_standard_prior():
+            return None
+        return gaussian_kl(*self.encode(x), reduction="none")
 
     def draw(
         self,

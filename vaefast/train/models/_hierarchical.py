@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import random
+from ...ops.gaussian_kl import gaussian_kl
 from ...ops.rsample import rsample
 from ...ops.sample_kl import sample_kl
 from .. import InputError
@@ -35,6 +36,7 @@ class HierarchicalVAE(Model):
     """
 
     diagonal = False
+    closed_kl = False
 
     def __init__(
         self,
@@ -81,6 +83,17 @@ class HierarchicalVAE(Model):
         features, mu2, logvar2 = self._upper(x)
         mu1, logvar1, _, _ = self._lower(features, mu2)
         return torch.cat([mu1, mu2], -1), torch.cat([logvar1, logvar2], -1)
+
+    def kl_terms(self, x: Tensor, *, seed: int | None = None) -> Tensor:
+        """KL(q(z1_d|x, z2) || p(z1_d|z2)) at the sample of z2 that `draw` takes, and
+        KL(q(z2_d|x) || N(0, 1))."""
+        features, mu2, logvar2 = self._upper(x)
+        z2 = rsample(mu2, logvar2, seed=random.make_state(mu2, len(mu2), seed))
+        mu, logvar, prior_mu, prior_logvar = self._lower(features, z2)
+        lower = gaussian_kl(
+            mu, logvar, prior_mu=prior_mu, prior_scale=prior_logvar, reduction="none"
+        )
+        return torch.cat([lower, gaussian_kl(mu2, logvar2, reduction="none")], 1)
 
     def draw(
         self,

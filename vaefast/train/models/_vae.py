@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ...ops.gaussian_kl import gaussian_kl
 from ...ops.sample_kl import sample_kl
 from ._base import Draw, Estimator, Model, register
 
@@ -28,6 +29,12 @@ class VAE(Model):
         """mu and logvar, `[B, latent]` each, of x `[B, *shape]` (uint8: pixels up to 255)."""
         mu, logvar = self.encoder(self.head.show(x)).chunk(2, dim=1)
         return mu, logvar
+
+    def kl_terms(self, x: Tensor, *, seed: int | None = None) -> Tensor | None:
+        """KL(q(z_d|x) || N(0, 1)); None of a subclass that has another prior or posterior."""
+        if type(self).draw is not VAE.draw or not self.has_standard_prior():
+            return None
+        return gaussian_kl(*self.encode(x), reduction="none")
 
     def draw(
         self,

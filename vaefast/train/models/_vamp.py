@@ -30,6 +30,8 @@ class VampVAE(VAE):
     Source: Tomczak and Welling 2018, "VAE with a VampPrior".
     """
 
+    closed_kl = False
+
     def __init__(self, shape: Sequence[int], *, pseudo_inputs: int = 100, **common: Any) -> None:
         super().__init__(shape, **common)
         if pseudo_inputs < 1:

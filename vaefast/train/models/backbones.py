@@ -15,6 +15,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from .. import InputError
+from ..registry import Registry
 
 
 class Sizes(NamedTuple):
@@ -34,22 +35,13 @@ class Sizes(NamedTuple):
 
 
 Builder = Callable[[Sizes], tuple[nn.Module, nn.Module]]
-_builders: dict[str, Builder] = {}
-
-
-def register_backbone(name: str) -> Callable[[Builder], Builder]:
-    """Function decorator: makes a backbone known by `name`."""
-
-    def add(build: Builder) -> Builder:
-        _builders[name] = build
-        return build
-
-    return add
+BACKBONES: Registry[Builder] = Registry("arch")
+register_backbone = BACKBONES.register
 
 
 def backbones() -> tuple[str, ...]:
     """The names that `arch=` takes."""
-    return tuple(_builders)
+    return tuple(BACKBONES.entries)
 
 
 def build_backbone(arch: str, sizes: Sizes) -> tuple[nn.Module, nn.Module]:
@@ -58,13 +50,12 @@ def build_backbone(arch: str, sizes: Sizes) -> tuple[nn.Module, nn.Module]:
     Raises:
         InputError: there is no such backbone, or it does not fit the shapes.
     """
-    if arch not in _builders:
-        raise InputError(f"arch must be one of {', '.join(_builders)}, got {arch!r}")
+    build = BACKBONES.find(arch)
     for name in ("width", "depth"):
         value = getattr(sizes, name)
         if value is not None and value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
-    return _builders[arch](sizes)
+    return build(sizes)
 
 
 @register_backbone("mlp")

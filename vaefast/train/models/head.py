@@ -115,7 +115,8 @@ class Head(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.shape, self.input = name, tuple(shape), inputs
-        given = {key: value for key, value in (settings or {}).items() if value is not None}
+        self.settings = dict(settings or {})
+        given = {key: value for key, value in self.settings.items() if value is not None}
         known = likelihood_settings(name)
         unknown = given.keys() - known.keys()
         if unknown:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from .. import InputError
 from ..models import Model
-
-_objectives: dict[str, type[Objective]] = {}
-O = TypeVar("O", bound="type[Objective]")  # noqa: E741
+from ..registry import Registry
 
 
 class Loss(NamedTuple):
@@ -41,23 +38,11 @@ class Step(NamedTuple):
     gather: bool = False
 
 
-def register(name: str) -> Callable[[O], O]:
-    """Class decorator: makes an objective known by `name`, to `build` and to `--objective`.
-
-    Its settings are the fields of the dataclass.
-    """
-
-    def add(cls: O) -> O:
-        cls.name = name
-        _objectives[name] = cls
-        return cls
-
-    return add
-
-
-def registered() -> dict[str, type[Objective]]:
-    """Every objective by its name."""
-    return dict(_objectives)
+# An objective's settings are the fields of its dataclass.
+OBJECTIVES: Registry[type[Objective]] = Registry(
+    "objective", lambda cls: (field.name for field in fields(cls))
+)
+register, registered = OBJECTIVES.register, OBJECTIVES.registered
 
 
 def build(name: str = "elbo", **settings: Any) -> Objective:
@@ -70,16 +55,7 @@ def build(name: str = "elbo", **settings: Any) -> Objective:
         >>> build("elbo", beta=4.0)
         ELBO(beta=4.0, capacity=None, free_bits=0.0, free_bits_per='dim')
     """
-    if name not in _objectives:
-        raise InputError(f"objective must be one of {', '.join(_objectives)}, got {name!r}")
-    known = [f.name for f in fields(_objectives[name])]
-    unknown = settings.keys() - set(known)
-    if unknown:
-        raise InputError(
-            f"objective {name} has no setting {', '.join(sorted(unknown))}; it has "
-            f"{', '.join(known) or 'none'}"
-        )
-    return _objectives[name](**settings)
+    return OBJECTIVES.build(name, settings)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
