@@ -235,7 +235,7 @@ ALLOWED = {
     "_args.py: _read: .item": "a tensor given for a number, which the docs say is read",
     "ops/_register.py: _run: .tolist": "a CPU tensor of a compiled graph's numbers",
     "ops/_autograd.py: scaled: .item": "of a number in this machine's memory",
-    "ops/_small_nll.py: _nll_gradients: .item": "the CPU's prepared calls",
+    "ops/_nll.py: as_made: .item": "of a number in this machine's memory",
     "ops/_validate.py: check_domain: .item": "validate=True, which says that it waits",
     "ops/_validate.py: check_target: .item": "validate=True, which says that it waits",
     "ops/tril_sample_kl.py: tril_sample_kl: .item": "validate=True, which says that it waits",
