@@ -85,6 +85,8 @@ def _modules(name: str) -> list[Any]:
 
 
 def _leave_out_native_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vaefast.backends.native import nll, sample_kl
+
     core = sys.modules["vaefast._C"]
     for module in _modules("native"):
         for name in ("place", "place_with", "place_for_samples"):
@@ -94,6 +96,11 @@ def _leave_out_native_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in vars(core).items():
         if inspect.isbuiltin(value) and not any(text in name for text in asking):
             monkeypatch.setattr(core, name, lambda *_, **__: None)
+    # What is prepared is left out too, and no plan of that is kept.
+    monkeypatch.setattr(core, "prepare_sample_kl", lambda *_: (lambda *_: None,) * 2)
+    monkeypatch.setattr(core, "prepare_nll", lambda *_: lambda *_: None)
+    for module in (sample_kl, nll):
+        monkeypatch.setattr(module, "_made", module._made.__wrapped__)
     # A build without CUDA has none of these.
     for kernel in ("row", "mmd", "mixture_log_prob", "tc_terms"):
         for pass_ in ("", "_backward"):

@@ -1,6 +1,6 @@
 // Calls made ready but for their tensors and where they run, as functions of Python's. What such a
-// function takes are tensors themselves, None for an absent one: at 128 x 20 the kernels take 10 us,
-// and reading an address in Python costs as much as reading it here and handing it over.
+// function takes are tensors themselves, None for an absent one: at 128 x 20 the kernels take 10
+// us, and reading an address in Python costs as much as reading it here and handing it over.
 #pragma once
 
 #include <new>
@@ -56,8 +56,7 @@ template <class Call, void (Call::*run)(PyObject* const*) const, int count>
 py::object prepared(const py::capsule& owner) {
   static PyMethodDef definition = {
       "prepared",
-      reinterpret_cast<PyCFunction>(
-          reinterpret_cast<void (*)()>(&call_prepared<Call, run, count>)),
+      reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call_prepared<Call, run, count>)),
       METH_FASTCALL, nullptr};
   return py::reinterpret_steal<py::object>(PyCFunction_NewEx(&definition, owner.ptr(), nullptr));
 }

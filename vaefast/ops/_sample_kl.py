@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import backends, random
 from .._args import compute_dtype, grad_needed, operand
 from .._explain import declined, served
-from .._torch import apply_of, keeps_graph
+from .._torch import apply_of, keeps_graph, saved_tensor_hooks
 from ..backends._options import Posterior
 from ..backends.reference import sample_kl as reference
 from . import _plans
@@ -29,7 +29,7 @@ from ._autograd import (
 )
 from ._memory_order import inverse, memory_order, ordered
 from ._plans import recording
-from ._register import Operator, direct, settled
+from ._register import PLAIN, Operator, direct, settled
 
 _TENSORS = (
     "Tensor mu, Tensor scale, Tensor? prior_mu, Tensor? prior_scale, Tensor? mask, "
@@ -206,14 +206,22 @@ class _SampleKL(torch.autograd.Function):
         *others: Any,
     ) -> tuple[Tensor | None, Tensor | None]:
         need = ctx.needs_input_grad
-        ctx.set_materialize_grads(False)
         z, kl, derivative = plan.forward(mu, scale, others, state, state_kind, need[4])
         ctx.plan = plan
+        if not others and saved_tensor_hooks(True) is None:
+            # What follows, in fewer bytecodes. Nothing absent is saved: a hook can be set on all.
+            ctx.materialize_grads = False
+            ctx.made = (derivative,)
+            if state is None:
+                ctx.save_for_backward(mu, scale)
+            else:
+                ctx.save_for_backward(mu, scale, state)
+            return z, kl
+        ctx.set_materialize_grads(False)
         ctx.balance = None
         if len(others) > 5 and not isinstance(others[6], Tensor):
             # A number that a compiler does not know is a tensor.
             ctx.balance, others = others[6], (*others[:6], None)
-        # Nothing that is absent, where it need not be: a hook can be set on all that is saved.
         last = () if state is None and not others else (state,)
         keep(ctx, (mu, scale, *others, *last), (derivative,))
         if z is not None and not (need[3] or need[4]):
@@ -223,25 +231,31 @@ class _SampleKL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Any:
-        need, plan, hooked = ctx.needs_input_grad[3:], ctx.plan, ctx.made is None
-        mu, scale, *others = saved = ctx.saved_tensors
+        plan, made, saved = ctx.plan, ctx.made, ctx.saved_tensors
+        mu, scale, *others = saved
+        need = ctx.needs_input_grad[3:]
         grads: Sequence[Tensor | None]
         if (
-            len(need) == 2
-            and not hooked
+            made
+            and len(others) < 2
             and not recording()
+            and direct(grad_z, grad_kl)
+            and type(mu) in PLAIN
+            and type(scale) in PLAIN
+            and not mu.is_neg()
+            and not scale.is_neg()
             and (grad_z is not None or grad_kl is not None)
-            and direct(grad_z, grad_kl, mu, scale)
         ):
             # The end of most programs' graphs: nothing else is to be thought of.
-            derivative, overwrite = ctx.made[0], not keeps_graph()
+            overwrite = not keeps_graph()
             if overwrite:
                 ctx.made = ()
             state = others[0] if others else None
-            grads = plan.backward(
-                grad_z, grad_kl, mu, scale, (), state, derivative, need, overwrite
+            grad_mu, grad_scale = plan.backward(
+                grad_z, grad_kl, mu, scale, (), state, made[0], need, overwrite
             )
-            return None, None, None, *grads
+            return None, None, None, grad_mu, grad_scale
+        hooked = made is None
         (mu, scale, *others), (derivative,), overwrite = kept(ctx, len(saved) - hooked, saved)
         state = others.pop() if others else None
         if hooked and not isinstance(plan, Unplanned):

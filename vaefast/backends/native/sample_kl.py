@@ -206,8 +206,9 @@ class Plan:
                 per_sample = self.options.reduce == "elem"
                 step = grad_kl.stride(0) if per_sample else 0
                 same = same and not any(grad_kl.stride()[1 if per_sample else 0 :])
-        for tensor, stride in zip(others, strides[2:7], strict=False):
-            same = same and (tensor is None or tensor.stride() == stride)
+        if others:
+            for tensor, stride in zip(others, strides[2:7], strict=True):
+                same = same and (tensor is None or tensor.stride() == stride)
         if not same:
             again = plan(mu, scale, others, self.options, grad_z, grad_kl)
             found = again.backward(
