@@ -147,11 +147,11 @@ def run_found(plan: Any, params: tuple[Tensor, ...], target: Tensor, graded: boo
     loss: Tensor
     if recording():
         if graded:
-            loss = _apply(plan, 0, target, *params)
+            loss = _apply(plan, None, target, *params)
             return loss
         for param in params:
             if param.requires_grad:
-                loss = _apply(plan, 0, target, *params)
+                loss = _apply(plan, None, target, *params)
                 return loss
     loss = plan.forward(params, target, (), ())[0]
     return loss
@@ -204,10 +204,11 @@ def _in_order(
 
 class _NLL(torch.autograd.Function):
     """Of the target, the parameters and `rest` others, the last of which, where a compiler does
-    not know all of the options' numbers, are these."""
+    not know all of the options' numbers, are these; None: the plan was found, and there are none.
+    """
 
     @staticmethod
-    def forward(ctx: Any, plan: Any, rest: int, target: Tensor, *tensors: Any) -> Tensor:
+    def forward(ctx: Any, plan: Any, rest: int | None, target: Tensor, *tensors: Any) -> Tensor:
         graded, *need = ctx.needs_input_grad[2:]
         params, others = tensors, ()
         if rest:
@@ -222,8 +223,13 @@ class _NLL(torch.autograd.Function):
         )
         loss: Tensor
         loss, grads = plan.forward(params, target, others, wanted if ctx.stored else ())
-        keep(ctx, (target, *tensors), grads)
         ctx.plan, ctx.rest = plan, rest
+        if rest is None:
+            # What `keep` does: whoever found a plan has asked for hooks.
+            ctx.save_for_backward(target, *tensors)
+            ctx.made = grads
+        else:
+            keep(ctx, (target, *tensors), grads)
         return loss
 
     @staticmethod
@@ -240,7 +246,7 @@ class _NLL(torch.autograd.Function):
             params, others, need = tensors[:-rest], tensors[-rest:], need[:-rest]
         made = grads if ctx.stored else None
         found = gradients(plan, params, target, others, need, graded, upstream, made, overwrite)
-        return (None, None, *found, *(None,) * rest)
+        return (None, None, *found, *(None,) * (rest or 0))
 
 
 _apply = apply_of(_NLL)

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import backends, random
 from .._args import compute_dtype, grad_needed, operand
 from .._explain import declined, served
-from .._torch import apply_of, keeps_graph, saved_tensor_hooks
+from .._torch import apply_of, keeps_graph
 from ..backends._options import Posterior
 from ..backends.reference import sample_kl as reference
 from . import _plans
@@ -85,15 +85,17 @@ def run(
         if not grad_needed(mu, scale, *others[:2]):
             z, kl, _ = plan.forward(mu, scale, others, state, kind, False)
         elif balance is None:
-            z, kl = _apply(plan, state, kind, mu, scale, *others)
+            z, kl = _apply(plan, state, kind, False, mu, scale, *others)
         else:
-            z, kl = _apply(plan, state, kind, mu, scale, *others, None, balance)
+            z, kl = _apply(plan, state, kind, False, mu, scale, *others, None, balance)
         return z, kl
     options, numbers = settled(options)
     if grad_needed(mu, scale, prior_mu, prior_scale):
         share = None if balance is None else operand(balance)
         unplanned = Unplanned(options, backend)
-        z, kl = _SampleKL.apply(*distinct(unplanned, state, 0, mu, scale, *others, numbers, share))
+        z, kl = _SampleKL.apply(
+            *distinct(unplanned, state, 0, False, mu, scale, *others, numbers, share)
+        )
     else:
         z, kl = _forward.call(backend, numbers, *_in_schema(mu, scale, others, state), options)
     return z if options.num_samples >= 0 else None, kl if options.reduce else None
@@ -113,14 +115,14 @@ def run_found(
         state = random.make_state(mu, mu.shape[0], seed, generator)
         kind = state.dim() - 1
     if recording() and (mu.requires_grad or scale.requires_grad):
-        return _apply(plan, state, kind, mu, scale)
+        return _apply(plan, state, kind, True, mu, scale)
     return plan.forward(mu, scale, (), state, kind, False)[:2]
 
 
 def kl_found(plan: Any, mu: Tensor, scale: Tensor) -> Any:
     """The KL by a plan that was found."""
     if recording() and (mu.requires_grad or scale.requires_grad):
-        return _apply(plan, None, 0, mu, scale)[1]
+        return _apply(plan, None, 0, True, mu, scale)[1]
     return plan.forward(mu, scale, (), None, 0, False)[1]
 
 
@@ -193,7 +195,7 @@ def _in_order(
 
 class _SampleKL(torch.autograd.Function):
     """Of mu and scale, and of the `others`, then with what a compiler does not know of the
-    options' numbers, and the balance."""
+    options' numbers, and the balance. `found`: the plan was found, not made."""
 
     @staticmethod
     def forward(
@@ -201,15 +203,16 @@ class _SampleKL(torch.autograd.Function):
         plan: Any,
         state: Tensor | None,
         state_kind: int,
+        found: bool,
         mu: Tensor,
         scale: Tensor,
         *others: Any,
     ) -> tuple[Tensor | None, Tensor | None]:
         need = ctx.needs_input_grad
-        z, kl, derivative = plan.forward(mu, scale, others, state, state_kind, need[4])
+        z, kl, derivative = plan.forward(mu, scale, others, state, state_kind, need[5])
         ctx.plan = plan
-        if not others and saved_tensor_hooks(True) is None:
-            # What follows, in fewer bytecodes. Nothing absent is saved: a hook can be set on all.
+        if found:
+            # What follows, in fewer bytecodes: whoever found a plan has asked for hooks.
             ctx.materialize_grads = False
             ctx.made = (derivative,)
             if state is None:
@@ -222,9 +225,10 @@ class _SampleKL(torch.autograd.Function):
         if len(others) > 5 and not isinstance(others[6], Tensor):
             # A number that a compiler does not know is a tensor.
             ctx.balance, others = others[6], (*others[:6], None)
+        # Nothing absent is saved where it need not be: a hook can be set on all that is.
         last = () if state is None and not others else (state,)
         keep(ctx, (mu, scale, *others, *last), (derivative,))
-        if z is not None and not (need[3] or need[4]):
+        if z is not None and not (need[4] or need[5]):
             # A sample does not depend on the prior: it has no gradient where that alone is learned.
             ctx.mark_non_differentiable(z)
         return z, kl
@@ -233,7 +237,7 @@ class _SampleKL(torch.autograd.Function):
     def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Any:
         plan, made, saved = ctx.plan, ctx.made, ctx.saved_tensors
         mu, scale, *others = saved
-        need = ctx.needs_input_grad[3:]
+        need = ctx.needs_input_grad[4:]
         grads: Sequence[Tensor | None]
         if (
             made
@@ -254,7 +258,7 @@ class _SampleKL(torch.autograd.Function):
             grad_mu, grad_scale = plan.backward(
                 grad_z, grad_kl, mu, scale, (), state, made[0], need, overwrite
             )
-            return None, None, None, grad_mu, grad_scale
+            return None, None, None, None, grad_mu, grad_scale
         hooked = made is None
         (mu, scale, *others), (derivative,), overwrite = kept(ctx, len(saved) - hooked, saved)
         state = others.pop() if others else None
@@ -267,7 +271,7 @@ class _SampleKL(torch.autograd.Function):
         else:
             balance = others[6] if ctx.balance is None else ctx.balance
             grads = _shared(call, need, grad_z, grad_kl, derivative, overwrite, balance)
-        return (None, None, None, *grads, *(None,) * (len(need) - len(grads)))
+        return (None, None, None, None, *grads, *(None,) * (len(need) - len(grads)))
 
 
 _apply = apply_of(_SampleKL)
