@@ -290,8 +290,8 @@ def gradients(
     """The gradients in the target and the parameters; `made`: those for an upstream gradient of 1,
     if they were stored."""
     options, backend = plan.options, plan.backend
-    absent = (None,) * (6 - len(others))
-    mask, weight, state, starts, columns, numbers = (*others, *absent)
+    full: list[Any] = [*others, *(None,) * (6 - len(others))]
+    mask, weight, state, starts, columns, numbers = full
     sparse = [t for t in (starts, columns) if t is not None]
     if by_reference(upstream):
         x = densified(target, sparse, params[0].shape[options.lead :])
