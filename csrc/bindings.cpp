@@ -7,8 +7,8 @@
 #include "core/capability.h"
 #include "python/grid_ops.h"
 #include "python/pairs.h"
+#include "python/prepared.h"
 #include "python/rows.h"
-#include "python/small.h"
 #include "vaefast_build_info.h"
 
 namespace {
@@ -86,24 +86,12 @@ PYBIND11_MODULE(_C, module) {
   def_workspace<&vaefast::cuda::tc_terms_backward_workspace>(module, "tc_terms_backward_workspace",
                                                              &mixture_backward_args);
 #endif
-  module.def("sample_kl", &sample_kl);
-  module.def("sample_kl_backward", &sample_kl_backward);
+  module.def("prepare_sample_kl", &prepare_sample_kl);
   module.def("estimated_kl", &estimated_kl);
   module.def("estimated_kl_backward", &estimated_kl_backward);
   module.def("log_ratio", &log_ratio);
   module.def("log_ratio_backward", &log_ratio_backward);
-  module.def("nll", &nll, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),
-             py::arg(), py::arg(), py::arg(), py::arg(), py::arg("row_starts") = 0,
-             py::arg("columns") = 0);
-  py::class_<SmallSampleKl>(module, "SmallSampleKl", py::module_local())
-      .def(py::init<const py::tuple&, const py::tuple&, int64_t, const py::tuple&>())
-      .def("forward", &SmallSampleKl::forward)
-      .def("backward", &SmallSampleKl::backward);
-  py::class_<SmallNll>(module, "SmallNll", py::module_local())
-      .def(py::init<const py::tuple&, const py::tuple&, const py::object&, const py::tuple&>())
-      .def("run", &SmallNll::run, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),
-           py::arg("param1") = 0, py::arg("grad1") = 0, py::arg("param2") = 0,
-           py::arg("grad2") = 0);
+  module.def("prepare_nll", &prepare_nll);
   module.def("noise", &noise);
   module.def("scale", &scale);
   module.def("mixture_log_prob", &mixture_forward<kMixture>);

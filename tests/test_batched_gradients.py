@@ -101,7 +101,7 @@ def test_batched_upstream_gradients(name, backend):
     torch.manual_seed(0)
     with vf.backend(backend):
         call, leaves = CASES[name]()
-        # The second call goes the short way, where there is one.
+        # The second call goes the fast path, where there is one.
         for _ in range(2):
             output = call()
             upstream = torch.randn(5, *output.shape, dtype=torch.float64)

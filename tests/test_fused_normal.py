@@ -159,7 +159,7 @@ def test_a_prior_that_changes_is_read_anew():
 
 @pytest.mark.parametrize("upstream", ["dense", "per sample", "one", "per dimension", "transposed"])
 def test_the_kls_gradient_takes_any_upstream_gradient(upstream):
-    """A call like one before goes the short way; so does its backward pass where it can."""
+    """A call like one before goes the fast path; so does its backward pass where it can."""
     grad = {
         "dense": draw(6, 5),
         "per sample": draw(6, 1).expand(6, 5),

@@ -1,4 +1,4 @@
-"""plan: that a grid of rows and columns visits every element of every operand, in order."""
+"""grid_of: that a grid of rows and columns visits every element of every operand, in order."""
 
 import math
 import random
@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vaefast.backends.layout import plan
+from vaefast.backends.layout import grid_of
 
 
 def walk(grid, view):
@@ -23,7 +23,7 @@ def walk(grid, view):
 
 
 def check(shape, lead, operands):
-    grid = plan(shape, lead, operands)
+    grid = grid_of(shape, lead, operands)
     samples = math.prod(shape[:lead])
     assert grid.rows * grid.cols == math.prod(shape)
     # A sample of no elements has its row all the same: its sum, 0, must be written.

@@ -2,22 +2,19 @@
 
 Wherever a way is not taken, that place says so by `declined`, and whoever serves by `served`; both
 do nothing but while `explain` listens, in its thread and task. The fast path itself says nothing:
-`explain` puts prepared calls that tell of their use in the place of the kept ones.
+`explain` puts plans that tell when they are found in the place of the kept ones.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from typing import Any, Literal, ParamSpec
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch.compiler import is_dynamo_compiling
-
-P = ParamSpec("P")
 
 Path = Literal["fast", "direct", "registered", "reference"]
 
@@ -27,15 +24,11 @@ REASONS = {
     "argument": "the fast path does not take {}",
     "operator": "{} has no fast path",
     "learned": "the fast path takes one learned number of a likelihood, as a 0-dimensional tensor",
-    "reduction": "the fast path does not take a result per element or dimension",
-    "layout": "{}: the fast path reads operands where they are",
-    "dtype": "the fast path takes operands of one dtype, float32 or float64, got {}",
-    "size": "the fast path takes operands of less than 4 MiB, got {} bytes",
+    "layout": "{}: what is made of it would lie so too, and no plan is kept of that",
+    "dtype": "the target asks for a gradient, for which the location in {} is widened first",
     "shape": "the fast path takes operands of one shape, got {}",
     "device": "the fast path is for the CPU, got {}",
     "backend": "the fast path is the native backend's, and {!r} serves",
-    "gradient": "the fast path takes a gradient to mu and scale or to neither",
-    "noise": "the fast path takes one stream of noise, not one per sample",
     "settings": "a setting cannot be looked up by: {}",
     "class": "{} is no torch.Tensor or Parameter itself, and torch's dispatcher has to see it",
     "negated": "a tensor is a negated view, whose memory holds other numbers",
@@ -59,9 +52,9 @@ class Served:
     """One operator's part in a call.
 
     `operator` is its name in `torch.ops.vaefast` (`sample_kl` serves `rsample` and `gaussian_kl`
-    too; `elbo_loss` is a likelihood with what is around it). `path`: `"fast"`, a call prepared
-    before; `"direct"` or `"registered"`, the slow path, past torch's dispatcher or by it;
-    `"reference"`, plain PyTorch. `reasons`: why no quicker way.
+    too, `nll` `elbo_loss`). `path`: `"fast"`, by the plan of a call before; `"direct"` or
+    `"registered"`, the slow path, past torch's dispatcher or by it; `"reference"`, plain PyTorch.
+    `reasons`: why no quicker way.
     """
 
     operator: str
@@ -71,7 +64,7 @@ class Served:
 
     @property
     def fast(self) -> bool:
-        """Whether it was a prepared call."""
+        """Whether a plan was found for it."""
         return self.path == "fast"
 
 
@@ -157,30 +150,23 @@ class _Log:
         self.calls: list[Served] = []
         # Of the call that is on its way.
         self.pending: list[tuple[str, str]] = []
-        # Whether it is the call served last that is spoken of.
-        self.late = False
 
     def declined(self, reason: str, about: tuple[object, ...]) -> None:
-        words = REASONS[reason].format(*about)
-        if not (self.late and self.calls):
-            self.pending.append((reason, words))
-        elif words not in self.calls[-1].reasons:
-            last = self.calls.pop()
-            self.calls.append(replace(last, reasons=(*last.reasons, words)))
+        self.pending.append((reason, REASONS[reason].format(*about)))
 
     def served(self, operator: str, backend: str, path: Path) -> None:
         seen = {"class", "negated", "memory", "mode"}
         if path == "registered" and not seen & {reason for reason, _ in self.pending}:
             self.declined("graph", ())
-        if path in ("direct", "registered") and operator not in (*PREPARED, *_BACKWARD):
+        if path in ("direct", "registered") and operator not in (*PLANNED, *_BACKWARD):
             self.declined("operator", (operator,))
         words = dict.fromkeys(words for _, words in self.pending)
         self.calls.append(Served(operator, backend, path, tuple(words)))
         self.pending = []
 
 
-# The operators that have calls prepared, and those of backward passes, which ask for none.
-PREPARED = ("sample_kl", "nll", "elbo_loss")
+# The operators that plans are kept of, and those of backward passes, which have their call's.
+PLANNED = ("sample_kl", "nll")
 _BACKWARD = ("sample_kl_backward",)
 
 _log: ContextVar[_Log | None] = ContextVar("vaefast.explain", default=None)
@@ -209,35 +195,14 @@ def served(operator: str, backend: str, path: Path) -> None:
         log.served(operator, backend, path)
 
 
-def after_the_call(function: Callable[P, None]) -> Callable[P, None]:
-    """For what prepares a call once it has been served: what it declines is said of that one. A
-    compiler passes it by."""
-
-    @functools.wraps(function)
-    def inner(*args: P.args, **kwargs: P.kwargs) -> None:
-        if is_dynamo_compiling():
-            return
-        log = _log.get()
-        if log is None:
-            function(*args, **kwargs)
-            return
-        log.late = True
-        try:
-            function(*args, **kwargs)
-        finally:
-            log.late = False
-
-    return inner
-
-
 @contextmanager
 def _listening() -> Iterator[_Log]:
-    from .ops import _recipes
+    from .ops import _plans
 
     log = _Log()
     token = _log.set(log)
     try:
-        with _recipes.watched():
+        with _plans.watched():
             yield log
     finally:
         _log.reset(token)

@@ -30,51 +30,6 @@ inline SampleKlArgs sample_kl_args(const py::tuple& grid, const py::tuple& opera
   return a;
 }
 
-inline void sample_kl(const py::tuple& grid, const py::tuple& operands, const py::object& state,
-                      const py::tuple& settings, const py::object& z, uint64_t kl, uint64_t kept,
-                      const py::object& where) {
-  SampleKlArgs a = sample_kl_args(grid, operands, state, settings);
-  a.kept = memory(kept);
-  a.z = output(z);
-  a.kl = memory(kl);
-  const int64_t elements = a.shape.rows * a.shape.cols;
-  set_stream(a.z, elements * (a.samples > 1 ? a.samples : 1));
-  a.nontemporal_kept = past_caches(elements * (a.wide ? 8 : 4));
-  run<SampleKlArgs>(VAEFAST_KERNEL(sample_kl), a, where, a.samples > 1 ? a.samples : 1);
-}
-
-// A third number makes it sums over what the parameter broadcasts to.
-inline void prior_output(const py::object& value, Output& grad, double*& sums, int64_t& size) {
-  if (value.is_none()) return;
-  const auto given = py::reinterpret_borrow<py::tuple>(value);
-  if (given.size() == 2) {
-    grad = output(given);
-    return;
-  }
-  sums = static_cast<double*>(pointer(given));
-  size = at<int64_t>(given, 2);
-}
-
-inline void sample_kl_backward(const py::tuple& grid, const py::tuple& operands,
-                               const py::object& state, const py::tuple& settings,
-                               const py::object& grad_z, const py::object& grad_kl, uint64_t kept,
-                               const py::tuple& grads, const py::object& where) {
-  SampleKlArgs a = sample_kl_args(grid, operands, state, settings);
-  a.kept = memory(kept);
-  a.grad_z = view(grad_z);
-  a.grad_kl = view(grad_kl);
-  a.grad_mu = output(grads[0]);
-  a.grad_scale = output(grads[1]);
-  prior_output(grads[2], a.grad_prior_mu, a.sum_prior_mu, a.prior_mu_size);
-  prior_output(grads[3], a.grad_prior_scale, a.sum_prior_scale, a.prior_scale_size);
-  const int64_t elements = a.shape.rows * a.shape.cols;
-  for (Output* grad : {&a.grad_mu, &a.grad_scale, &a.grad_prior_mu, &a.grad_prior_scale})
-    set_stream(*grad, elements);
-  // What was just read lies in the cache.
-  if (a.grad_scale.data == a.kept) a.grad_scale.nontemporal = false;
-  run<SampleKlArgs>(VAEFAST_KERNEL(sample_kl_backward), a, where, a.samples > 1 ? a.samples : 1);
-}
-
 // kl: [samples, posteriors].
 inline void estimated_kl(const py::tuple& grid, const py::tuple& operands, const py::object& state,
                          const py::tuple& settings, const py::object& z, uint64_t kl,
@@ -156,22 +111,6 @@ inline NllArgs nll_args(const py::tuple& grid, const py::tuple& params, const py
   a.grad_factor = at<double>(settings, 6);
   a.wide = at<bool>(settings, 7);
   return a;
-}
-
-inline void nll(const py::tuple& grid, const py::tuple& params, const py::object& target,
-                const py::object& mask, const py::object& weight, const py::object& state,
-                const py::tuple& settings, uint64_t loss, const py::tuple& grads,
-                const py::object& where, uint64_t row_starts, uint64_t columns) {
-  NllArgs a = nll_args(grid, params, target, settings);
-  for (size_t j = 0; j < params.size(); ++j) a.grads[j] = output(grads[j]);
-  a.mask = view(mask);
-  a.weight = view(weight);
-  a.row_starts = static_cast<const int64_t*>(memory(row_starts));
-  a.columns = static_cast<const int64_t*>(memory(columns));
-  a.stream = stream(state);
-  a.loss = memory(loss);
-  for (Output& grad : a.grads) set_stream(grad, a.shape.rows * a.shape.cols);
-  run<NllArgs>(VAEFAST_KERNEL(nll), a, where);
 }
 
 inline void noise(const py::tuple& grid, const py::object& state, bool normal, uint32_t purpose,

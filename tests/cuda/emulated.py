@@ -38,21 +38,47 @@ def emulated(core: types.ModuleType) -> types.ModuleType:
         getattr(core, name)(*args[:-1], (0, 0, workspace.data_ptr(), size))
         assert (workspace[size:] == 0xFF).all(), "written past the workspace"
 
-    def nll(*args):
+    def on_gpu(prepared, size):
+        """A prepared call, whose first argument says where it runs; `size` of its workspace, of the
+        other arguments."""
+
+        def call(_, *given):
+            bytes_there = size(*given)
+            workspace = torch.full((bytes_there + GUARD,), 0xFF, dtype=torch.uint8)
+            prepared((0, 0, workspace.data_ptr(), bytes_there), *given)
+            assert (workspace[bytes_there:] == 0xFF).all(), "written past the workspace"
+
+        return call
+
+    def prepare_sample_kl(*args):
+        grid, reduce = args[0], args[5][7]
+        size = core.workspace(grid, reduce, False, grid[0]) if reduce > 1 else 0
+        forward, backward = core.prepare_sample_kl(*args)
+        return on_gpu(forward, lambda *_: size), on_gpu(backward, lambda *_: 0)
+
+    def prepare_nll(*args):
+        grid = args[0]
         scalar, target_rows, reduce = args[6][2:5]
-        run("nll", args, reduce, scalar >= 0 and args[8][scalar] is not None, target_rows)
+
+        def size(loss, target, params, grads, others):
+            scalar_grad = scalar >= 0 and len(grads) > scalar and grads[scalar] is not None
+            if reduce <= 1 and not scalar_grad:
+                return 0
+            return core.workspace(grid, reduce, scalar_grad, target_rows)
+
+        return on_gpu(core.prepare_nll(*args), size)
 
     def with_own_size(name, size):
         return lambda *args: run(name, args, size=size(*args[:-1]))
 
-    module.nll = nll
+    module.prepare_nll = prepare_nll
     module.row_nll = with_own_size("row_nll", core.row_workspace)
     for name in (
         *("mmd", "mixture_log_prob", "mixture_log_prob_backward"),
         *("tc_terms", "tc_terms_backward"),
     ):
         setattr(module, name, with_own_size(name, getattr(core, f"{name}_workspace")))
-    module.sample_kl = lambda *args: run("sample_kl", args, args[3][7], False, args[0][0])
+    module.prepare_sample_kl = prepare_sample_kl
 
     def per_sample(name):
         def call(*args):
@@ -65,10 +91,7 @@ def emulated(core: types.ModuleType) -> types.ModuleType:
 
     for name in ("log_ratio", "estimated_kl"):
         setattr(module, name, per_sample(name))
-    for name in (
-        *("sample_kl_backward", "noise", "scale"),
-        *("log_ratio_backward", "estimated_kl_backward"),
-    ):
+    for name in (*("noise", "scale", "log_ratio_backward", "estimated_kl_backward"),):
         setattr(module, name, lambda *args, name=name: run(name, args))
     return module
 
@@ -76,11 +99,10 @@ def emulated(core: types.ModuleType) -> types.ModuleType:
 if __name__ == "__main__":
     sys.modules["vaefast._C"] = emulated(load(sys.argv[1]))
     import vaefast
-    from vaefast.backends.native import sample_kl, small
+    from vaefast.backends.native import sample_kl
 
     vaefast._C = sys.modules["vaefast._C"]
     # On a GPU the noise is always made anew, and a broadcast prior's gradients are summed by torch.
-    sample_kl.room_for_derivative = lambda *args: None
-    sample_kl._summed = lambda *args: False
-    small.fits = lambda *args, **kwargs: False
+    sample_kl.keeps_derivative = lambda *args: False
+    sample_kl.sums_broadcast = lambda *args: False
     sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[2:]]))

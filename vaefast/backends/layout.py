@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 
@@ -21,7 +20,7 @@ class View(NamedTuple):
     col_stride: int
 
 
-class Plan(NamedTuple):
+class Grid(NamedTuple):
     """The grid, and each operand's view of it (None for an absent operand).
 
     `segments` rows make up one sample: one, unless an operand broadcasts inside a sample.
@@ -33,7 +32,7 @@ class Plan(NamedTuple):
     views: tuple[View | None, ...]
 
 
-def plan(shape: Sequence[int], lead: int, operands: Sequence[Tensor | None]) -> Plan:
+def grid_of(shape: Sequence[int], lead: int, operands: Sequence[Tensor | None]) -> Grid:
     """The grid for a kernel over `shape`, whose first `lead` dimensions index the samples.
 
     Args:
@@ -45,54 +44,74 @@ def plan(shape: Sequence[int], lead: int, operands: Sequence[Tensor | None]) -> 
     operand that needs more than one stride outside of them is materialised.
     """
     keys = tuple([None if t is None else (t.shape, t.stride()) for t in operands])
-    found = _places(tuple(shape), lead, keys)
-    if found is None:
-        return plan(shape, lead, [None if t is None else _unit_inner(t) for t in operands])
-    rows, cols, segments, places = found
+    rows, cols, segments, found = places(tuple(shape), lead, keys)
     views = [
-        None
-        if t is None or place is None
-        else View(t.expand(shape).contiguous() if place.copy else t, *place[:4])
-        for t, place in zip(operands, places, strict=True)
+        None if t is None or place is None else View(laid_out(t, place, shape), *place[:4])
+        for t, place in zip(operands, found, strict=True)
     ]
-    return Plan(rows, cols, segments, tuple(views))
+    return Grid(rows, cols, segments, tuple(views))
 
 
-class _Place(NamedTuple):
-    """A View's numbers; `copy`: those of a dense copy of the operand."""
+class Place(NamedTuple):
+    """A View's numbers. `copy`: "" for the operand itself, "dense" for a dense copy of it, "full"
+    for one of the grid's whole shape."""
 
     div: int
     mod: int
     row_stride: int
     col_stride: int
-    copy: bool
+    copy: str
 
 
-_Key = tuple[torch.Size, tuple[int, ...]] | None
+def laid_out(tensor: Tensor, place: Place, shape: Sequence[int]) -> Tensor:
+    """What `place` is a place of: `tensor`, or the copy of it that is asked for."""
+    if not place.copy:
+        return tensor
+    return (tensor.expand(shape) if place.copy == "full" else tensor).contiguous()
+
+
+_Key = tuple[Sequence[int], tuple[int, ...]] | None
 
 
 # A model calls with the same few shapes again and again, and this takes 30 us.
 @functools.lru_cache(maxsize=4096)
-def _places(
+def places(
     shape: tuple[int, ...], lead: int, keys: tuple[_Key, ...]
-) -> tuple[int, int, int, tuple[_Place | None, ...]] | None:
-    """The grid and the operands' places, from shapes and strides; None: an innermost dimension
-    must be made dense first."""
-    for key in keys:
-        if key is not None and _inner_stride(*key) not in (0, 1):
-            return None
-    strides = [None if key is None else _strides(*key, len(shape)) for key in keys]
+) -> tuple[int, int, int, tuple[Place | None, ...]]:
+    """The grid's rows, columns and segments, and the operands' places, from the shape and strides
+    of each."""
+    # An innermost dimension that is neither dense nor expanded must be made dense first.
+    dense_first = [key is not None and _inner_stride(*key) not in (0, 1) for key in keys]
+    strides = [
+        None
+        if key is None
+        else _strides(key[0], dense_strides(key[0]) if d else key[1], len(shape))
+        for key, d in zip(keys, dense_first, strict=True)
+    ]
     split = max((_split(shape, lead, s) for s in strides if s is not None), default=lead)
     if 0 in shape:
         # A sample of no elements has its row all the same: its sum, 0, must be written.
         split = lead
     samples, rows, cols = (math.prod(part) for part in (shape[:lead], shape[:split], shape[split:]))
-    # Where nothing is stored, no stride matters.
-    none = _Place(1, 1, 0, 0, copy=False)
-    places = [
-        None if s is None else none if 0 in shape else _place(s, shape, split) for s in strides
-    ]
-    return rows, cols, rows // samples if samples else 1, tuple(places)
+    found: list[Place | None] = []
+    for step, dense_one in zip(strides, dense_first, strict=True):
+        if step is None:
+            found.append(None)
+        elif 0 in shape:
+            # Where nothing is stored, no stride matters.
+            found.append(Place(1, 1, 0, 0, ""))
+        else:
+            found.append(_place(step, shape, split, "dense" if dense_one else ""))
+    return rows, cols, rows // samples if samples else 1, tuple(found)
+
+
+def dense_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a dense tensor, as torch has them."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
 
 
 def fitted(grads: Sequence[Tensor | None], parameters: Sequence[Tensor | None]) -> list[Tensor]:
@@ -111,12 +130,6 @@ def dense(shape: Sequence[int], operands: Sequence[Tensor | None]) -> bool:
         if t is not None and (t.shape != shape or not t.is_contiguous()):
             return False
     return True
-
-
-def _unit_inner(tensor: Tensor) -> Tensor:
-    """`tensor`, copied where its innermost dimension is neither dense nor expanded."""
-    dense_already = _inner_stride(tensor.shape, tensor.stride()) in (0, 1)
-    return tensor if dense_already else tensor.contiguous()
 
 
 def _inner_stride(shape: Sequence[int], strides: Sequence[int]) -> int:
@@ -154,7 +167,7 @@ def _split(shape: tuple[int, ...], lead: int, strides: tuple[int, ...]) -> int:
     return split
 
 
-def _place(strides: tuple[int, ...], shape: tuple[int, ...], split: int) -> _Place:
+def _place(strides: tuple[int, ...], shape: tuple[int, ...], split: int, copy: str) -> Place:
     inner = _inner_stride(shape[split:], strides[split:])
     outer = [
         (size, step) for size, step in zip(shape[:split], strides[:split], strict=True) if size != 1
@@ -170,6 +183,6 @@ def _place(strides: tuple[int, ...], shape: tuple[int, ...], split: int) -> _Pla
             step = stride
         elif stride != step * mod:
             rows, cols = math.prod(shape[:split]), math.prod(shape[split:])
-            return _Place(1, max(rows, 1), cols, 1, copy=True)
+            return Place(1, max(rows, 1), cols, 1, "full")
         mod *= size
-    return _Place(div, mod, step, inner, copy=False)
+    return Place(div, mod, step, inner, copy)

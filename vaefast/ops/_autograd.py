@@ -93,9 +93,14 @@ def keep(ctx: Any, tensors: Sequence[Tensor | None], made: Sequence[Tensor | Non
     ctx.made = None if hooked else made
 
 
-def kept(ctx: Any, count: int) -> tuple[Sequence[Any], Sequence[Any], bool]:
-    """The `count` tensors of `keep`, what was made, and whether that may be written over."""
-    saved, made = ctx.saved_tensors, ctx.made
+def kept(
+    ctx: Any, count: int, saved: Sequence[Any] | None = None
+) -> tuple[Sequence[Any], Sequence[Any], bool]:
+    """The `count` tensors of `keep`, what was made, and whether that may be written over. `saved`:
+    `ctx.saved_tensors`, where that was asked for before, as a hook may bring each back but once."""
+    if saved is None:
+        saved = ctx.saved_tensors
+    made = ctx.made
     if made is None:
         return saved[:count], saved[count:], False
     if keeps_graph():

@@ -7,17 +7,22 @@ per sample, is it made anew in the backward pass, with the upstream gradient as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from .. import backends
 from .._args import compute_dtype, grad_needed, stored_dtype
+from .._explain import declined, served
+from .._torch import apply_of, keeps_graph
 from ..backends._options import Nll
 from ..backends.reference import nll as reference
 from ..backends.reference.likelihoods import LOCATION
+from ..likelihoods import Likelihood, Params
+from . import _plans
 from ._autograd import (
     by_plain_pytorch,
     by_reference,
@@ -29,7 +34,49 @@ from ._autograd import (
     scaled,
 )
 from ._memory_order import inverse, memory_order, ordered
+from ._plans import recording
 from ._register import Operator, direct, settled
+
+# What is beside params and target: mask, weight, state, and of a sparse target (whose values the
+# target then is) row starts and columns; () for none of them.
+Others = tuple[Tensor | None, ...]
+
+
+def find(
+    params: Params, target: Tensor, model: Likelihood, reduction: str, graded: bool
+) -> tuple[tuple[Tensor, ...], Hashable | None, Any]:
+    """The parameters, a learned scalar of the likelihood among them; what to keep the call's plan
+    under; and the one that is kept there. `graded`: the target asks for a gradient.
+
+    A likelihood made anew at every step is the one before if its settings are.
+    """
+    if is_dynamo_compiling():
+        return (), None, None
+    tensors = params if isinstance(params, tuple) else (params,)
+    settings = [type(model), reduction, graded]
+    for value in model.__dict__.values():
+        if isinstance(value, Tensor):
+            tensors = (*tensors, value)
+            value = None
+        settings.append(value)
+    return tensors, *_plans.find((*tensors, target), tuple(settings))
+
+
+def are_taken(given: Sequence[Tensor], taken: Sequence[Tensor], scalar: int | None) -> bool:
+    """Whether the tensors that `find` was given are those that the kernel takes, but for a view of
+    a scalar: then its plan is right for others like them."""
+    if len(given) != len(taken):
+        declined("learned")
+        return False
+    for index, (one, other) in enumerate(zip(given, taken, strict=True)):
+        if one is other or (index == scalar and one.dim() == 0):
+            continue
+        if index == scalar:
+            declined("learned")
+        else:
+            declined("shape", " and ".join(str(list(t.shape)) for t in given))
+        return False
+    return True
 
 
 def run(
@@ -39,8 +86,10 @@ def run(
     weight: Tensor | None,
     state: Tensor | None,
     options: Nll,
+    key: Hashable | None = None,
 ) -> Tensor:
-    """-log p(target | params), reduced as `options` says, by the backend that serves."""
+    """-log p(target | params), reduced as `options` says, by the backend that serves. `key`: what
+    the call's plan may be kept under."""
     backend = backends.select_form(target.device, options.form)
     # The kernels give a target's gradient where it is minus that in the location.
     located = options.form in LOCATION and state is None and target.layout == torch.strided
@@ -49,7 +98,11 @@ def run(
     order = memory_order(params[0], options.lead) if dense else None
     constants = None if located else target, weight
     if order is not None and not needs_reference(*constants):
+        if key is not None:
+            declined("layout", "the parameters' dimensions lie in memory in another order")
         return _in_order(order, params, target, mask, weight, options)
+    if key is not None and backend != "native":
+        declined("backend", backend)
     plain = by_plain_pytorch("nll", backend, *constants)
     sparse: tuple[Tensor, ...] = ()
     if target.layout == torch.sparse_csr:
@@ -60,29 +113,68 @@ def run(
             target = target.values().contiguous()
     if plain:
         return reference.nll(params, target, mask, weight, state, options)
-    options, numbers = settled(options)
     if grad_needed(target):
-        params = _wide_enough(params, target, options)
+        own, params = params, _wide_enough(params, target, options)
+        if key is not None and params[0] is not own[0]:
+            declined("dtype", own[0].dtype)
+            key = None
+    others: Others = (mask, weight, state, *(sparse or (None, None)))
     loss: Tensor
+    if backend == "native" and direct(*params, target, *others):
+        if all(t is None for t in others):
+            others = ()
+        plan = backends.load(backend, "nll").plan(params, target, others, options)
+        _plans.keep(key, plan)
+        served("nll", backend, "direct")
+        if grad_needed(*params, target):
+            loss = _apply(plan, len(others), target, *params, *others)
+        else:
+            loss = plan.forward(params, target, others, ())[0]
+        return loss
+    options, numbers = settled(options)
     if grad_needed(*params, target):
-        loss = _NLL.apply(
-            *distinct(
-                target,
-                mask,
-                weight,
-                state,
-                numbers,
-                options,
-                backend,
-                len(sparse),
-                *sparse,
-                *params,
-            )
-        )
+        unplanned = Unplanned(options, backend)
+        others = (*others, numbers)
+        loss = _NLL.apply(*distinct(unplanned, len(others), target, *params, *others))
     else:
         tensors = (list(params), target, mask, weight, state, list(sparse))
         loss = _operator.call(backend, numbers, *tensors, options, [False] * len(params))[0]
     return loss
+
+
+def run_found(plan: Any, params: tuple[Tensor, ...], target: Tensor, graded: bool) -> Tensor:
+    """The loss by a plan that was found; `graded`: the target asks for a gradient."""
+    loss: Tensor
+    if recording():
+        if graded:
+            loss = _apply(plan, None, target, *params)
+            return loss
+        for param in params:
+            if param.requires_grad:
+                loss = _apply(plan, None, target, *params)
+                return loss
+    loss = plan.forward(params, target, (), ())[0]
+    return loss
+
+
+class Unplanned(NamedTuple):
+    """A call that has no plan: by a backend that makes none, or by torch's dispatcher."""
+
+    options: Nll
+    backend: str
+    casts: bool = True
+
+    def forward(
+        self, params: tuple[Tensor, ...], target: Tensor, others: Others, need: Sequence[bool]
+    ) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """As a plan's."""
+        mask, weight, state, starts, columns, numbers = others
+        sparse = [t for t in (starts, columns) if t is not None]
+        wanted = [*need] or [False] * len(params)
+        call = ([*params], target, mask, weight, state, sparse, self.options, wanted)
+        loss, *grads = _operator.call(self.backend, numbers, *call)
+        found = iter(grads)
+        return loss, [next(found) if w else None for w in wanted]
 
 
 def _in_order(
@@ -111,89 +203,139 @@ def _in_order(
 
 
 class _NLL(torch.autograd.Function):
+    """Of the target, the parameters and `rest` others, the last of which, where a compiler does
+    not know all of the options' numbers, are these; None: the plan was found, and there are none.
+    """
+
     @staticmethod
-    def forward(
-        ctx: Any,
-        target: Tensor,
-        mask: Tensor | None,
-        weight: Tensor | None,
-        state: Tensor | None,
-        numbers: Tensor | None,
-        options: Nll,
-        backend: str,
-        parts: int,
-        *tensors: Tensor,
-    ) -> Tensor:
-        sparse, params = tensors[:parts], tensors[parts:]
-        need = list(ctx.needs_input_grad[8 + parts :])
-        wanted = wanted_of(need, ctx.needs_input_grad[0])
+    def forward(ctx: Any, plan: Any, rest: int | None, target: Tensor, *tensors: Any) -> Tensor:
+        graded, *need = ctx.needs_input_grad[2:]
+        params, others = tensors, ()
+        if rest:
+            params, others, need = tensors[:-rest], tensors[-rest:], need[:-rest]
+        wanted: Sequence[bool] = wanted_of(need, graded)
+        options = plan.options
         ctx.stored = options.reduce != "elem" or (
             options.form in _DEAR
-            and backend == "native"
+            and not isinstance(plan, Unplanned)
             and target.is_cpu
-            and mask is None
-            and direct(*params, target, weight)
+            and not (others and others[0] is not None)
         )
-        made = list(wanted) if ctx.stored else [False] * len(need)
-        call = (list(params), target, mask, weight, state, list(sparse), options, made)
         loss: Tensor
-        loss, *grads = _operator.call(backend, numbers, *call)
-        keep(ctx, (target, mask, weight, state, numbers, *tensors), grads)
-        ctx.options, ctx.backend, ctx.need, ctx.parts = options, backend, need, parts
+        loss, grads = plan.forward(params, target, others, wanted if ctx.stored else ())
+        ctx.plan, ctx.rest = plan, rest
+        if rest is None:
+            # What `keep` does: whoever found a plan has asked for hooks.
+            ctx.save_for_backward(target, *tensors)
+            ctx.made = grads
+        else:
+            keep(ctx, (target, *tensors), grads)
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        need, options, backend, parts = ctx.need, ctx.options, ctx.backend, ctx.parts
-        to_target = ctx.needs_input_grad[0]
-        wanted = wanted_of(need, to_target)
-        saved, made, overwrite = kept(ctx, 5 + parts + len(need))
-        target, mask, weight, state, numbers = saved[:5]
-        sparse, params = saved[5 : 5 + parts], saved[5 + parts :]
-        grads: list[Tensor | None]
-        if by_reference(upstream):
-            x = densified(target, sparse, params[0].shape[options.lead :])
-            to_x, *grads = twice_differentiable(
-                params, x, mask, weight, state, options, [to_target, *need], upstream
-            )
-            return (to_x, *(None,) * (7 + parts), *grads)
-        if options.reduce == "elem" and ctx.stored:
-            found = iter(made)
-            grads = [_times(next(found), upstream, overwrite) if w else None for w in wanted]
-        elif options.reduce == "elem":
-            weight = upstream if weight is None else upstream * weight
-            options = options._replace(reduce="sum")
-            call = (list(params), target, mask, weight, state, list(sparse), options, list(wanted))
-            found = iter(_operator.call(backend, numbers, *call)[1:])
-            grads = [next(found) if w else None for w in wanted]
-            scalar = grads[options.scalar] if options.scalar >= 0 else None
-            if scalar is not None:
-                grads[options.scalar] = scalar.sum()
-        else:
-            if mask is not None and options.reduce == "sample" and options.scalar >= 0:
-                shape = params[0].shape[options.lead - 1 :]
-                any_kept = mask.expand(shape).reshape(shape[0], -1).any(1)
-                upstream = torch.where(any_kept, upstream, 0.0)
-            found = iter(made)
-            grads = [
-                times_upstream(next(found), i, upstream, options, backend, overwrite) if w else None
-                for i, w in enumerate(wanted)
-            ]
-            if mask is not None and options.reduce == "sample":
-                # A stored 0 times a sample's infinite gradient is no number.
-                grads = [
-                    g if g is None or index == options.scalar else torch.where(mask, g, 0.0)
-                    for index, g in enumerate(grads)
-                ]
-        to_x = None
-        if to_target:
-            assert grads[0] is not None
-            to_x = minus_to(target, grads[0], keeps=need[0])
-        own = [
-            g.to(p.dtype) if n and g is not None else None
-            for g, n, p in zip(grads, need, params, strict=True)
+        plan, rest = ctx.plan, ctx.rest
+        graded, *need = ctx.needs_input_grad[2:]
+        if not rest and not graded:
+            taken = as_made(ctx, plan, upstream)
+            if taken is not None:
+                return None, None, None, *taken
+        (target, *tensors), grads, overwrite = kept(ctx, 1 + len(need))
+        params, others = tensors, tensors[:0]
+        if rest:
+            params, others, need = tensors[:-rest], tensors[-rest:], need[:-rest]
+        made = grads if ctx.stored else None
+        found = gradients(plan, params, target, others, need, graded, upstream, made, overwrite)
+        return (None, None, *found, *(None,) * (rest or 0))
+
+
+_apply = apply_of(_NLL)
+
+
+def as_made(ctx: Any, plan: Any, upstream: Tensor) -> Sequence[Tensor | None] | None:
+    """The gradients as the forward pass made them, where that is all there is to it: the end of
+    most programs' graphs. `ctx` is of a function whose plan was found."""
+    if (
+        not ctx.made
+        or plan.casts
+        or upstream.dim()
+        or recording()
+        or keeps_graph()
+        or not direct(upstream)
+        or not upstream.is_cpu
+        or upstream.item() != 1.0
+    ):
+        return None
+    # As autograd has it: those must not have changed since.
+    _ = ctx.saved_tensors
+    grads: Sequence[Tensor | None] = ctx.made
+    ctx.made = ()
+    scalar = plan.options.scalar
+    if scalar >= 0:
+        grads = [g.sum() if i == scalar and g is not None else g for i, g in enumerate(grads)]
+    return grads
+
+
+def gradients(
+    plan: Any,
+    params: Sequence[Tensor],
+    target: Tensor,
+    others: Sequence[Tensor | None],
+    need: Sequence[bool],
+    graded: bool,
+    upstream: Tensor,
+    made: Sequence[Tensor | None] | None,
+    overwrite: bool,
+) -> Sequence[Tensor | None]:
+    """The gradients in the target and the parameters; `made`: those for an upstream gradient of 1,
+    if they were stored."""
+    options, backend = plan.options, plan.backend
+    full: list[Any] = [*others, *(None,) * (6 - len(others))]
+    mask, weight, state, starts, columns, numbers = full
+    sparse = [t for t in (starts, columns) if t is not None]
+    if by_reference(upstream):
+        x = densified(target, sparse, params[0].shape[options.lead :])
+        return twice_differentiable(
+            params, x, mask, weight, state, options, [graded, *need], upstream
+        )
+    wanted = wanted_of(need, graded)
+    grads: list[Tensor | None]
+    if options.reduce == "elem" and made is not None:
+        grads = [None if g is None else _times(g, upstream, overwrite) for g in made]
+    elif options.reduce == "elem":
+        weight = upstream if weight is None else upstream * weight
+        options = options._replace(reduce="sum")
+        call = ([*params], target, mask, weight, state, sparse, options, [*wanted])
+        found = iter(_operator.call(backend, numbers, *call)[1:])
+        grads = [next(found) if w else None for w in wanted]
+        scalar = grads[options.scalar] if options.scalar >= 0 else None
+        if scalar is not None:
+            grads[options.scalar] = scalar.sum()
+    else:
+        assert made is not None
+        if mask is not None and options.reduce == "sample" and options.scalar >= 0:
+            shape = params[0].shape[options.lead - 1 :]
+            any_kept = mask.expand(shape).reshape(shape[0], -1).any(1)
+            upstream = torch.where(any_kept, upstream, 0.0)
+        grads = [
+            None if g is None else times_upstream(g, i, upstream, options, backend, overwrite)
+            for i, g in enumerate(made)
         ]
-        return (to_x, *(None,) * (7 + parts), *own)
+        if mask is not None and options.reduce == "sample":
+            # A stored 0 times a sample's infinite gradient is no number.
+            grads = [
+                g if g is None or index == options.scalar else torch.where(mask, g, 0.0)
+                for index, g in enumerate(grads)
+            ]
+    to_target = None
+    if graded:
+        assert grads[0] is not None
+        to_target = minus_to(target, grads[0], keeps=need[0])
+    own = [
+        g.to(p.dtype) if n and g is not None else None
+        for g, n, p in zip(grads, need, params, strict=True)
+    ]
+    return to_target, *own
 
 
 def _wide_enough(params: tuple[Tensor, ...], target: Tensor, options: Nll) -> tuple[Tensor, ...]:

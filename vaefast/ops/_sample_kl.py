@@ -5,16 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import backends, random
 from .._args import compute_dtype, grad_needed, operand
+from .._explain import declined, served
+from .._torch import apply_of, keeps_graph
 from ..backends._options import Posterior
 from ..backends.reference import sample_kl as reference
+from . import _plans
 from ._autograd import (
     by_plain_pytorch,
     by_reference,
@@ -25,12 +28,17 @@ from ._autograd import (
     reference_grads,
 )
 from ._memory_order import inverse, memory_order, ordered
-from ._register import Operator, direct, settled
+from ._plans import recording
+from ._register import PLAIN, Operator, direct, settled
 
 _TENSORS = (
     "Tensor mu, Tensor scale, Tensor? prior_mu, Tensor? prior_scale, Tensor? mask, "
     "Tensor? weight, Tensor? state, Tensor? noise"
 )
+
+
+# What is beside mu and scale: prior_mu, prior_scale, mask, weight, noise; () for none of them.
+Others = tuple[Tensor | None, ...]
 
 
 def run(
@@ -45,33 +53,114 @@ def run(
     state: Tensor | None = None,
     noise: Tensor | None = None,
     balance: float | None = None,
+    key: Hashable | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """(z, kl) by the backend that serves, each None where `options` does not ask for it.
 
-    `balance`: the prior's share of the KL's gradient, and what is left of 1 the posterior's.
+    `balance`: the prior's share of the KL's gradient, and what is left of 1 the posterior's. `key`:
+    what the call's plan may be kept under.
     """
     backend = backends.select(mu.device)
-    tensors = (mu, scale, prior_mu, prior_scale, mask, weight, state, noise)
+    others: Others = (prior_mu, prior_scale, mask, weight, noise)
     # Of several samples the first dimension is theirs, and the noise of each its own.
     order = memory_order(mu, 1) if options.num_samples <= 0 else None
     if order is not None and not needs_reference(weight, noise):
-        return _in_order(order, tensors, options, balance)
+        if key is not None:
+            declined("layout", "mu's dimensions lie in memory in another order")
+        return _in_order(order, mu, scale, others, state, options, balance)
+    if key is not None and backend != "native":
+        declined("backend", backend)
     if by_plain_pytorch("sample_kl", backend, weight, noise):
         if balance is not None:
-            return _balanced(tensors, options, balance)
-        return reference.sample_kl(*tensors, options)
+            return _balanced(mu, scale, others, state, options, balance)
+        by: Any = reference.sample_kl
+        return by(*_in_schema(mu, scale, others, state), options)  # type: ignore[no-any-return]
+    if backend == "native" and direct(mu, scale, *others, state):
+        if all(t is None for t in others):
+            others = ()
+        plan = backends.load(backend, "sample_kl").plan(mu, scale, others, options)
+        _plans.keep(key, plan)
+        served("sample_kl", backend, "direct")
+        kind = 0 if state is None else state.dim() - 1
+        if not grad_needed(mu, scale, *others[:2]):
+            z, kl, _ = plan.forward(mu, scale, others, state, kind, False)
+        elif balance is None:
+            z, kl = _apply(plan, state, kind, False, mu, scale, *others)
+        else:
+            z, kl = _apply(plan, state, kind, False, mu, scale, *others, None, balance)
+        return z, kl
     options, numbers = settled(options)
     if grad_needed(mu, scale, prior_mu, prior_scale):
         share = None if balance is None else operand(balance)
-        z, kl = _SampleKL.apply(*distinct(*tensors, numbers, options, backend, share))
+        unplanned = Unplanned(options, backend)
+        z, kl = _SampleKL.apply(
+            *distinct(unplanned, state, 0, False, mu, scale, *others, numbers, share)
+        )
     else:
-        z, kl = _forward.call(backend, numbers, *tensors, options)
+        z, kl = _forward.call(backend, numbers, *_in_schema(mu, scale, others, state), options)
     return z if options.num_samples >= 0 else None, kl if options.reduce else None
+
+
+def run_found(
+    plan: Any,
+    mu: Tensor,
+    scale: Tensor,
+    seed: random.Seed | None,
+    generator: random.Generator | None,
+) -> Any:
+    """(z, kl) by a plan that was found."""
+    if seed is None and generator is None:
+        state, kind = random.drawn(mu), 2
+    else:
+        state = random.make_state(mu, mu.shape[0], seed, generator)
+        kind = state.dim() - 1
+    if recording() and (mu.requires_grad or scale.requires_grad):
+        return _apply(plan, state, kind, True, mu, scale)
+    return plan.forward(mu, scale, (), state, kind, False)[:2]
+
+
+def kl_found(plan: Any, mu: Tensor, scale: Tensor) -> Any:
+    """The KL by a plan that was found."""
+    if recording() and (mu.requires_grad or scale.requires_grad):
+        return _apply(plan, None, 0, True, mu, scale)[1]
+    return plan.forward(mu, scale, (), None, 0, False)[1]
+
+
+class Unplanned(NamedTuple):
+    """A call that has no plan: by a backend that makes none, or by torch's dispatcher."""
+
+    options: Posterior
+    backend: str
+
+    def forward(
+        self,
+        mu: Tensor,
+        scale: Tensor,
+        others: Others,
+        state: Tensor | None,
+        state_kind: int,
+        keep: bool,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """As a plan's."""
+        tensors = _in_schema(mu, scale, others, state)
+        z, kl = _forward.call(self.backend, others[5], *tensors, self.options)
+        return z, kl, None
+
+
+def _in_schema(
+    mu: Tensor, scale: Tensor, others: Others, state: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """In the order of the registered operator."""
+    prior_mu, prior_scale, mask, weight, noise = others[:5] or (None,) * 5
+    return mu, scale, prior_mu, prior_scale, mask, weight, state, noise
 
 
 def _in_order(
     order: tuple[int, ...],
-    tensors: tuple[Tensor | None, ...],
+    mu: Tensor,
+    scale: Tensor,
+    others: Others,
+    state: Tensor | None,
     options: Posterior,
     balance: float | None,
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -79,16 +168,14 @@ def _in_order(
 
     Noise belongs to its place as it is counted: it is made there, and brought into the order.
     """
-    *_, state, noise = tensors
+    noise = others[4]
     if state is not None:
-        assert tensors[0] is not None
-        dtype = compute_dtype(*tensors[:4])
-        noise = random.normal(tensors[0].shape, state, dtype=dtype, offset=options.offset)
-    mu, scale, prior_mu, prior_scale, mask, weight = (ordered(t, order) for t in tensors[:6])
-    assert mu is not None and scale is not None
+        dtype = compute_dtype(mu, scale, *others[:2])
+        noise = random.normal(mu.shape, state, dtype=dtype, offset=options.offset)
+    prior_mu, prior_scale, mask, weight = (ordered(t, order) for t in others[:4])
     z, kl = run(
-        mu,
-        scale,
+        ordered(mu, order),
+        ordered(scale, order),
         options,
         prior_mu=prior_mu,
         prior_scale=prior_scale,
@@ -107,126 +194,193 @@ def _in_order(
 
 
 class _SampleKL(torch.autograd.Function):
+    """Of mu and scale, and of the `others`, then with what a compiler does not know of the
+    options' numbers, and the balance. `found`: the plan was found, not made."""
+
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor | None, Tensor | None]:
-        *tensors, numbers, options, backend, balance = args
-        ctx.set_materialize_grads(False)
-        ctx.options, ctx.backend, ctx.direct = options, backend, direct(*tensors)
-        # A number that a compiler does not know is a tensor.
-        open_balance = balance if isinstance(balance, Tensor) else None
-        ctx.balance = balance if open_balance is None else None
-        if not ctx.direct:
-            keep(ctx, (*tensors, numbers, open_balance), (None,))
-            z, kl = _forward.routed(backend, numbers, *tensors, options)
-            _mark(ctx, z)
+    def forward(
+        ctx: Any,
+        plan: Any,
+        state: Tensor | None,
+        state_kind: int,
+        found: bool,
+        mu: Tensor,
+        scale: Tensor,
+        *others: Any,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        need = ctx.needs_input_grad
+        z, kl, derivative = plan.forward(mu, scale, others, state, state_kind, need[5])
+        ctx.plan = plan
+        if found:
+            # What follows, in fewer bytecodes: whoever found a plan has asked for hooks.
+            ctx.materialize_grads = False
+            ctx.made = (derivative,)
+            if state is None:
+                ctx.save_for_backward(mu, scale)
+            else:
+                ctx.save_for_backward(mu, scale, state)
             return z, kl
-        derivative = None
-        if ctx.needs_input_grad[1]:
-            module = backends.load(backend, "sample_kl")
-            derivative = module.room_for_derivative(*tensors[:4], options)
-        keep(ctx, (*tensors, None, open_balance), (derivative,))
-        z, kl = _forward.direct(backend, *tensors, options, derivative)
-        _mark(ctx, z)
+        ctx.set_materialize_grads(False)
+        ctx.balance = None
+        if len(others) > 5 and not isinstance(others[6], Tensor):
+            # A number that a compiler does not know is a tensor.
+            ctx.balance, others = others[6], (*others[:6], None)
+        # Nothing absent is saved where it need not be: a hook can be set on all that is.
+        last = () if state is None and not others else (state,)
+        keep(ctx, (mu, scale, *others, *last), (derivative,))
+        if z is not None and not (need[4] or need[5]):
+            # A sample does not depend on the prior: it has no gradient where that alone is learned.
+            ctx.mark_non_differentiable(z)
         return z, kl
 
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Any:
-        (*tensors, numbers, open_balance), (derivative,), overwrite = kept(ctx, 10)
-        balance = ctx.balance if open_balance is None else open_balance
-        options, need = ctx.options, list(ctx.needs_input_grad[:4])
-        if options.num_samples < 0:
-            grad_z = None
-        if not options.reduce:
-            grad_kl = None
-        how = (ctx.direct, ctx.backend, numbers, overwrite)
-        found = gradients(tensors, derivative, options, need, grad_z, grad_kl, *how, balance)
-        return (*found, *_NO_GRADS)
+        plan, made, saved = ctx.plan, ctx.made, ctx.saved_tensors
+        mu, scale, *others = saved
+        need = ctx.needs_input_grad[4:]
+        grads: Sequence[Tensor | None]
+        if (
+            made
+            and len(others) < 2
+            and not recording()
+            and direct(grad_z, grad_kl)
+            and type(mu) in PLAIN
+            and type(scale) in PLAIN
+            and not mu.is_neg()
+            and not scale.is_neg()
+            and (grad_z is not None or grad_kl is not None)
+        ):
+            # The end of most programs' graphs: nothing else is to be thought of.
+            overwrite = not keeps_graph()
+            if overwrite:
+                ctx.made = ()
+            state = others[0] if others else None
+            grad_mu, grad_scale = plan.backward(
+                grad_z, grad_kl, mu, scale, (), state, made[0], need, overwrite
+            )
+            return None, None, None, None, grad_mu, grad_scale
+        hooked = made is None
+        (mu, scale, *others), (derivative,), overwrite = kept(ctx, len(saved) - hooked, saved)
+        state = others.pop() if others else None
+        if hooked and not isinstance(plan, Unplanned):
+            # What a hook brings back may be of any layout and dtype.
+            plan = backends.load("native", "sample_kl").plan(mu, scale, others[:5], plan.options)
+        call = _Call(plan, mu, scale, tuple(others[:5]), state, *others[5:6])
+        if len(others) < 6:
+            grads = _gradients(call, need, grad_z, grad_kl, derivative, overwrite)
+        else:
+            balance = others[6] if ctx.balance is None else ctx.balance
+            grads = _shared(call, need, grad_z, grad_kl, derivative, overwrite, balance)
+        return (None, None, None, None, *grads, *(None,) * (len(need) - len(grads)))
 
 
-def gradients(
-    tensors: Sequence[Tensor | None],
-    derivative: Tensor | None,
-    options: Posterior,
-    need: list[bool],
+_apply = apply_of(_SampleKL)
+
+
+class _Call(NamedTuple):
+    """What a backward pass finds of its forward pass. `numbers`: those that a compiler does not
+    know of the options."""
+
+    plan: Any
+    mu: Tensor
+    scale: Tensor
+    others: Others
+    state: Tensor | None
+    numbers: Tensor | None = None
+
+    def apart(self, posterior: bool) -> _Call:
+        """With the parameters constant of the prior, or else those of the posterior."""
+        if posterior:
+            fixed = [None if t is None else t.detach() for t in self.others[:2]]
+            return self._replace(others=(*fixed, *self.others[2:]))
+        return self._replace(mu=self.mu.detach(), scale=self.scale.detach())
+
+
+def _shared(
+    call: _Call,
+    need: Sequence[bool],
     grad_z: Tensor | None,
     grad_kl: Tensor | None,
-    was_direct: bool,
-    backend: str,
-    numbers: Tensor | None,
+    derivative: Tensor | None,
     overwrite: bool,
-    balance: float | Tensor | None = None,
+    balance: float | Tensor | None,
+) -> Sequence[Tensor | None]:
+    """As `_gradients`; `balance` of the KL's goes to the prior, what is left to the posterior."""
+    if balance is None or grad_kl is None:
+        return _gradients(call, need[:4], grad_z, grad_kl, derivative, overwrite)
+    # Two terms of one value: each has one side's gradients, and takes the other's parameters for
+    # constants, to any order.
+    ours, its = ((_share(grad_kl, s)) for s in (1 - balance, balance))
+    own = (*need[:2], False, False)
+    posterior = _gradients(call.apart(True), own, grad_z, ours, derivative, overwrite)
+    own = (False, False, *need[2:4])
+    prior = _gradients(call.apart(False), own, None, its, None, False)
+    return (*posterior[:2], *prior[2:])
+
+
+def _gradients(
+    call: _Call,
+    need: Sequence[bool],
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    derivative: Tensor | None,
+    overwrite: bool,
 ) -> Sequence[Tensor | None]:
     """The gradients in mu, scale, prior_mu and prior_scale, None where none is needed.
 
     `derivative`: dz/dscale, if it was kept, and whether to `overwrite` it.
     """
-    if balance is not None and grad_kl is not None:
-        # Two terms of one value: each has one side's gradients, and takes the other's parameters
-        # for constants, to any order.
-        posterior, prior = _apart(tensors)
-        how = (was_direct, backend, numbers)
-        share, own = _share(grad_kl, 1 - balance), [*need[:2], False, False]
-        ours = gradients(posterior, derivative, options, own, grad_z, share, *how, overwrite)
-        share, own = _share(grad_kl, balance), [False, False, *need[2:]]
-        its = gradients(prior, None, options, own, None, share, *how, False)
-        return (*ours[:2], *its[2:])
-    if grad_kl is None:
-        # The prior's parameters enter the KL alone.
-        need[2:] = [False, False]
+    plan, mu, scale, others, state, numbers = call
+    options = plan.options
+    need = [*need[:2], False, False] if grad_kl is None or not others else [*need[:4]]
+    if options.num_samples < 0:
+        grad_z = None
     if (grad_z is None and grad_kl is None) or not any(need):
         return (None,) * 4
+    tensors = _in_schema(mu, scale, others, state)
     if by_reference(grad_z, grad_kl):
         return _twice_differentiable(tensors, options, need, grad_z, grad_kl)
     # A saved-tensor hook may have brought back what a kernel cannot read.
-    if was_direct and direct(grad_z, grad_kl, *tensors):
-        found = _backward.direct(
-            backend, grad_z, grad_kl, *tensors, options, need, derivative, overwrite
+    plain = direct(grad_z, grad_kl, *tensors)
+    if not isinstance(plan, Unplanned) and plain:
+        found = plan.backward(
+            grad_z, grad_kl, mu, scale, others, state, derivative, need, overwrite
         )
+        return (*found, None, None)[:4]
+    backend = plan.backend
+    if plain:
+        made = _backward.direct(backend, grad_z, grad_kl, *tensors, options, need)
     else:
-        found = _backward.routed(backend, numbers, grad_z, grad_kl, *tensors, options, need)
-    grads = iter(found)
+        made = _backward.routed(backend, numbers, grad_z, grad_kl, *tensors, options, need)
+    grads = iter(made)
     return [next(grads) if wanted else None for wanted in need]
-
-
-def _mark(ctx: Any, z: Tensor | None) -> None:
-    """A sample does not depend on the prior: where that alone is learned, z has no gradient."""
-    if z is not None and not any(ctx.needs_input_grad[:2]):
-        ctx.mark_non_differentiable(z)
-
-
-# For mask, weight, state, noise, numbers, options, backend and balance.
-_NO_GRADS = (None,) * 8
-
-
-_Tensors = Sequence[Tensor | None]
 
 
 def _share(upstream: Tensor, of: float | Tensor) -> Tensor:
     return (upstream * of).to(upstream.dtype)
 
 
-def _apart(tensors: _Tensors) -> tuple[_Tensors, _Tensors]:
-    """The operands with the prior's parameters constant, and with the posterior's."""
-    fixed = [None if t is None else t.detach() for t in tensors[:4]]
-    rest = tensors[4:]
-    return (*tensors[:2], *fixed[2:], *rest), (*fixed[:2], *tensors[2:4], *rest)
-
-
 def _balanced(
-    tensors: _Tensors, options: Posterior, balance: float
+    mu: Tensor,
+    scale: Tensor,
+    others: Others,
+    state: Tensor | None,
+    options: Posterior,
+    balance: float,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """As `gradients` has it, in plain PyTorch."""
-    call: Any = reference.sample_kl
-    posterior, prior = _apart(tensors)
-    z, kl = call(*posterior, options)
-    _, same = call(*prior, options._replace(num_samples=-1))
+    """As `_shared` has it, in plain PyTorch."""
+    by: Any = reference.sample_kl
+    call = _Call(None, mu, scale, others, state)
+    parts = [_in_schema(*c[1:5]) for c in (call.apart(True), call.apart(False))]
+    z, kl = by(*parts[0], options)
+    _, same = by(*parts[1], options._replace(num_samples=-1))
     return z, (1 - balance) * kl + balance * same
 
 
 def _twice_differentiable(
     tensors: Sequence[Tensor | None],
     options: Posterior,
-    need: list[bool],
+    need: Sequence[bool],
     grad_z: Tensor | None,
     grad_kl: Tensor | None,
 ) -> list[Tensor | None]:

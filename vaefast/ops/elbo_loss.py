@@ -12,7 +12,9 @@ from .._args import Clamp, Param, Reduction
 from .._explain import declined
 from ..backends.reference._exact import clamp as closed_clamp
 from ..likelihoods import Likelihood, Params
-from . import _small_nll
+from . import _elbo_loss, _nll
+from ._plans import recording
+from ._register import direct
 from ._validate import check_scale
 from .gaussian_kl import FreeBitsPer, gaussian_kl, inverse
 from .nll import nll
@@ -141,11 +143,13 @@ def elbo_loss(
     )
     if special:
         declined("argument", f"{special} of elbo_loss")
-    else:
+    elif recording() and target.requires_grad:
+        declined("constant")
+    elif direct(raw) and raw.is_cpu:
         assert not isinstance(beta, Tensor)
-        found = _small_nll.elbo(params, target, model, raw, beta)
-        if found is not None:
-            return ELBO(*found)
+        tensors, _, plan = _nll.find(params, target, model, "batchmean", False)
+        if plan is not None:
+            return ELBO(*_elbo_loss.run_found(plan, tensors, target, raw, float(beta)))
     free_bits = _args.number("free_bits", free_bits)
     beta = _args.number_or_tensor("beta", beta)
     if capacity is not None:
@@ -162,8 +166,6 @@ def elbo_loss(
         generator=generator,
         offset=offset,
     )
-    if not special:
-        _small_nll.keep_elbo(params, target, model, raw)
     if kl is not None and not apart:
         raw = _args.mean(kl)
     cost = raw
@@ -179,7 +181,7 @@ def elbo_loss(
         # A compiler takes a number as an operand; as alpha each new one would be compiled anew.
         loss = data + beta * cost
     else:
-        # It saves no tensor, as the short way does not: checkpointing may go either way.
+        # It saves no tensor, as the fast path does not: checkpointing may go either way.
         loss = torch.add(data, cost, alpha=float(beta))
     data, raw = data.detach(), raw.detach()
     if reduction == "sample":

@@ -12,7 +12,7 @@ from .._args import Clamp, Param, Reduction
 from .._explain import declined
 from ..backends._options import Posterior
 from ..backends.reference._exact import clamp as closed_clamp
-from . import _sample_kl, _small_posterior
+from . import _plans, _sample_kl
 from .rsample import transform_of
 
 FreeBitsPer = Literal["dim", "sample", "total"]
@@ -90,12 +90,14 @@ def gaussian_kl(
         if (free_bits == 0) is not True
         else ""
     )
-    settings = ("gaussian_kl", param, min_std, clamp, reduction, free_bits_per)
+    key = None
     if special:
         declined("argument", special)
     else:
-        found = _small_posterior.gaussian_kl(mu, scale, settings)
-        if found is not None:
+        settings = ("gaussian_kl", param, min_std, clamp, reduction, free_bits_per)
+        key, plan = _plans.find((mu, scale), settings)
+        if plan is not None:
+            found: Tensor = _sample_kl.kl_found(plan, mu, scale)
             return found
     wide_scale = check_prior(mu, scale, prior_mu, prior_scale)
     mask, weight = _args.mask_and_weight(mask, weight, mu.shape, mu)
@@ -107,6 +109,9 @@ def gaussian_kl(
     balance = checked_balance(balance, prior_mu, prior_scale)
     how, factor = kernel_reduction(first, mu.shape)
     options = Posterior(transform, -1, 1.0, 0, how, factor)
+    if key is not None and wide_scale is not scale:
+        declined("shape", f"{list(mu.shape)} and {list(scale.shape)}")
+        key = None
     _, kl = _sample_kl.run(
         mu,
         wide_scale,
@@ -116,10 +121,9 @@ def gaussian_kl(
         mask=mask,
         weight=weight,
         balance=balance,
+        key=key,
     )
     assert kl is not None
-    if not special and wide_scale is scale:
-        _small_posterior.keep_posterior(mu, scale, settings, options)
     if free_bits > 0:
         kl = with_free_bits(kl, free_bits, free_bits_per, reduction, mu.shape)
     if reduction == "mean" and mask is not None:

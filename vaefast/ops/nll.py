@@ -14,7 +14,8 @@ from ..backends._options import Nll, RowNll
 from ..backends.reference._exact import clamp as closed_clamp
 from ..likelihoods import Form, Likelihood, Params, RowLikelihood
 from ..likelihoods._location import OPTIMAL_VARIANCE
-from . import _nll, _row_nll, _small_nll
+from . import _nll, _row_nll
+from ._plans import recording
 from ._validate import check_params, check_target
 from .gaussian_kl import inverse
 
@@ -82,14 +83,17 @@ def nll(
         if target.layout != torch.strided
         else ""
     )
+    key = None
+    described: tuple[Tensor, ...] = ()
     if special:
         declined("argument", special)
     else:
-        found = _small_nll.nll(params, target, model, reduction)
-        if found is not None:
+        graded = recording() and target.requires_grad
+        described, key, plan = _nll.find(params, target, model, reduction, graded)
+        if plan is not None:
             if validate:
                 _validate(params, target, model)
-            return found
+            return _nll.run_found(plan, described, target, graded)
     given = _checked_params(params)
     form = model.form_for(given, target)
     sparse = check_layout(target)
@@ -124,16 +128,15 @@ def nll(
         factor,
         factor,
     )
-    preparable = not special
     if state is not None:
         declined("argument", "a likelihood that draws its target")
-        preparable = False
+        key = None
     elif form.name in backends.USER_FORMS:
         declined("argument", "a likelihood of your own")
-        preparable = False
-    loss = _nll.run(tensors, target, mask, weight, state, options)
-    if preparable:
-        _small_nll.keep_nll(params, target, model, reduction, options, len(tensors))
+        key = None
+    elif key is not None and not _nll.are_taken(described, tensors, form.scalar):
+        key = None
+    loss = _nll.run(tensors, target, mask, weight, state, options, key)
     if reduction == "mean" and mask is not None:
         loss = _args.over_kept(loss, _args.count(sample_shape), mask, sample_shape)
     return loss

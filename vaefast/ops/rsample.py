@@ -8,7 +8,7 @@ from .. import _args, random
 from .._args import Clamp, Param
 from .._explain import declined
 from ..backends._options import Posterior, Transform
-from . import _sample_kl, _small_posterior
+from . import _plans, _sample_kl
 
 
 def rsample(
@@ -60,13 +60,15 @@ def rsample(
 
     Source: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", section 2.4.
     """
-    settings = (param, min_std, clamp, temperature, offset)
+    key = None
     special = "num_samples" if num_samples is not None else "noise" if noise is not None else ""
     if special:
         declined("argument", special)
     else:
-        found: Tensor | None = _small_posterior.sample(mu, scale, settings, seed, generator)
-        if found is not None:
+        settings = ("rsample", param, min_std, clamp, temperature, offset)
+        key, plan = _plans.find((mu, scale), settings)
+        if plan is not None:
+            found: Tensor = _sample_kl.run_found(plan, mu, scale, seed, generator)[0]
             return found
     wide_scale = _args.posterior(mu, scale)
     transform = transform_of(param, min_std, clamp)
@@ -74,10 +76,11 @@ def rsample(
     samples = 0 if num_samples is None else _args.integer("num_samples", num_samples)
     heat = _args.number("temperature", temperature)
     options = Posterior(transform, samples, heat, _args.integer("offset", offset), "", 1.0)
-    z, _ = _sample_kl.run(mu, wide_scale, options, state=state, noise=noise)
+    if key is not None and wide_scale is not scale:
+        declined("shape", f"{list(mu.shape)} and {list(scale.shape)}")
+        key = None
+    z, _ = _sample_kl.run(mu, wide_scale, options, state=state, noise=noise, key=key)
     assert z is not None
-    if not special and wide_scale is scale:
-        _small_posterior.keep_posterior(mu, scale, settings, options)
     return z
 
 

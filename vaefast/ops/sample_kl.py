@@ -10,7 +10,7 @@ from .. import _args, random
 from .._args import Clamp, Param, Reduction
 from .._explain import declined
 from ..backends._options import Posterior
-from . import _estimated_kl, _sample_kl, _small_posterior
+from . import _estimated_kl, _plans, _sample_kl
 from .gaussian_kl import (
     FreeBitsPer,
     before_free_bits,
@@ -114,14 +114,14 @@ def sample_kl(
         if balance is not None
         else ""
     )
-    settings = (param, min_std, clamp, temperature, offset, reduction)
+    key = None
     if special:
         declined("argument", special)
     else:
-        found: tuple[Tensor, Tensor] | None = _small_posterior.sample(
-            mu, scale, settings, seed, generator
-        )
-        if found is not None:
+        settings = ("sample_kl", param, min_std, clamp, temperature, offset, reduction)
+        key, plan = _plans.find((mu, scale), settings)
+        if plan is not None:
+            found: tuple[Tensor, Tensor] = _sample_kl.run_found(plan, mu, scale, seed, generator)
             return found
     wide_scale = check_prior(mu, scale, prior_mu, prior_scale)
     mask, weight = _args.mask_and_weight(mask, weight, mu.shape, mu)
@@ -167,6 +167,9 @@ def sample_kl(
         raise ValueError("stop_posterior needs estimator='monte_carlo', got 'closed'")
     how, factor = kernel_reduction(first, mu.shape)
     options = Posterior(transform, samples, heat, place, how, factor)
+    if key is not None and wide_scale is not scale:
+        declined("shape", f"{list(mu.shape)} and {list(scale.shape)}")
+        key = None
     z, kl = _sample_kl.run(
         mu,
         wide_scale,
@@ -178,10 +181,9 @@ def sample_kl(
         state=state,
         noise=noise,
         balance=balance,
+        key=key,
     )
     assert z is not None and kl is not None
-    if not special and wide_scale is scale:
-        _small_posterior.keep_posterior(mu, scale, settings, options)
     if free_bits > 0:
         kl = with_free_bits(kl, free_bits, free_bits_per, reduction, mu.shape)
     if reduction == "mean" and mask is not None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..layout import View, dense, plan
+from ..layout import View, dense, grid_of
 from ._buffers import buffers
 
 DTYPES = {
@@ -42,7 +42,7 @@ def pack(
 ) -> tuple[tuple[int, int, int], list[Packed | None], object]:
     """The grid (rows, cols, segments), every operand over it, and what must outlive the call."""
     if dense(shape, tensors):
-        # What `plan` would give, without the detour: it is much of a small operator's time.
+        # What `grid_of` would give, without the detour: it is much of a small operator's time.
         samples = shape[0] if lead == 1 else shape[:lead].numel()
         cols = shape.numel() // samples if samples else shape[lead:].numel()
         mod = samples or 1
@@ -51,7 +51,7 @@ def pack(
             for t in tensors
         ]
         return (samples, cols, 1), packed, tensors
-    grid = plan(shape, lead, tensors)
+    grid = grid_of(shape, lead, tensors)
     return (grid.rows, grid.cols, grid.segments), [operand(v) for v in grid.views], grid
 
 

@@ -11,7 +11,7 @@ from .._options import Posterior
 from ..layout import View, fitted
 from ._pack import fresh, fresh_like, operand, result, stream
 from ._place import place, place_for_samples
-from .sample_kl import _gradient, _pack, _settings
+from ._posterior import gradient, pack_samples, settings_of
 
 
 def estimated_kl(
@@ -26,7 +26,7 @@ def estimated_kl(
     """(z, kl): kl is `[K, B]` for z `[K, B, *latent]`, or `[B]` for z `[B, *latent]`."""
     dtype = compute_dtype(mu, scale, prior_mu, prior_scale)
     operands = (mu, scale, prior_mu, prior_scale, None, None, noise)
-    grid, packed, _alive = _pack(mu, operands, options)
+    grid, packed, _alive = pack_samples(mu, operands, options)
     lead = mu.shape[:1]
     if options.num_samples:
         z = fresh((options.num_samples, *mu.shape), mu.dtype, mu.device)
@@ -38,7 +38,7 @@ def estimated_kl(
         grid,
         tuple(packed),
         stream(state, options.offset),
-        _settings(options, dtype),
+        settings_of(options, dtype),
         result(z),
         kl.data_ptr(),
         torch.get_num_threads()
@@ -65,21 +65,21 @@ def estimated_kl_backward(
     parameters = (mu, scale, prior_mu, prior_scale)
     dtype = compute_dtype(*parameters)
     operands = (*parameters, None, None, noise, grad_z)
-    grid, packed, _alive = _pack(mu, operands, options)
+    grid, packed, _alive = pack_samples(mu, operands, options)
     upstream = None
     if grad_kl is not None:
         # One value for all of a sample's rows.
         flat = grad_kl.reshape(-1)
         upstream = operand(View(flat, grid[2], len(flat), flat.stride(0), 0))
     grads = [
-        _gradient(t, mu, dtype) if t is not None and n else None
+        gradient(t, mu, dtype) if t is not None and n else None
         for t, n in zip(parameters, need, strict=True)
     ]
     _C.estimated_kl_backward(
         grid,
         tuple(packed[:7]),
         stream(state, options.offset),
-        _settings(options, dtype),
+        settings_of(options, dtype),
         stop_posterior,
         packed[7],
         upstream,

@@ -13,7 +13,7 @@ from .._options import Posterior, Transform
 from ..layout import fitted
 from ._pack import Packed, fresh_like, pack, result
 from ._place import place, place_for_samples
-from .sample_kl import _gradient, _settings
+from ._posterior import gradient, settings_of
 
 
 def log_ratio(
@@ -33,7 +33,7 @@ def log_ratio(
         grid,
         (*packed[:4], None, None, None),
         packed[4],
-        _settings(_options(z, transform), dtype),
+        settings_of(_options(z, transform), dtype),
         prior,
         value.data_ptr(),
         torch.get_num_threads() if z.is_cpu else place_for_samples(z, grid, len(z)),
@@ -61,7 +61,7 @@ def log_ratio_backward(
     grads = [
         fresh_like(z) if need[0] else None,
         *(
-            _gradient(t, mu, dtype) if t is not None and n else None
+            gradient(t, mu, dtype) if t is not None and n else None
             for t, n in zip(parameters, need[1:], strict=True)
         ),
     ]
@@ -69,7 +69,7 @@ def log_ratio_backward(
         grid,
         (*packed[:4], None, None, None),
         packed[4],
-        _settings(_options(z, transform), dtype),
+        settings_of(_options(z, transform), dtype),
         prior,
         packed[5],
         tuple([result(g) for g in grads]),

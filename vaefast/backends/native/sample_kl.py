@@ -2,19 +2,298 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import _C
-from ..._args import PARAMS, compute_dtype
 from .._options import Posterior
-from ..layout import View, fitted
-from ._pack import REDUCE, Packed, fresh, fresh_like, operand, pack, result, stream
-from ._place import place
+from ..layout import Place, dense_strides, fitted, laid_out, places
+from ._pack import DTYPES, REDUCE
+from ._place import place_with
+from ._plan import LIKE, Operand, Room, is_dense, operand_of, packed, room
+from ._posterior import settings_of
 
-_PARAM = {name: index for index, name in enumerate(PARAMS)}
+# The core's kPriorBlocks.
+_BLOCKS = 16
+
+# What is beside mu and scale: prior_mu, prior_scale, mask, weight, noise; () for none of them.
+Others = Sequence[Tensor | None]
+_ABSENT = (None,) * 5
+
+
+def plan(
+    mu: Tensor, scale: Tensor, others: Others, options: Posterior, *upstream: Tensor | None
+) -> Plan:
+    """The plan of a call. `upstream`: the gradients of z and the KL as the backward pass has them,
+    where they are neither dense nor one number for many elements."""
+    keys = tuple([operand_of(t) for t in (mu, scale, *others)])
+    return _made(keys, tuple([operand_of(t) for t in upstream]), options, mu.device)
+
+
+@functools.lru_cache(maxsize=1024)
+def _made(
+    keys: tuple[Operand, ...],
+    upstream: tuple[Operand, ...],
+    options: Posterior,
+    device: torch.device,
+) -> Plan:
+    return Plan(keys, upstream, options, device)
+
+
+class Plan:
+    """A call and its backward pass, made ready but for their tensors.
+
+    `forward` gives z, the KL and dz/dscale, `backward` the gradients; each is None where it is not
+    asked for. A backward pass whose operands come back laid out in another way than they were (a
+    saved-tensor hook may make them dense), or whose upstream gradients are neither dense nor one
+    number for many elements, makes a plan of its own.
+    """
+
+    operator = "sample_kl"
+    backend = "native"
+
+    __slots__ = (
+        *("options", "_forward", "_backward", "_copies", "_shape", "_strides", "_workspace"),
+        *("_z", "_kl", "_kl_like", "_derivative", "_grads"),
+    )
+
+    def __init__(
+        self,
+        keys: tuple[Operand, ...],
+        upstream: tuple[Operand, ...],
+        options: Posterior,
+        device: torch.device,
+    ) -> None:
+        mu, scale, *others = (*keys, *_ABSENT)[:7]
+        assert mu is not None and scale is not None
+        shape, samples, reduce = tuple(mu[0]), options.num_samples, options.reduce
+        parameters = (mu, scale, *others[:2])
+        wide = any(k is not None and k[2] == torch.float64 for k in parameters)
+        dtype = torch.float64 if wide else torch.float32
+        z_shape = (samples, *shape) if samples > 0 else shape
+        kl_shape = {"elem": shape, "sample": shape[:1], "dim": shape[1:]}.get(reduce, ())
+        grad_z, grad_kl = upstream or (
+            (z_shape, dense_strides(z_shape), mu[2]) if samples >= 0 else None,
+            (kl_shape, dense_strides(kl_shape), dtype) if reduce else None,
+        )
+        per_place = grad_kl if reduce in ("elem", "dim") else None
+        operands = (mu, scale, *others, grad_z, per_place)
+        rows, cols, segments, found = places(
+            z_shape, 2 if samples > 0 else 1, tuple([k and k[:2] for k in operands])
+        )
+        given = [packed(k, p) for k, p in zip(operands, found, strict=True)]
+        if grad_kl is not None and per_place is None:
+            given[8] = packed(grad_kl, Place(segments, shape[0] or 1, 0, 0, ""))
+        grid = (rows // max(samples, 1), cols, segments)
+        on_cpu = device.type == "cpu"
+        summed = [
+            on_cpu and sums_broadcast(k, shape, p)
+            for k, p in zip(parameters, found[:4], strict=True)
+        ]
+        # A gradient that was broadcast is summed afterwards, and not in half precision.
+        dtypes = [k[2] if k is not None and tuple(k[0]) == shape else dtype for k in parameters]
+        self._forward, self._backward = _C.prepare_sample_kl(
+            grid,
+            tuple(given[:7]),
+            *given[7:],
+            options.offset,
+            settings_of(options, dtype),
+            tuple([DTYPES[d] for d in dtypes]),
+            tuple(
+                [
+                    math.prod(k[0]) if k is not None and s else 0
+                    for k, s in zip(others[:2], summed[2:], strict=True)
+                ]
+            ),
+        )
+        self.options = options
+        self._shape = z_shape
+        self._strides = [None if k is None else k[1] for k in operands]
+        self._copies = [(i, p) for i, p in enumerate(found) if p is not None and p.copy]
+        self._z = room(z_shape, mu[2], device, mu) if samples >= 0 else None
+        self._kl = room(kl_shape, dtype, device) if reduce else None
+        # One that is small is made like another: 0.4 us less than from its shape.
+        self._kl_like = None
+        if reduce and on_cpu and math.prod(kl_shape) <= LIKE:
+            self._kl_like = torch.empty(kl_shape, dtype=dtype, device=device)
+        self._derivative: Room | None = None
+        if samples == 0 and on_cpu and keeps_derivative(scale, dtype):
+            self._derivative = room(shape, dtype, device, mu)
+        self._grads = [
+            _sums(k[0]) if k is not None and s else room(shape, d, device, mu)
+            for k, d, s in zip(parameters, dtypes, summed, strict=True)
+        ]
+        self._workspace = -1
+        if not on_cpu:
+            # Two of the reductions need none: "" and "elem".
+            how = REDUCE[reduce]
+            self._workspace = _C.workspace(grid, how, False, grid[0]) if how > 1 else 0
+
+    def forward(
+        self,
+        mu: Tensor,
+        scale: Tensor,
+        others: Others,
+        state: Tensor | None,
+        state_kind: int,
+        keep: bool,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """`keep`: dz/dscale is to be kept, if that is worth it. `state_kind`: 1 where there is a
+        state per sample, 2 where the state is new and its second number still to become 0."""
+        z = kl = derivative = rest = None
+        if self._z is not None:
+            z = self._z(mu)
+            if keep and self._derivative is not None:
+                derivative = self._derivative(mu)
+        if self._kl_like is not None:
+            kl = torch.empty_like(self._kl_like)
+        elif self._kl is not None:
+            kl = self._kl(mu)
+        if others or self._copies:
+            mu, scale, *rest = self._laid_out(mu, scale, others, None, None)
+        self._forward(
+            torch.get_num_threads() if self._workspace < 0 else place_with(mu, self._workspace),
+            mu,
+            scale,
+            rest,
+            state,
+            state_kind,
+            z,
+            kl,
+            derivative,
+        )
+        return z, kl, derivative
+
+    def backward(
+        self,
+        grad_z: Tensor | None,
+        grad_kl: Tensor | None,
+        mu: Tensor,
+        scale: Tensor,
+        others: Others,
+        state: Tensor | None,
+        derivative: Tensor | None,
+        need: Sequence[bool],
+        overwrite: bool,
+    ) -> Sequence[Tensor | None]:
+        """The gradients in mu and scale, and where there are `others` in prior_mu and prior_scale.
+        `overwrite`: the one in scale may take the place of `derivative`."""
+        if derivative is not None and self._kl is None and overwrite:
+            assert grad_z is not None
+            # dz/dmu is 1.
+            return (
+                grad_z.contiguous() if need[0] else None,
+                derivative.mul_(grad_z) if need[1] else None,
+            )
+        strides = self._strides
+        expanded, step = False, 0
+        same = mu.stride() == strides[0] and scale.stride() == strides[1]
+        if grad_z is not None and grad_z.stride() != strides[7]:
+            expanded = not any(grad_z.stride())
+            same = same and expanded
+        if grad_kl is not None:
+            if strides[8] is None:
+                step = grad_kl.stride(0) if grad_kl.dim() else 0
+            elif grad_kl.stride() == strides[8]:
+                step = -1
+            else:
+                # Of a sum over the latent dimensions it is one number a sample.
+                per_sample = self.options.reduce == "elem"
+                step = grad_kl.stride(0) if per_sample else 0
+                same = same and not any(grad_kl.stride()[1 if per_sample else 0 :])
+        if others:
+            for tensor, stride in zip(others, strides[2:7], strict=True):
+                same = same and (tensor is None or tensor.stride() == stride)
+        if not same:
+            again = plan(mu, scale, others, self.options, grad_z, grad_kl)
+            found = again.backward(
+                grad_z, grad_kl, mu, scale, others, state, derivative, need, overwrite
+            )
+            return found
+        kind = 0
+        if derivative is not None:
+            state = None
+        elif state is not None:
+            state, kind = state.contiguous(), state.dim() - 1
+        grad_mu = self._grads[0](mu) if need[0] else None
+        grad_scale = None
+        if need[1]:
+            reused = overwrite and derivative is not None
+            grad_scale = derivative if reused else self._grads[1](mu)
+        rest = None
+        if others or self._copies:
+            mu, scale, *rest, grad_z, grad_kl = self._laid_out(mu, scale, others, grad_z, grad_kl)
+            wanted = (*need[2:4], False, False)
+            rest += [self._grads[i](mu) if wanted[i - 2] else None for i in (2, 3)]
+        self._backward(
+            torch.get_num_threads() if self._workspace < 0 else place_with(mu, 0),
+            mu,
+            scale,
+            rest,
+            state,
+            kind,
+            grad_z,
+            expanded,
+            grad_kl,
+            step,
+            derivative,
+            grad_mu,
+            grad_scale,
+        )
+        if rest is None or not others:
+            return grad_mu, grad_scale
+        return grad_mu, grad_scale, _fitted(rest[5], others[0]), _fitted(rest[6], others[1])
+
+    def _laid_out(
+        self,
+        mu: Tensor,
+        scale: Tensor,
+        others: Others,
+        grad_z: Tensor | None,
+        grad_kl: Tensor | None,
+    ) -> list[Any]:
+        """All nine, copies in the place of those that no kernel can walk."""
+        given = [mu, scale, *(others[:5] or _ABSENT), grad_z, grad_kl]
+        for index, place in self._copies:
+            tensor = given[index]
+            if tensor is not None:
+                given[index] = laid_out(tensor, place, self._shape)
+        return given
+
+
+def keeps_derivative(scale: Operand, dtype: torch.dtype) -> bool:
+    """Whether the forward pass of one sample keeps dz/dscale, on the CPU.
+
+    One buffer of the latent's size, which then becomes scale's gradient: the backward pass saves
+    the noise and an exponential. docs/notes.md has both ways' times.
+    """
+    return scale is not None and scale[2] == dtype
+
+
+def sums_broadcast(parameter: Operand, shape: tuple[int, ...], place: Place | None) -> bool:
+    """True where the kernel adds a parameter's gradient up over what it broadcasts to, into
+    blocks that take no more memory than a gradient of mu's shape would."""
+    return (
+        parameter is not None
+        and place is not None
+        and tuple(parameter[0]) != shape
+        and 2 * _BLOCKS * math.prod(parameter[0]) <= math.prod(shape)
+        and is_dense(parameter)
+        and not place.copy
+    )
+
+
+def _sums(shape: Sequence[int]) -> Room:
+    return lambda _: torch.zeros(_BLOCKS, *shape, dtype=torch.float64, device="cpu")
+
+
+def _fitted(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:
+    return None if grad is None else fitted((grad,), (parameter,))[0]
 
 
 def sample_kl(
@@ -27,50 +306,12 @@ def sample_kl(
     state: Tensor | None,
     noise: Tensor | None,
     options: Posterior,
-    kept: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """(z, kl), each None where `options` does not ask for it; dz/dscale is written to `kept`."""
-    dtype = compute_dtype(mu, scale, prior_mu, prior_scale)
-    operands = (mu, scale, prior_mu, prior_scale, mask, weight, noise)
-    grid, packed, _alive = _pack(mu, operands, options)
-    z = kl = None
-    if options.num_samples > 0:
-        z = fresh((options.num_samples, *mu.shape), mu.dtype, mu.device)
-    elif options.num_samples == 0:
-        z = fresh_like(mu)
-    if options.reduce:
-        kl = fresh(_kl_shape(mu.shape, options.reduce), dtype, mu.device)
-    _C.sample_kl(
-        grid,
-        tuple(packed),
-        stream(state, options.offset),
-        _settings(options, dtype),
-        result(z),
-        0 if kl is None else kl.data_ptr(),
-        0 if kept is None else kept.data_ptr(),
-        torch.get_num_threads()
-        if mu.is_cpu
-        else place(mu, grid, REDUCE[options.reduce], target_rows=grid[0]),
-    )
-    return z, kl
-
-
-def room_for_derivative(
-    mu: Tensor,
-    scale: Tensor,
-    prior_mu: Tensor | None,
-    prior_scale: Tensor | None,
-    options: Posterior,
-) -> Tensor | None:
-    """Where the forward pass shall keep dz/dscale, or None where the noise is made anew.
-
-    One buffer of the latent's size, which then becomes scale's gradient: the backward pass saves
-    the noise and an exponential. docs/notes.md has both ways' times.
-    """
-    if options.num_samples != 0 or not mu.is_cpu:
-        return None
-    dtype = compute_dtype(mu, scale, prior_mu, prior_scale)
-    return fresh_like(scale) if scale.dtype == dtype else None
+    """(z, kl), each None where `options` does not ask for it."""
+    others = (prior_mu, prior_scale, mask, weight, noise)
+    made = plan(mu, scale, others, options)
+    kind = 0 if state is None else state.dim() - 1
+    return made.forward(mu, scale, others, state, kind, False)[:2]
 
 
 def sample_kl_backward(
@@ -85,108 +326,10 @@ def sample_kl_backward(
     state: Tensor | None,
     noise: Tensor | None,
     options: Posterior,
-    need: list[bool],
-    kept: Tensor | None = None,
-    overwrite: bool = False,
+    need: Sequence[bool],
 ) -> list[Tensor]:
-    """The gradients in mu, scale, prior_mu and prior_scale that are needed.
-
-    `overwrite` allows scale's gradient to take the place of `kept`.
-    """
-    dtype = compute_dtype(mu, scale, prior_mu, prior_scale)
-    parameters = (mu, scale, prior_mu, prior_scale)
-    per_place = options.reduce in ("elem", "dim")
-    grid, packed, _alive = _pack(
-        mu, (*parameters, mask, weight, noise, grad_z, grad_kl if per_place else None), options
-    )
-    upstream = packed[8]
-    if grad_kl is not None and not per_place:
-        step = grad_kl.stride(0) if options.reduce == "sample" else 0
-        upstream = operand(View(grad_kl, grid[2], mu.shape[0] or 1, step, 0))
-    reuse = (None, kept if overwrite else None, None, None)
-    summed = [_summed(t, mu, place) for t, place in zip(parameters, packed[:4], strict=True)]
-    grads = [
-        None if t is None or not wanted else _gradient(t, mu, dtype, sums) if old is None else old
-        for t, wanted, old, sums in zip(parameters, need, reuse, summed, strict=True)
-    ]
-    if grad_z is None:
-        options = options._replace(num_samples=-1)
-    _C.sample_kl_backward(
-        grid,
-        tuple(packed[:7]),
-        stream(state, options.offset),
-        _settings(options, dtype),
-        packed[7],
-        upstream,
-        0 if kept is None else kept.data_ptr(),
-        tuple(
-            [
-                (g.data_ptr(), 0, g[0].numel()) if sums and g is not None else result(g)
-                for g, sums in zip(grads, summed, strict=True)
-            ]
-        ),
-        torch.get_num_threads() if mu.is_cpu else place(mu, grid),
-    )
-    return fitted(grads, parameters)
-
-
-# The core's kPriorBlocks.
-_BLOCKS = 16
-
-
-def _summed(parameter: Tensor | None, mu: Tensor, place: Packed | None) -> bool:
-    """True where the kernel adds a parameter's gradient up over what it broadcasts to, into
-    blocks that take no more memory than a gradient of mu's shape would."""
-    return (
-        parameter is not None
-        and place is not None
-        and parameter.shape != mu.shape
-        and mu.is_cpu
-        and 2 * _BLOCKS * parameter.numel() <= mu.numel()
-        and parameter.is_contiguous()
-        and place[0] == parameter.data_ptr()
-    )
-
-
-def _gradient(parameter: Tensor, mu: Tensor, dtype: torch.dtype, summed: bool = False) -> Tensor:
-    """Room for a gradient of mu's shape; one that was broadcast is summed afterwards, and not in
-    half precision: `dtype` is the arithmetic's."""
-    if parameter.shape == mu.shape:
-        return fresh_like(parameter)
-    if summed:
-        return torch.zeros(_BLOCKS, *parameter.shape, dtype=torch.float64, device="cpu")
-    return fresh(mu.shape, dtype, mu.device)
-
-
-def _pack(
-    mu: Tensor, operands: Sequence[Tensor | None], options: Posterior
-) -> tuple[tuple[int, int, int], list[Packed | None], object]:
-    """As `pack`; several samples are a leading dimension, and the grid is one sample's."""
-    samples = options.num_samples
-    if samples <= 0:
-        return pack(mu.shape, 1, operands)
-    (rows, cols, segments), packed, alive = pack(torch.Size((samples, *mu.shape)), 2, operands)
-    return (rows // samples, cols, segments), packed, alive
-
-
-def _settings(options: Posterior, dtype: torch.dtype) -> tuple[object, ...]:
-    (param, min_std, clamp), samples, temperature, _, reduce, factor = options
-    low, high = clamp[:2] if clamp else (0.0, 0.0)
-    return (
-        _PARAM[param],
-        min_std,
-        len(clamp) - 1 if clamp else 0,
-        low,
-        high,
-        1 if samples == 0 else max(samples, 0),
-        temperature,
-        REDUCE[reduce],
-        factor,
-        dtype == torch.float64,
-    )
-
-
-def _kl_shape(shape: torch.Size, reduce: str) -> tuple[int, ...]:
-    if reduce == "sample":
-        return (shape[0],)
-    return {"elem": tuple(shape), "dim": tuple(shape[1:])}.get(reduce, ())
+    """The gradients in mu, scale, prior_mu and prior_scale that are needed."""
+    others = (prior_mu, prior_scale, mask, weight, noise)
+    made = plan(mu, scale, others, options)
+    grads = made.backward(grad_z, grad_kl, mu, scale, others, state, None, need, False)
+    return [g for g in grads if g is not None]

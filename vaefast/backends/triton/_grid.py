@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import View, plan
+from ..layout import View, grid_of
 
 # Elements that a program of four warps holds at a time: two 16-byte loads of float32 a thread.
 _TILE = 1024
@@ -65,7 +65,7 @@ def share(
     """The work of a kernel over `shape`, whose first `lead` dimensions index the samples.
 
     Args:
-        shape, lead, tensors: as `layout.plan` takes them.
+        shape, lead, tensors: as `layout.grid_of` takes them.
         dtype: of the arithmetic.
         over: what is summed: "sample" (the elements of one), "dim" (the batch), "sum" (all), or
             "" (nothing).
@@ -74,7 +74,7 @@ def share(
         heavy: the arithmetic holds so much that the tiles must be half as large.
         extra: one more operand, a view of the samples; its `div` is set here.
     """
-    grid = plan(shape, lead, tensors)
+    grid = grid_of(shape, lead, tensors)
     rows, cols, segments = grid.rows // copies, grid.cols, grid.segments
     views = (*grid.views, extra and extra._replace(div=segments))
     if over in ("", "sum") and not rowwise and all(_mergeable(v, rows, cols) for v in views):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,9 +25,8 @@ def sample_kl(
     state: Tensor | None,
     noise: Tensor | None,
     options: Posterior,
-    kept: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """(z, kl), each None where `options` does not ask for it; `kept` is for other backends."""
+    """(z, kl), each None where `options` does not ask for it."""
     dtype = compute_dtype(mu, scale, prior_mu, prior_scale)
     z = kl = None
     if options.num_samples >= 0:
@@ -60,17 +61,6 @@ def sample_kl(
     return z, kl
 
 
-def room_for_derivative(
-    mu: Tensor,
-    scale: Tensor,
-    prior_mu: Tensor | None,
-    prior_scale: Tensor | None,
-    options: Posterior,
-) -> Tensor | None:
-    """None: on a GPU the noise made anew costs less than writing and reading dz/dscale."""
-    return None
-
-
 def sample_kl_backward(
     grad_z: Tensor | None,
     grad_kl: Tensor | None,
@@ -83,9 +73,7 @@ def sample_kl_backward(
     state: Tensor | None,
     noise: Tensor | None,
     options: Posterior,
-    need: list[bool],
-    kept: Tensor | None = None,
-    overwrite: bool = False,
+    need: Sequence[bool],
 ) -> list[Tensor]:
     """The gradients in mu, scale, prior_mu and prior_scale that are needed."""
     dtype = compute_dtype(mu, scale, prior_mu, prior_scale)

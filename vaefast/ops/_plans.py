@@ -1,0 +1,155 @@
+"""The plans that are kept, so that a call like one before finds one: the fast path.
+
+A plan is a call made ready but for its tensors; a backend makes it of their shapes, strides and
+dtypes and of the settings (vaefast/backends/native/). Whoever has passed all checks makes one, or
+is given the one that was made before, and runs it; a call whose key is found here passed the same
+checks before. What a key does not say (tracing, transforms, subclasses, views whose memory holds
+other numbers, hooks on what autograd saves) is asked for first, and goes the slow path. Half of a
+small call is Python's interpreter, at some 20 ns a bytecode, so this is written for few of them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import UserDict
+from collections.abc import Hashable, Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+
+from .._explain import declined, served
+from .._torch import (
+    dispatch_modes,
+    forward_mode,
+    saved_tensor_hooks,
+    tracing,
+    transforms_active,
+)
+from ..backends import asked
+from ._register import PLAIN
+
+# More signatures than any one program calls with.
+LIMIT = 1024
+
+recording = torch.is_grad_enabled
+
+
+class Plan(Protocol):
+    """`operator`: its name in `torch.ops.vaefast`."""
+
+    operator: str
+
+
+kept: MutableMapping[Hashable, Plan] = {}
+
+
+def find(tensors: tuple[Tensor, ...], settings: tuple[object, ...]) -> tuple[Hashable | None, Any]:
+    """What to keep this call's plan under, None for nothing; and the plan that is kept there."""
+    if is_dynamo_compiling():
+        return None, None
+    try:
+        key = key_of(tensors, settings)
+        return key, kept.get(key)
+    except TypeError:
+        # A clamp may be a list, and a likelihood of the user's may hold anything.
+        declined("settings", "it is not hashable")
+        return None, None
+
+
+def key_of(tensors: tuple[Tensor, ...], settings: tuple[object, ...]) -> Hashable | None:
+    """None where more may stand behind a tensor than it shows."""
+    if dispatch_modes():
+        declined("mode")
+        return None
+    if transforms_active():
+        declined("transform")
+        return None
+    if forward_mode():
+        declined("forward")
+        return None
+    if tracing() is not None:
+        declined("trace")
+        return None
+    if saved_tensor_hooks(True) is not None:
+        declined("hooks")
+        return None
+    key: list[Hashable] = [asked(), settings]
+    try:
+        for t in tensors:
+            # A zero tensor has no memory, and to ask for its memory is an error of what a
+            # transform has left behind.
+            if type(t) not in PLAIN:
+                declined("class", type(t).__name__)
+                return None
+            if not t.is_cpu:
+                declined("device", t.device.type)
+                return None
+            if t.is_neg():
+                declined("negated")
+                return None
+            if not t.data_ptr():
+                declined("memory")
+                return None
+            key += t.shape, t.stride(), t.dtype
+    except RuntimeError:
+        declined("memory")
+        return None
+    return tuple(key)
+
+
+def keep(key: Hashable | None, plan: Plan) -> None:
+    """Keeps a plan for the calls that are alike."""
+    if key is None:
+        return
+    # A tensor is found again by its identity, whatever it holds by then.
+    if any(isinstance(value, Tensor) for value in _settings(key)):
+        return declined("settings", "it is a tensor")
+    if len(kept) >= LIMIT:
+        kept.clear()
+    kept[key] = plan
+
+
+def _settings(key: Hashable) -> Iterator[object]:
+    """The numbers and words of a key, those in a clamp or a likelihood's tuple too."""
+    if isinstance(key, tuple):
+        for value in key:
+            yield from _settings(value)
+    else:
+        yield key
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Until it is closed, plans that are found tell `explain`; it may be open several times."""
+    global kept, _watchers
+    with _watching:
+        if not _watchers:
+            kept = _Watched(kept)
+        _watchers += 1
+    try:
+        yield
+    finally:
+        with _watching:
+            _watchers -= 1
+            if not _watchers and isinstance(kept, _Watched):
+                kept = kept.data
+
+
+_watching = threading.Lock()
+_watchers = 0
+
+
+class _Watched(UserDict[Hashable, Plan]):
+    """The plans kept; to find one is to use it."""
+
+    def __init__(self, plans: MutableMapping[Hashable, Plan]) -> None:
+        self.data = cast(dict[Hashable, Plan], plans)
+
+    def get(self, key: Hashable, default: Any = None) -> Any:
+        found = self.data.get(key)
+        if found is not None:
+            served(found.operator, "native", "fast")
+        return default if found is None else found
