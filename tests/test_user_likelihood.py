@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 from collections.abc import Iterator
@@ -166,3 +167,18 @@ def test_a_plugin_with_a_triton_implementation(tmp_path: Path) -> None:
         python(USE), cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.stdout.strip() == "same", done.stderr[-3000:]
+
+
+def test_a_head_in_float16_has_its_gradient_in_float32(
+    rayleigh: type[likelihoods.Likelihood],
+) -> None:
+    """Before the link it is 1e6 here, behind it 1e3."""
+    h = torch.ones(1, 1, dtype=torch.float16, requires_grad=True)
+    weight, bias = torch.tensor([[0.5]]), torch.tensor([-7.5])
+    x = torch.tensor([[0.03]])
+    loss = vf.linear_nll(h, weight, bias, x, rayleigh())
+    (found,) = torch.autograd.grad(loss, h)
+    # d/dh (x^2 / (2 sigma^2) + 2 log sigma), sigma = exp(w h + b).
+    want = float(weight) * (2 - (float(x) * math.exp(7.0)) ** 2)
+    assert found.dtype == torch.float16
+    assert abs(float(found) - want) < 0.02 * abs(want)

@@ -284,14 +284,19 @@ def _differentiated(
 ) -> tuple[Tensor, Maybe, Tensor | None]:
     """As `_evaluate`, by PyTorch's autograd on the chunk alone."""
     with torch.enable_grad():
-        leaves = [p.detach().requires_grad_(n) for p, n in zip(params, need, strict=True)]
-        own = None if scalar is None else scalar.detach().requires_grad_(need_scalar)
+        # Float16 holds no gradient: behind a link it may be larger than the one asked for.
+        leaves = [_stored(p).requires_grad_(n) for p, n in zip(params, need, strict=True)]
+        own = None if scalar is None else _stored(scalar).requires_grad_(need_scalar)
         loss = reference.likelihood(leaves, own, part.target, part.mask, part.weight, options)
         asked = [t for t in (*leaves, own) if t is not None and t.requires_grad]
         total = loss.sum() * options.grad_factor
         made = iter(torch.autograd.grad(total, asked) if asked else ())
     grads = [next(made) if n else None for n in need]
     return loss.detach(), grads, next(made) if need_scalar else None
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(stored_dtype(tensor.dtype))
 
 
 def _through_link(grad: Tensor, param: Tensor, link: str) -> None:
