@@ -546,6 +546,9 @@ def _judge(
         allowed = allowed + extra * arithmetic
         # Doubles are added one by one: of equal ones each rounding goes the same way.
         allowed = allowed + _EPS * _count(case) * finite.abs()
+        if name == "gradient of scalar":
+            # And of terms that cancel, each as large as one is.
+            allowed = allowed + _EPS * _count(case) * _terms(case, data, rows, name)
         if of is None:
             allowed = allowed + _expanded(case, data, rows, name) * TABLE[own].store
         if name in eager:
