@@ -36,7 +36,8 @@ class Target(NamedTuple):
 def _wrong_package() -> str | None:
     """Why the imported package is not one that an installation would give, or None."""
     package = Path(vf.__file__).resolve().parent
-    if package == ROOT / "vaefast":
+    # A copy of the package and its tests alone is no checkout.
+    if package == ROOT / "vaefast" and (ROOT / "pyproject.toml").exists():
         try:
             origin = importlib.metadata.distribution("vaefast").read_text("direct_url.json")
         except importlib.metadata.PackageNotFoundError:
@@ -81,7 +82,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("slow"):
             continue
         each = item.get_closest_marker("each")
-        if each is not None:
+        # On a GPU, which is there for minutes, a run takes what there is time for, by itself.
+        if each is not None and not item.get_closest_marker("gpu"):
             function = item.nodeid.partition("[")[0]
             if seen[function] % each.args[0]:
                 item.add_marker(pytest.mark.slow)

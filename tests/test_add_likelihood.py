@@ -194,7 +194,7 @@ def test_the_native_core_serves_it_and_the_tests_walk_it(tree: Path) -> None:
     assert "served by 2" in run(tree, code)
     # Tests without a new line: the copy is what they import, and they know its likelihood.
     walk = ("test_likelihoods", "test_kinks", "test_validation", "test_extremes")
-    options = ("-q", "-p", "no:cacheprovider", "-k", "logistic_d")
+    options = ("-q", "-p", "no:cacheprovider", "--full", "-k", "logistic_d")
     command = [*python("import pytest; sys.exit(pytest.main(sys.argv[1:]))"), *options]
     found = os.environ | {"PYTHONPATH": str(tree)}
     done = subprocess.run(
