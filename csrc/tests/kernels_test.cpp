@@ -160,7 +160,7 @@ std::vector<T> run_sample_kl(const Shape& shape, const Posterior& set, int threa
     a.grad_prior_mu = out(grads[2]);
     a.grad_prior_scale = out(grads[3]);
     for (Output* g : {&a.grad_mu, &a.grad_scale, &a.grad_prior_mu, &a.grad_prior_scale})
-      g->stream = true;
+      g->nontemporal = true;
   }
   if (set.prior && !set.estimated) {
     for (auto& s : sums) s.resize(static_cast<size_t>(kPriorBlocks * n));
