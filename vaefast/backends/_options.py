@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,11 @@ class Transform(NamedTuple):
     clamp: tuple[float, ...]
 
 
+def z_shape(shape: Sequence[int], num_samples: int) -> tuple[int, ...]:
+    """Of z for mu of `shape`: several samples are a leading dimension."""
+    return (num_samples, *shape) if num_samples > 0 else tuple(shape)
+
+
 class Posterior(NamedTuple):
     """Settings of `sample_kl`.
 
@@ -31,6 +37,11 @@ class Posterior(NamedTuple):
     offset: int
     reduce: str
     factor: float
+
+    def kl_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Of the KL for a posterior `[B, *latent]`."""
+        whole = tuple(shape)
+        return {"elem": whole, "sample": whole[:1], "dim": whole[1:]}.get(self.reduce, ())
 
 
 class Nll(NamedTuple):
@@ -52,6 +63,11 @@ class Nll(NamedTuple):
     reduce: str
     factor: float
     grad_factor: float
+
+    def loss_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Of the loss for parameters of `shape`."""
+        whole = tuple(shape)
+        return {"elem": whole, "sample": whole[: self.lead]}.get(self.reduce, ())
 
 
 class Weighing(NamedTuple):

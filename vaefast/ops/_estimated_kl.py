@@ -14,11 +14,10 @@ from torch import Tensor
 
 from .. import backends
 from .._args import compute_dtype, grad_needed
-from ..backends._options import Posterior
+from ..backends._options import Posterior, z_shape
 from ..backends.reference import estimated_kl as reference
 from ._autograd import by_plain_pytorch, by_reference, distinct, reference_grads
 from ._register import Operator, settled
-from ._sample_kl import z_shape
 
 _TENSORS = (
     "Tensor mu, Tensor scale, Tensor? prior_mu, Tensor? prior_scale, Tensor? state, Tensor? noise"

@@ -429,7 +429,7 @@ def _fake(
 ) -> list[Tensor]:
     first = params[0]
     return [
-        target.new_empty(loss_shape(first.shape, options), dtype=compute_dtype(*params)),
+        target.new_empty(options.loss_shape(first.shape), dtype=compute_dtype(*params)),
         *(
             p.new_empty(p.shape, dtype=stored_dtype(p.dtype))
             if index != options.scalar
@@ -438,13 +438,6 @@ def _fake(
             if wanted
         ),
     ]
-
-
-def loss_shape(shape: Sequence[int], options: Nll) -> tuple[int, ...]:
-    """Shape of the loss for parameters of `shape`."""
-    if options.reduce == "elem":
-        return tuple(shape)
-    return tuple(shape[: options.lead]) if options.reduce == "sample" else ()
 
 
 _operator = Operator(

@@ -15,7 +15,7 @@ from .. import backends, random
 from .._args import compute_dtype, grad_needed, operand
 from .._explain import declined, served
 from .._torch import apply_of, keeps_graph
-from ..backends._options import Posterior
+from ..backends._options import Posterior, z_shape
 from ..backends.reference import sample_kl as reference
 from . import _plans
 from ._autograd import (
@@ -397,11 +397,10 @@ def _twice_differentiable(
 
 def _forward_fake(*args: Any) -> tuple[Tensor, Tensor]:
     mu, options = args[0], args[8]
-    samples, how = options.num_samples, options.reduce
-    z = mu.new_empty(z_shape(mu.shape, samples) if samples >= 0 else (0,))
-    if not how:
+    z = mu.new_empty(z_shape(mu.shape, options.num_samples) if options.num_samples >= 0 else (0,))
+    if not options.reduce:
         return z, mu.new_empty(0)
-    return z, mu.new_empty(kl_shape(mu.shape, how), dtype=compute_dtype(*args[:4]))
+    return z, mu.new_empty(options.kl_shape(mu.shape), dtype=compute_dtype(*args[:4]))
 
 
 def _backward_fake(*args: Any) -> list[Tensor]:
@@ -417,16 +416,6 @@ def _finish(results: tuple[Tensor | None, Tensor | None], mu: Tensor) -> tuple[T
     """An operator of torch returns tensors: none is one of no elements."""
     z, kl = results
     return mu.new_empty(0) if z is None else z, mu.new_empty(0) if kl is None else kl
-
-
-def z_shape(shape: Sequence[int], num_samples: int) -> tuple[int, ...]:
-    """Shape of z: mu's, behind a leading dimension where several samples are asked for."""
-    return (num_samples, *shape) if num_samples > 0 else tuple(shape)
-
-
-def kl_shape(shape: Sequence[int], how: str) -> tuple[int, ...]:
-    """Shape of the KL for a posterior `[B, *latent]` under a kernel's reduction."""
-    return {"elem": tuple(shape), "sample": tuple(shape[:1]), "dim": tuple(shape[1:])}.get(how, ())
 
 
 _forward = Operator(

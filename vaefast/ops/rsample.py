@@ -7,7 +7,7 @@ from torch import Tensor
 from .. import _args, random
 from .._args import Clamp, Param
 from .._explain import declined
-from ..backends._options import Posterior, Transform
+from ..backends._options import Posterior, Transform, z_shape
 from . import _plans, _sample_kl
 
 
@@ -109,7 +109,7 @@ def noise_state(
     if seed is not None or generator is not None:
         raise ValueError("noise excludes seed and generator, got both")
     _args.float_tensor("noise", noise)
-    wanted = _sample_kl.z_shape(mu.shape, num_samples or 0)
+    wanted = z_shape(mu.shape, num_samples or 0)
     if tuple(noise.shape) != wanted:
         raise ValueError(f"noise must have z's shape, {list(wanted)}, got {list(noise.shape)}")
     _args.same_device("mu", mu, noise=noise)

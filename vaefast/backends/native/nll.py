@@ -107,7 +107,7 @@ class Plan:
         self.casts = any(k is not None and k[2] != d for k, d in zip(params, stored, strict=True))
         self._shape = shape
         self._copies = [(i, p) for i, p in enumerate(found) if p is not None and p.copy]
-        loss = {"elem": shape, "sample": shape[:lead]}.get(options.reduce, ())
+        loss = options.loss_shape(shape)
         self._loss = room(loss, dtype, device)
         # One that is small is made like another: 0.4 us less than from its shape.
         self._loss_like = None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ... import _C
-from .._options import Posterior
+from .._options import Posterior, z_shape
 from ..layout import Place, dense_strides, fitted, laid_out, places
 from ._pack import DTYPES, REDUCE
 from ._place import place_with
@@ -75,16 +75,15 @@ class Plan:
         parameters = (mu, scale, *others[:2])
         wide = any(k is not None and k[2] == torch.float64 for k in parameters)
         dtype = torch.float64 if wide else torch.float32
-        z_shape = (samples, *shape) if samples > 0 else shape
-        kl_shape = {"elem": shape, "sample": shape[:1], "dim": shape[1:]}.get(reduce, ())
+        of_z, of_kl = z_shape(shape, samples), options.kl_shape(shape)
         grad_z, grad_kl = upstream or (
-            (z_shape, dense_strides(z_shape), mu[2]) if samples >= 0 else None,
-            (kl_shape, dense_strides(kl_shape), dtype) if reduce else None,
+            (of_z, dense_strides(of_z), mu[2]) if samples >= 0 else None,
+            (of_kl, dense_strides(of_kl), dtype) if reduce else None,
         )
         per_place = grad_kl if reduce in ("elem", "dim") else None
         operands = (mu, scale, *others, grad_z, per_place)
         rows, cols, segments, found = places(
-            z_shape, 2 if samples > 0 else 1, tuple([k and k[:2] for k in operands])
+            of_z, 2 if samples > 0 else 1, tuple([k and k[:2] for k in operands])
         )
         given = [packed(k, p) for k, p in zip(operands, found, strict=True)]
         if grad_kl is not None and per_place is None:
@@ -112,15 +111,15 @@ class Plan:
             ),
         )
         self.options = options
-        self._shape = z_shape
+        self._shape = of_z
         self._strides = [None if k is None else k[1] for k in operands]
         self._copies = [(i, p) for i, p in enumerate(found) if p is not None and p.copy]
-        self._z = room(z_shape, mu[2], device, mu) if samples >= 0 else None
-        self._kl = room(kl_shape, dtype, device) if reduce else None
+        self._z = room(of_z, mu[2], device, mu) if samples >= 0 else None
+        self._kl = room(of_kl, dtype, device) if reduce else None
         # One that is small is made like another: 0.4 us less than from its shape.
         self._kl_like = None
-        if reduce and on_cpu and math.prod(kl_shape) <= LIKE:
-            self._kl_like = torch.empty(kl_shape, dtype=dtype, device=device)
+        if reduce and on_cpu and math.prod(of_kl) <= LIKE:
+            self._kl_like = torch.empty(of_kl, dtype=dtype, device=device)
         self._derivative: Room | None = None
         if samples == 0 and on_cpu and keeps_derivative(scale, dtype):
             self._derivative = room(shape, dtype, device, mu)

@@ -34,8 +34,7 @@ def nll(
     dtype, device = compute_dtype(*params), target.device
     shape, lead = params[0].shape, options.lead
     per_sample = shape[:lead]
-    loss_shape = {"elem": shape, "sample": per_sample}.get(options.reduce, ())
-    loss = torch.empty(loss_shape, dtype=dtype, device=device)
+    loss = torch.empty(options.loss_shape(shape), dtype=dtype, device=device)
     grads = [
         None
         if not wanted

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._args import compute_dtype
-from .._options import Posterior
+from .._options import Posterior, z_shape
 from ..layout import View, fitted
 from . import _sample_kl
 from ._grid import Work, launch, share
@@ -30,10 +30,9 @@ def sample_kl(
     dtype = compute_dtype(mu, scale, prior_mu, prior_scale)
     z = kl = None
     if options.num_samples >= 0:
-        copies = (options.num_samples,) if options.num_samples else ()
-        z = torch.empty((*copies, *mu.shape), dtype=mu.dtype, device=mu.device)
+        z = torch.empty(z_shape(mu.shape, options.num_samples), dtype=mu.dtype, device=mu.device)
     if options.reduce:
-        kl = torch.empty(_kl_shape(mu.shape, options.reduce), dtype=dtype, device=mu.device)
+        kl = torch.empty(options.kl_shape(mu.shape), dtype=dtype, device=mu.device)
     if not mu.numel():
         return z, kl if kl is None else kl.zero_().mul_(options.factor)
     tensors = (mu, scale, prior_mu, prior_scale, mask, weight, noise)
@@ -160,9 +159,3 @@ def _settings(work: Work, options: Posterior, state: Tensor | None) -> dict[str,
         "ALIGNED": work.cols % 4 == 0,
         **work.meta,
     }
-
-
-def _kl_shape(shape: torch.Size, reduce: str) -> tuple[int, ...]:
-    if reduce == "sample":
-        return (shape[0],)
-    return {"elem": tuple(shape), "dim": tuple(shape[1:])}.get(reduce, ())
