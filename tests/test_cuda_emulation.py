@@ -80,7 +80,8 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     (folder / "call.cpp").write_text(CALL)
     flags = ["-std=c++17", "-O0", "-fPIC", "-shared", "-w", "-ffp-contract=off"]
     defined = ["-DVAEFAST_ISA=isa_cuda", "-DVAEFAST_CUDA=1", f"-I{CSRC}"]
-    sources = [folder / "call.cpp", CSRC / "cuda/sample_kl.cu", CSRC / "cuda/totals.cu"]
+    sources = [folder / "call.cpp"]
+    sources += [CSRC / "cuda" / name for name in ("emulated.cpp", "sample_kl.cu", "totals.cu")]
     built = folder / "kernel.so"
     command = [compiler, *flags, *defined, "-x", "c++", *sources, "-o", built]
     done = subprocess.run(command, capture_output=True, text=True)

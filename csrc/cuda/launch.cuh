@@ -5,7 +5,8 @@
 // `read(unit, lane, held, found)` and, once every lane has what all of the unit's lanes found,
 // `write(unit, lane, held, found, sums)`; with kPatches also `patch(unit, lane, found)`, behind
 // every lane's `write`; with kAcrossWarps a unit is a block, whose lanes of one number in their
-// warps belong together. A plain C++ compiler gives the same code as a loop over blocks and
+// warps belong together. One that takes shared memory beside its kernel's own has
+// `dynamic_shared()`, in bytes. A plain C++ compiler gives the same code for csrc/cuda/emulated.h's
 // threads: that is how the kernels are tested without a GPU.
 #pragma once
 
@@ -13,6 +14,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda/emulated.h"
 #include "cuda/grid.cuh"
 #include "cuda/kernels.h"
 #include "cuda/merge.cuh"
@@ -23,8 +25,6 @@
 
 namespace vaefast {
 namespace VAEFAST_ISA {
-
-#if defined(__CUDACC__)
 
 template <class Sum>
 static __device__ __forceinline__ Sum sum_lanes(Sum value, int lanes) {
@@ -77,6 +77,22 @@ __global__ void __launch_bounds__(kThreads, Op::kBlocksPerSm)
     }
   }
 }
+
+template <class Op, class = void>
+struct HasDynamicShared : std::false_type {};
+template <class Op>
+struct HasDynamicShared<Op, std::void_t<decltype(&Op::dynamic_shared)>> : std::true_type {};
+
+template <class Op>
+int64_t dynamic_shared_of(const Op& op) {
+  if constexpr (HasDynamicShared<Op>::value) {
+    return op.dynamic_shared();
+  } else {
+    return 0;
+  }
+}
+
+#if defined(__CUDACC__)
 
 inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess)
@@ -155,46 +171,14 @@ void launch(Op op, const cuda::Place& place) {
 
 inline int64_t most_multiprocessors() { return 128; }
 
-template <class Sum>
-static Sum sum_lanes(const Sum* first, int lanes) {
-  // Lane 0's view of the butterfly.
-  Sum values[kWarp];
-  for (int i = 0; i < lanes; ++i) values[i] = first[i];
-  for (int other = lanes / 2; other > 0; other /= 2)
-    for (int i = 0; i < other; ++i) values[i] += values[i + other];
-  return values[0];
-}
-
 template <class Op>
 void launch(Op op, const cuda::Place&) {
-  constexpr int kSums = Op::kSums > 0 ? Op::kSums : 1;
-  for (int64_t base = 0; base < op.work.units; base += op.work.per_block()) {
-    typename Op::Sum lanes[kSums][kThreads] = {};
-    if constexpr (kMerging<Op>) run_merging(op, base, lanes[0]);
-    for (int thread = 0; !kMerging<Op> && thread < kThreads; ++thread) {
-      const int64_t unit = base + thread / op.work.lanes;
-      typename Op::Sum sums[kSums] = {};
-      if constexpr (!kMerging<Op>)
-        if (unit < op.work.units) op.run(unit, thread % op.work.lanes, sums);
-      for (int s = 0; s < kSums; ++s) lanes[s][thread] = sums[s];
-    }
-    if constexpr (Op::kSums > 0) {
-      if (!op.sums_up()) continue;
-      for (int first = 0; first < kThreads; first += op.work.span) {
-        const int64_t index =
-            op.work.span == kThreads ? base / op.work.per_block() : base + first / op.work.span;
-        if (op.work.span != kThreads && index >= op.work.units) break;
-        typename Op::Sum sums[kSums];
-        for (int s = 0; s < kSums; ++s) {
-          const bool whole_block = op.work.span == kThreads;
-          sums[s] = sum_lanes(&lanes[s][first], whole_block ? kWarp : op.work.span);
-          for (int w = 1; whole_block && w < kWarps; ++w)
-            sums[s] += sum_lanes(&lanes[s][w * kWarp], kWarp);
-        }
-        op.finish(index, sums);
-      }
-    }
-  }
+  if (op.work.units == 0) return;
+  // Two, so that a block has more than one share.
+  const int64_t blocks = op.work.blocks();
+  emulated::run(
+      blocks < 2 ? blocks : 2, kThreads, dynamic_shared_of(op),
+      [](const void* made) { run_kernel<Op>(*static_cast<const Op*>(made)); }, &op);
 }
 
 #endif

@@ -4,6 +4,7 @@
 
 #include <type_traits>
 
+#include "cuda/emulated.h"
 #include "cuda/grid.cuh"
 #include "math/bounded.h"
 #include "math/gamma.h"
@@ -55,8 +56,6 @@ template <class Op>
 struct HasFound<Op, std::void_t<typename Op::Found>> : std::true_type {};
 template <class Op>
 constexpr bool kMerging = HasFound<Op>::value;
-
-#if defined(__CUDACC__)
 
 // Both butterflies give every lane the same bits: a + b is b + a.
 template <class T>
@@ -161,58 +160,6 @@ static __device__ __forceinline__ void run_merging(const Op& op, int64_t unit, i
     if (here) op.patch(unit, lane, found);
   }
 }
-
-#else
-
-// The threads of one block, whose first unit is `base`.
-template <class Op>
-void run_merging(const Op& op, int64_t base, typename Op::Sum* sums) {
-  using Found = typename Op::Found;
-  const int lanes = op.work.lanes;
-  const int64_t left = op.work.units - base;
-  const int64_t units = left < op.work.per_block() ? left : op.work.per_block();
-  for (int64_t u = 0; u < units; ++u) {
-    typename Op::Held held[kThreads];
-    if constexpr (Op::kAcrossWarps) {
-      Found found[kThreads], whole[kWarp];
-      for (int lane = 0; lane < lanes; ++lane) {
-        op.read(base + u, lane, held[lane], found[lane]);
-        Found& all = whole[lane % kWarp];
-        for (int i = 0; i < Found::kTops; ++i)
-          all.tops[i] = found[lane].tops[i] > all.tops[i] ? found[lane].tops[i] : all.tops[i];
-      }
-      for (int lane = 0; lane < lanes; ++lane) {
-        lower_to(found[lane], whole[lane % kWarp].tops);
-        for (int i = 0; i < Found::kSums; ++i) whole[lane % kWarp].sums[i] += found[lane].sums[i];
-      }
-      for (int lane = 0; lane < lanes; ++lane)
-        op.write(base + u, lane, held[lane], whole[lane % kWarp], &sums[u * lanes + lane]);
-      continue;
-    }
-    Found found[kThreads], whole;
-    for (int lane = 0; lane < lanes; ++lane) {
-      op.read(base + u, lane, held[lane], found[lane]);
-      for (int i = 0; i < Found::kTops; ++i)
-        whole.tops[i] = found[lane].tops[i] > whole.tops[i] ? found[lane].tops[i] : whole.tops[i];
-    }
-    for (int lane = 0; lane < lanes; ++lane) lower_to(found[lane], whole.tops);
-    // Lane 0's view of the butterfly, warp by warp.
-    for (int i = 0; i < Found::kSums; ++i)
-      for (int warp = 0; warp < lanes; warp += kWarp) {
-        const int width = lanes < kWarp ? lanes : kWarp;
-        for (int other = width / 2; other > 0; other /= 2)
-          for (int j = 0; j < other; ++j)
-            found[warp + j].sums[i] += found[warp + j + other].sums[i];
-        whole.sums[i] += found[warp].sums[i];
-      }
-    for (int lane = 0; lane < lanes; ++lane)
-      op.write(base + u, lane, held[lane], whole, &sums[u * lanes + lane]);
-    if constexpr (Op::kPatches)
-      for (int lane = 0; lane < lanes; ++lane) op.patch(base + u, lane, whole);
-  }
-}
-
-#endif
 
 }  // namespace VAEFAST_ISA
 }  // namespace vaefast
