@@ -15,7 +15,7 @@ namespace VAEFAST_ISA {
 // Calls body(thread, state) for each thread of a block, and waits for all of them.
 template <class State, class Body>
 VAEFAST_FN void all_threads(State* states, const Body& body) {
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDA_ARCH__) || !defined(__CUDACC__)
   body(static_cast<int>(threadIdx.x), states[0]);
   __syncthreads();
 #else
@@ -24,7 +24,7 @@ VAEFAST_FN void all_threads(State* states, const Body& body) {
 }
 
 // States that a caller of all_threads has.
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDA_ARCH__) || !defined(__CUDACC__)
 constexpr int kStates = 1;
 #else
 constexpr int kStates = kThreads;
@@ -200,14 +200,14 @@ VAEFAST_FN void add_up_one_of(const Copied<T> (&results)[kCount], int64_t unit, 
   }
 }
 
-#if defined(__CUDACC__)
-
 template <class Op>
 __global__ void __launch_bounds__(kThreads, Op::kBlocksPerSm)
     pairs_kernel(const __grid_constant__ Op op) {
   __shared__ typename Op::Shared shared;
   for (int64_t block = blockIdx.x; block < op.blocks; block += gridDim.x) op.run(block, shared);
 }
+
+#if defined(__CUDACC__)
 
 template <class Op>
 void launch_blocks(Op op, const cuda::Place& place) {
@@ -225,8 +225,10 @@ void launch_blocks(Op op, const cuda::Place& place) {
 
 template <class Op>
 void launch_blocks(const Op& op, const cuda::Place&) {
-  typename Op::Shared shared;
-  for (int64_t block = 0; block < op.blocks; ++block) op.run(block, shared);
+  if (op.blocks == 0) return;
+  emulated::run(
+      op.blocks < 2 ? op.blocks : 2, kThreads, 0,
+      [](const void* made) { pairs_kernel<Op>(*static_cast<const Op*>(made)); }, &op);
 }
 
 #endif
