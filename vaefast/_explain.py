@@ -44,6 +44,7 @@ REASONS = {
     "form": "likelihood {!r} is your own, and {} has no kernel of it",
     "asked": "backend {!r} was asked for",
     "unavailable": "backend {!r} cannot serve: {}",
+    "cost": "{} costs {:g} by 'native' and {:g} by 'triton' ({})",
 }
 
 

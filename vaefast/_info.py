@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from . import backends
+from .backends.costs import table
 
 
 def info() -> dict[str, Any]:
@@ -17,7 +18,9 @@ def info() -> dict[str, Any]:
 
     Returns:
         A dictionary: versions, `native` (the compiled core's build, or why it is missing),
-        `backends` (per device, each backend and why it cannot serve) and the settings in force.
+        `backends` (per device, each backend and why it cannot serve), `serves` (per device the one
+        that `auto` takes), `by_cost` (per GPU the operators for which it takes another, as they
+        cost less by that) and the settings in force.
 
     Example:
         >>> "backends" in info()
@@ -40,6 +43,7 @@ def info() -> dict[str, Any]:
             for device in devices
         },
         "serves": {device: backends.available_backends(device)[0] for device in devices},
+        "by_cost": {device: _by_cost(device) for device in devices if device != "cpu"},
         "settings": {k: v for k, v in sorted(os.environ.items()) if k.startswith("VAEFAST_")},
     }
 
@@ -51,6 +55,12 @@ def _gpus() -> list[str]:
     count = torch.cuda.device_count()
     kinds = {torch.cuda.get_device_capability(index) for index in range(count)}
     return ["cuda", *(f"cuda:{index}" for index in range(count) if len(kinds) > 1)]
+
+
+def _by_cost(device: str) -> dict[str, str]:
+    first, *others = backends.available_backends(device)
+    costs = table().items()
+    return {str(kind): cost.chosen for kind, cost in costs if first != cost.chosen in others}
 
 
 def _version(package: str) -> str | None:

@@ -1,8 +1,8 @@
 """Which backend serves a call, and why.
 
-`auto` takes, on CPU: native, else reference; on CUDA: native where its build has code for the GPU,
-else triton, else reference; on any other device: reference. A backend asked for by name that does
-not load is an error. A device is named by its type, or as "cuda:1": GPUs can differ.
+`auto` takes, on CPU: native, else reference; on CUDA: native where its build has code for the GPU
+and the operator costs no more by it than by triton (costs.py), else triton, else reference; on any
+other device: reference. A backend asked for by name that does not load is an error. A device is named by its type, or as "cuda:1": GPUs can differ.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch.compiler import is_dynamo_compiling
 from .. import _install
 from .._explain import declined, listening
 from . import _context
+from .costs import Kind, cost_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -123,23 +124,29 @@ class backend:
         return inner
 
 
-def select(device: str | torch.device) -> str:
-    """The backend for a call on `device`: the one asked for, else the first that serves.
+def select(
+    device: str | torch.device,
+    operator: str = "",
+    form: str = "",
+    dtype: torch.dtype | None = None,
+) -> str:
+    """The backend for a call on `device`: the one asked for, else the first that serves, or of two
+    on a GPU the one to which the operator in this dtype, of a likelihood's form, costs less.
 
     Raises:
         BackendError: the one asked for cannot.
     """
     device_type = _name(device)
     if is_dynamo_compiling():
-        name: str = _constant(_asked_in_trace(), device_type)
+        name: str = _constant(_asked_in_trace(), device_type, operator, form, dtype)
         return name
-    chosen = _serving(asked(), device_type)
+    chosen = _serving(asked(), device_type, operator, form, dtype)
     if chosen != "native" and listening():
-        _say_why(chosen, device_type)
+        _say_why(chosen, device_type, Kind(operator, form, dtype))
     return chosen
 
 
-def _say_why(chosen: str, device_type: str) -> None:
+def _say_why(chosen: str, device_type: str, kind: Kind) -> None:
     """Tells `explain` why it is not the native backend."""
     if (asked() or _from_environment()) != "auto":
         declined("asked", chosen)
@@ -147,7 +154,12 @@ def _say_why(chosen: str, device_type: str) -> None:
     for name in _order(device_type):
         if name == chosen:
             return
-        declined("unavailable", name, unavailable(name, device_type))
+        cause = unavailable(name, device_type)
+        cost = cost_of(kind)
+        if cause is None and cost is not None:
+            declined("cost", kind, cost.native, cost.triton, cost.unit)
+        else:
+            declined("unavailable", name, cause)
 
 
 def _asked_in_trace() -> str | None:
@@ -155,14 +167,16 @@ def _asked_in_trace() -> str | None:
     return _traced[-1] if _traced else _context.now
 
 
-def select_form(device: str | torch.device, form: str) -> str:
+def select_form(
+    device: str | torch.device, form: str, operator: str, dtype: torch.dtype
+) -> str:
     """As `select`, for a call of a likelihood's form, which may be a user's.
 
     Raises:
         BackendError: the backend asked for has no kernel of it.
     """
     if form not in USER_FORMS:
-        return select(device)
+        return select(device, operator, form, dtype)
     device_type = _name(device)
     if is_dynamo_compiling():
         name: str = _user_constant(_asked_in_trace(), device_type, form)
@@ -214,18 +228,26 @@ def _add_implementation(form: str, triton: str) -> None:
 
 
 @functools.cache
-def _serving(forced: str | None, device_type: str) -> str:
+def _serving(
+    forced: str | None,
+    device_type: str,
+    operator: str = "",
+    form: str = "",
+    dtype: torch.dtype | None = None,
+) -> str:
     wanted = forced or _from_environment()
     if wanted == "auto":
-        return _automatic(device_type)
+        return _automatic(device_type, Kind(operator, form, dtype))
     if wanted != "reference":
         _require(wanted, device_type)
     return wanted
 
 
-def _constant(forced: str | None, device_type: str) -> str:
+def _constant(
+    forced: str | None, device_type: str, operator: str, form: str, dtype: torch.dtype | None
+) -> str:
     """What a compiler need not trace: it ends in imports."""
-    return _serving(forced, device_type)
+    return _serving(forced, device_type, operator, form, dtype)
 
 
 def _cause(name: str) -> str | None:
@@ -240,7 +262,8 @@ _user_constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def available_backends(device: str = "cpu") -> tuple[str, ...]:
-    """The backends that can serve tensors on `device`, the one that `auto` takes first.
+    """The backends that can serve tensors on `device`, the one that `auto` takes first, but for the
+    operators that cost less by another (`vaefast.info()["by_cost"]`).
 
     Example:
         >>> "reference" in available_backends()
@@ -262,9 +285,12 @@ def load(name: str, op: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}.{op}")
 
 
-def _automatic(device_type: str) -> str:
-    serving = (name for name in _order(device_type) if not unavailable(name, device_type))
-    return next(serving, "reference")
+def _automatic(device_type: str, kind: Kind) -> str:
+    serving = [name for name in _order(device_type) if not unavailable(name, device_type)]
+    if len(serving) > 1:
+        cost = cost_of(kind)
+        return serving[0] if cost is None else cost.chosen
+    return (*serving, "reference")[0]
 
 
 def _order(device_type: str) -> tuple[str, ...]:

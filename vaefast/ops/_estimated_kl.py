@@ -36,7 +36,7 @@ def run(
     stop_posterior: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(z, log q(z|x) - log p(z)) by the backend that serves."""
-    backend = backends.select(mu.device)
+    backend = backends.select(mu.device, "estimated_kl", dtype=mu.dtype)
     tensors = (mu, scale, prior_mu, prior_scale, state, noise)
     if by_plain_pytorch("estimated_kl", backend, noise, like=mu):
         return reference.estimated_kl(*tensors, options, stop_posterior)

@@ -43,7 +43,7 @@ def run(
     factor: float | None,
 ) -> Tensor:
     """The loss of each row, or `factor` times their sum."""
-    backend = backends.select_form(h.device, options.form)
+    backend = backends.select_form(h.device, options.form, "nll", h.dtype)
     compiling = torch.compiler.is_compiling()
     if needs_reference(weight, *target) or (compiling and backend == "reference"):
         served("linear_nll", "reference", "reference")

@@ -48,7 +48,7 @@ def run(
         options = {"prior_mu": prior_mu, "prior_scale": prior_scale}
         return run(z.unsqueeze(0), mu, scale, transform, prior=prior, **options).squeeze(0)
     tensors = (z, mu, scale, prior_mu, prior_scale)
-    backend = backends.select(z.device)
+    backend = backends.select(z.device, "log_ratio", dtype=z.dtype)
     if by_plain_pytorch("log_ratio", backend, like=z):
         return reference.log_ratio(*tensors, transform, prior)
     transform, numbers = settled(transform)

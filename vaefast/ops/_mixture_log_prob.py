@@ -19,7 +19,7 @@ _TENSORS = "Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights"
 def run(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> Tensor:
     """The log density `[B]` of z `[B, D]` under mu, logvar `[K, D]`, all of one dtype."""
     tensors = (z, mu, logvar, log_weights)
-    backend = backends.select(z.device)
+    backend = backends.select(z.device, "mixture_log_prob", dtype=z.dtype)
     if by_plain_pytorch("mixture_log_prob", backend, like=mu if z.numel() else z):
         return reference.mixture_log_prob(*tensors)
     if grad_needed(*tensors):

@@ -28,7 +28,7 @@ from ._register import Operator, settled
 
 def run(x: Tensor, y: Tensor, options: Mmd) -> Tensor:
     """The squared discrepancy of x `[N, D]` and y `[M, D]`, both of one dtype."""
-    backend = backends.select(x.device)
+    backend = backends.select(x.device, "mmd", dtype=x.dtype)
     if by_plain_pytorch("mmd", backend, like=x):
         return reference.mmd(x, y, options)
     options, numbers = settled(options)

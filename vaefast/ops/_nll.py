@@ -90,7 +90,7 @@ def run(
 ) -> Tensor:
     """-log p(target | params), reduced as `options` says, by the backend that serves. `key`: what
     the call's plan may be kept under."""
-    backend = backends.select_form(target.device, options.form)
+    backend = backends.select_form(target.device, options.form, "nll", params[0].dtype)
     # The kernels give a target's gradient where it is minus that in the location.
     located = options.form in LOCATION and state is None and target.layout == torch.strided
     # The noise that a target is drawn by belongs to its place as it is counted.

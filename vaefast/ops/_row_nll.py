@@ -36,7 +36,7 @@ def run(
     options: RowNll,
 ) -> Tensor:
     """-log p(target | params [R, C, S]), reduced as `options` says."""
-    backend = backends.select(params.device)
+    backend = backends.select(params.device, "row_nll", options.form, params.dtype)
     if by_plain_pytorch("row_nll", backend, weight, *target, like=params):
         return reference.row_nll(params, target, mask, weight, options)
     options, numbers = settled(options)

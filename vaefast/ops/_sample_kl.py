@@ -60,7 +60,8 @@ def run(
     `balance`: the prior's share of the KL's gradient, and what is left of 1 the posterior's. `key`:
     what the call's plan may be kept under.
     """
-    backend = backends.select(mu.device)
+    name = "gaussian_kl" if options.num_samples < 0 else "sample_kl"
+    backend = backends.select(mu.device, name, dtype=mu.dtype)
     others: Others = (prior_mu, prior_scale, mask, weight, noise)
     # Of several samples the first dimension is theirs, and the noise of each its own.
     order = memory_order(mu, 1) if options.num_samples <= 0 else None

@@ -21,7 +21,7 @@ from ._register import Operator, settled
 
 def run(z: Tensor, mu: Tensor, logvar: Tensor, weighing: Weighing) -> Tensor:
     """mi, tc and dim_kl `[3, B]` of z `[B, D]` under mu, logvar `[M, D]`, all of one dtype."""
-    backend = backends.select(z.device)
+    backend = backends.select(z.device, "tc_terms", dtype=z.dtype)
     if by_plain_pytorch("tc_terms", backend, like=z):
         return reference.tc_terms(z, mu, logvar, weighing)
     weighing, numbers = settled(weighing)
