@@ -96,8 +96,11 @@ class Block {
       }
       if (moved) continue;
       for (int i = 0; i < threads; ++i)
-        if (fibers_[i].state == State::kAtWarp)
+        if (fibers_[i].state == State::kAtWarp) {
+          // Where they stopped nobody goes on from.
+          for (int j = 0; j < kMostThreads; ++j) fibers_[j].begun = false;
           throw std::runtime_error("vaefast: a thread of the emulated GPU waits for its warp");
+        }
       for (int i = 0; i < threads; ++i) {
         if (fibers_[i].state != State::kAtBlock) continue;
         fibers_[i].state = State::kReady;

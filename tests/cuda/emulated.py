@@ -1,7 +1,7 @@
 """Runs tests with the CUDA kernels on the CPU: `python emulated.py <module _C> <pytest arguments>`.
 
-The module is built with VAEFAST_CUDA=emulate: the same kernels, as loops over blocks and threads.
-Here its GPU entry points stand in for those of the CPU.
+The module is built with VAEFAST_CUDA=emulate: the same kernels, whose threads are the CPU's
+(csrc/cuda/emulated.h). Here its GPU entry points stand in for those of the CPU.
 """
 
 import importlib.machinery
@@ -66,7 +66,8 @@ def emulated(core: types.ModuleType) -> types.ModuleType:
                 return 0
             return core.workspace(grid, reduce, scalar_grad, target_rows)
 
-        return on_gpu(core.prepare_nll(*args), size)
+        forward, scale = core.prepare_nll(*args)
+        return on_gpu(forward, size), on_gpu(scale, lambda *_: 0)
 
     def with_own_size(name, size):
         return lambda *args: run(name, args, size=size(*args[:-1]))
@@ -96,13 +97,18 @@ def emulated(core: types.ModuleType) -> types.ModuleType:
     return module
 
 
-if __name__ == "__main__":
-    sys.modules["vaefast._C"] = emulated(load(sys.argv[1]))
+def install(module: types.ModuleType) -> None:
+    """Puts `module` in the place of vaefast's core."""
+    sys.modules["vaefast._C"] = module
     import vaefast
     from vaefast.backends.native import sample_kl
 
-    vaefast._C = sys.modules["vaefast._C"]
+    vaefast._C = module
     # On a GPU the noise is always made anew, and a broadcast prior's gradients are summed by torch.
     sample_kl.keeps_derivative = lambda *args: False
     sample_kl.sums_broadcast = lambda *args: False
+
+
+if __name__ == "__main__":
+    install(emulated(load(sys.argv[1])))
     sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[2:]]))
