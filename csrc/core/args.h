@@ -32,10 +32,11 @@ struct Output {
   explicit operator bool() const { return data != nullptr; }
 };
 
-// [seed, offset], one for the whole tensor or one per sample, and the call's own offset.
+// [seed, offset], one for the whole tensor or one per sample, and the call's own offset. fresh, on
+// a GPU: the offset is not written yet, and is to become 0.
 struct Stream {
   const int64_t* state = nullptr;
-  bool per_sample = false;
+  bool per_sample = false, fresh = false;
   int64_t offset = 0;
 };
 
@@ -144,12 +145,13 @@ struct NoiseArgs {
   Output out;
 };
 
-// grad *= upstream.
+// grad *= upstream; on a GPU so are `others`, of grad's shape and dtype.
 struct ScaleArgs {
   Shape shape;
   View upstream;
   int threads = 1;
   Output grad;
+  Output others[kMaxParams - 1];
 };
 
 }  // namespace vaefast

@@ -51,6 +51,7 @@ struct Forward {
   }
 
   VAEFAST_MEMBER void run(int64_t unit, int lane, T* sums) const {
+    settle(in.stream, unit, lane);
     InputRows<K> at;
     if constexpr (kPerDim) {
       const DimWalk walk = dims.template walk<V>(unit, lane);

@@ -78,7 +78,13 @@ VAEFAST_FN StreamRow enter(const Stream& stream, const Shape& shape, int64_t row
     place = row - sample * shape.segments;
   }
   return {static_cast<uint64_t>(state[0]),
-          static_cast<uint64_t>(state[1] + stream.offset + place * shape.cols + col)};
+          static_cast<uint64_t>((stream.fresh ? 0 : state[1]) + stream.offset + place * shape.cols +
+                                col)};
+}
+
+// Writes the offset of a fresh state, which no thread of the launch reads.
+VAEFAST_FN void settle(const Stream& stream, int64_t unit, int lane) {
+  if (stream.fresh && unit == 0 && lane == 0) const_cast<int64_t*>(stream.state)[1] = 0;
 }
 
 }  // namespace VAEFAST_ISA
