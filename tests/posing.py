@@ -3,14 +3,13 @@ of the GPU, the kernels are the CPU's, and where each would have run is written 
 
 from __future__ import annotations
 
-import importlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from vaefast import _torch
 from vaefast.ops import _plans
 
 _ASKED: Any = torch._C.TensorBase
@@ -40,14 +39,14 @@ class Posing:
 def pose(monkeypatch: pytest.MonkeyPatch) -> Posing:
     """Until `monkeypatch` takes it back; no plan of it is kept."""
     from vaefast import _C
-    from vaefast.backends.native import nll, sample_kl
+    from vaefast.backends.native import _place, nll, sample_kl
 
     made = Posing()
     # One descriptor for the other: no call of Python's is added.
     monkeypatch.setattr(torch.Tensor, "is_cpu", _ASKED.is_cuda, raising=False)
     monkeypatch.setattr(torch.Tensor, "is_cuda", _ASKED.is_cpu, raising=False)
     monkeypatch.setattr(torch.Tensor, "get_device", lambda _: made.device, raising=False)
-    monkeypatch.setattr(_torch, "raw_stream", lambda device: 100 * device + made.stream)
+    monkeypatch.setattr(_place, "raw_stream", lambda device: 100 * device + made.stream)
     prepare_sample_kl, prepare_nll, scale = _C.prepare_sample_kl, _C.prepare_nll, _C.scale
 
     def of_sample_kl(*args: Any) -> Any:
@@ -73,7 +72,7 @@ def pose(monkeypatch: pytest.MonkeyPatch) -> Posing:
     for module in (sample_kl, nll):
         monkeypatch.setattr(module, "is_on_cpu", lambda _: False)
         # Those of the CPU stay where they are.
-        cache = importlib.import_module("functools").lru_cache(maxsize=64)
+        cache = functools.lru_cache(maxsize=64)
         monkeypatch.setattr(module, "_made", cache(module._made.__wrapped__))
     monkeypatch.setattr(_plans, "kept", {})
     return made

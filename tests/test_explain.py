@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
+from unittest import mock
 
 import operator_calls
 import pytest
@@ -16,7 +17,9 @@ from torch.autograd import forward_ad
 from torch.autograd.graph import save_on_cpu
 
 import vaefast as vf
-from vaefast import _explain, likelihoods
+from vaefast import _explain, backends, likelihoods
+from vaefast.backends import costs
+from vaefast.backends.reference import mmd as reference_mmd
 from vaefast.ops import _plans
 
 native = pytest.mark.skipif(
@@ -126,6 +129,21 @@ def asked_with(target: Tensor, likelihood: Any = "bernoulli", **settings: Any) -
     return vf.explain(vf.nll, data()[0], target, likelihood, **settings)
 
 
+def by_cost() -> Any:
+    """As if the CPU were a GPU that both backends serve, and the reference Triton's kernels."""
+    cost = costs.Cost(9.0, 8.0, "instructions")
+    with (
+        mock.patch.object(backends, "_name", lambda device: "cuda"),
+        mock.patch.object(backends, "unavailable", lambda name, device: None),
+        mock.patch.object(backends, "_serving", backends._serving.__wrapped__),
+        mock.patch.object(backends, "cost_of", lambda kind: cost),
+        mock.patch.object(backends, "load", lambda name, op: reference_mmd),
+        mock.patch.object(reference_mmd, "mmd", lambda x, y, *_: (x.sum(), x, y)),
+        vf.backend("auto"),
+    ):
+        return vf.explain(vf.mmd, *posterior())
+
+
 def widened() -> Any:
     mean, target = torch.randn(B, D, dtype=torch.bfloat16), torch.rand(B, D, requires_grad=True)
     return vf.explain(vf.nll, mean, target, vf.Gaussian(std=0.5))
@@ -174,6 +192,7 @@ PROVOKED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: vf.explain(vf.sample_kl, *posterior(device="meta")),
         "no native kernels for meta",
     ),
+    "cost": (by_cost, "mmd float32 costs 9 by 'native' and 8 by 'triton'"),
 }
 
 

@@ -98,7 +98,7 @@ def _leave_out_native_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(core, name, lambda *_, **__: None)
     # What is prepared is left out too, and no plan of that is kept.
     monkeypatch.setattr(core, "prepare_sample_kl", lambda *_: (lambda *_: None,) * 2)
-    monkeypatch.setattr(core, "prepare_nll", lambda *_: lambda *_: None)
+    monkeypatch.setattr(core, "prepare_nll", lambda *_: (lambda *_: None,) * 2)
     for module in (sample_kl, nll):
         monkeypatch.setattr(module, "_made", module._made.__wrapped__)
     # A build without CUDA has none of these.

@@ -21,8 +21,8 @@ def advise_huge_pages(data: int, bytes: int) -> None: ...
 def prepare_sample_kl(*call: object) -> tuple[Callable[..., None], Callable[..., None]]:
     """`sample_kl` and its backward pass made ready but for where they run and their tensors."""
 
-def prepare_nll(*call: object) -> Callable[..., None]:
-    """`nll` made ready but for where it runs and its tensors."""
+def prepare_nll(*call: object) -> tuple[Callable[..., None], Callable[..., None]]:
+    """`nll`, and what scales its gradients, made ready but for where they run and their tensors."""
 
 def __getattr__(kernel: str) -> Callable[..., None]:
     """A kernel, which takes plain tuples of pointers and numbers."""

@@ -27,7 +27,7 @@ REASONS = {
     "layout": "{}: what is made of it would lie so too, and no plan is kept of that",
     "dtype": "the target asks for a gradient, for which the location in {} is widened first",
     "shape": "the fast path takes operands of one shape, got {}",
-    "device": "the fast path is for the CPU, got {}",
+    "device": "the fast path is for the CPU and for CUDA, got {}",
     "backend": "the fast path is the native backend's, and {!r} serves",
     "settings": "a setting cannot be looked up by: {}",
     "class": "{} is no torch.Tensor or Parameter itself, and torch's dispatcher has to see it",

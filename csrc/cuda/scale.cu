@@ -1,4 +1,4 @@
-// A stored gradient times the upstream one, in place; nothing is touched where that is 1.
+// Stored gradients times the upstream one, in place; nothing is touched where that is 1.
 #include "cuda/launch.cuh"
 
 namespace vaefast {
@@ -12,11 +12,23 @@ struct Multiply {
   using Sum = T;
   Work work;
   RowCut cut;
-  Source upstream, grad;
-  Target out;
+  Source upstream, grads[kMaxParams];
+  Target outs[kMaxParams];
   bool one_value;
+  // Units of each gradient.
+  int64_t each = 0;
 
-  VAEFAST_MEMBER void run(int64_t unit, int lane, T*) const {
+  VAEFAST_MEMBER void run(int64_t index, int lane, T*) const {
+    int64_t unit = index;
+    Source grad = grads[0];
+    Target out = outs[0];
+#pragma unroll
+    for (int i = 1; i < kMaxParams; ++i) {
+      if (index < i * each) break;
+      unit = index - i * each;
+      grad = grads[i];
+      out = outs[i];
+    }
     const Walk walk = cut.template walk<V>(unit, lane);
     const int64_t start = walk.row * cut.cols + walk.first;
     const char* by = enter<kAny>(upstream, walk.row, walk.first);
@@ -43,18 +55,26 @@ void multiply(const ScaleArgs& args, const cuda::Place& place) {
   View upstream = args.upstream;
   View* const views[] = {&upstream};
   collapse(shape, shape.rows, views, 1);
-  View grad;
-  grad.data = args.grad.data;
-  grad.dtype = args.grad.dtype;
-  grad.mod = shape.rows > 0 ? shape.rows : 1;
-  grad.row_stride = shape.cols;
-  grad.col_stride = 1;
   const RowCut cut(shape.rows, shape.cols, V);
-  const bool one_value = upstream.col_stride == 0 && upstream.row_stride == 0;
-  launch(Multiply<T, V>{cut.work(false), cut, source<T>(upstream, shape.rows, V),
-                        source<T>(grad, shape.rows, V),
-                        target(args.grad, shape.rows, shape.cols, V), one_value},
-         place);
+  Multiply<T, V> op{cut.work(false), cut, source<T>(upstream, shape.rows, V), {}, {}, false};
+  op.one_value = upstream.col_stride == 0 && upstream.row_stride == 0;
+  op.each = op.work.units;
+  int count = 0;
+  const auto add = [&](const Output& output) {
+    if (!output) return;
+    View grad;
+    grad.data = output.data;
+    grad.dtype = output.dtype;
+    grad.mod = shape.rows > 0 ? shape.rows : 1;
+    grad.row_stride = shape.cols;
+    grad.col_stride = 1;
+    op.grads[count] = source<T>(grad, shape.rows, V);
+    op.outs[count++] = target(output, shape.rows, shape.cols, V);
+  };
+  add(args.grad);
+  for (const Output& output : args.others) add(output);
+  op.work.units *= count;
+  launch(op, place);
 }
 
 }  // namespace

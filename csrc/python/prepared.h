@@ -3,6 +3,7 @@
 // a small call is half made, than to ask each for its address first.
 #pragma once
 
+#include <algorithm>
 #include <new>
 
 #include "python/grid_ops.h"
@@ -104,7 +105,8 @@ class PreparedSampleKl {
     SampleKlArgs a = placed(given);
     const int64_t kind = number(given[5]);
     int64_t* const state = static_cast<int64_t*>(data_of(given[4]));
-    if (kind == 2) state[1] = 0;
+    a.stream.fresh = kind == 2 && !PyLong_Check(given[0]);
+    if (kind == 2 && !a.stream.fresh) state[1] = 0;
     a.stream.state = state;
     a.stream.per_sample = kind == 1;
     a.z.data = data_of(given[6]);
@@ -228,17 +230,44 @@ class PreparedNll {
     run_prepared<NllArgs>(VAEFAST_KERNEL(nll), a, given[0]);
   }
 
+  // (where, upstream, its dtype, grads): gradients of the call's shape, each times the one number
+  // upstream; on a GPU one launch for those of one dtype.
+  void scale(PyObject* const* given) const {
+    ScaleArgs a;
+    a.shape = {1, args_.shape.rows * args_.shape.cols, 1};
+    a.upstream.data = data_of(given[1]);
+    a.upstream.dtype = static_cast<DType>(number(given[2]));
+    PyObject* const* const grads = items_of(given[3]);
+    const Py_ssize_t count = std::min<Py_ssize_t>(PySequence_Fast_GET_SIZE(given[3]), kMaxParams);
+    Output left[kMaxParams];
+    for (Py_ssize_t j = 0; j < count; ++j)
+      left[j] = {data_of(grads[j]), args_.grads[j].dtype, args_.grads[j].nontemporal};
+    for (Py_ssize_t j = 0; j < count; ++j) {
+      if (!left[j]) continue;
+      a.grad = left[j];
+      int others = 0;
+      for (Output& other : a.others) other = {};
+      for (Py_ssize_t i = j + 1; i < count && !PyLong_Check(given[0]); ++i) {
+        if (!left[i] || left[i].dtype != left[j].dtype) continue;
+        a.others[others++] = left[i];
+        left[i] = {};
+      }
+      run_prepared<ScaleArgs>(VAEFAST_KERNEL(scale), a, given[0]);
+    }
+  }
+
  private:
   NllArgs args_;
 };
 
-inline py::object prepare_nll(const py::tuple& grid, const py::tuple& params,
-                              const py::object& target, const py::object& mask,
-                              const py::object& weight, int64_t offset, const py::tuple& settings,
-                              const py::tuple& grads) {
+// (the call, what scales its gradients).
+inline py::tuple prepare_nll(const py::tuple& grid, const py::tuple& params,
+                             const py::object& target, const py::object& mask,
+                             const py::object& weight, int64_t offset, const py::tuple& settings,
+                             const py::tuple& grads) {
   using Call = PreparedNll;
-  return prepared<Call, &Call::run, 6>(
-      owned(Call(grid, params, target, mask, weight, offset, settings, grads)));
+  const py::capsule call = owned(Call(grid, params, target, mask, weight, offset, settings, grads));
+  return py::make_tuple(prepared<Call, &Call::run, 6>(call), prepared<Call, &Call::scale, 4>(call));
 }
 
 }  // namespace python

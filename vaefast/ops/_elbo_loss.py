@@ -51,7 +51,8 @@ class _ELBO(torch.autograd.Function):
             return (None,) * len(need)
         grad_kl = None
         if need[3]:
-            grad_kl = upstream * ctx.beta
+            # As torch.add has it: no launch for a 1.
+            grad_kl = upstream if ctx.beta == 1 else upstream * ctx.beta
             if ctx.dtypes[1] != upstream.dtype:
                 grad_kl = grad_kl.to(ctx.dtypes[1])
             grad_kl = (grad_kl / ctx.shape.numel()).expand(ctx.shape)

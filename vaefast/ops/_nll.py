@@ -253,8 +253,8 @@ _apply = apply_of(_NLL)
 
 
 def as_made(ctx: Any, plan: Any, upstream: Tensor) -> Sequence[Tensor | None] | None:
-    """The gradients as the forward pass made them, where that is all there is to it: the end of
-    most programs' graphs. `ctx` is of a function whose plan was found."""
+    """The gradients as the forward pass made them, or times one number on a GPU, where that is all
+    there is to it: the end of most programs' graphs. `ctx` is of a function whose plan was found."""
     if (
         not ctx.made
         or plan.casts
@@ -262,18 +262,37 @@ def as_made(ctx: Any, plan: Any, upstream: Tensor) -> Sequence[Tensor | None] | 
         or recording()
         or keeps_graph()
         or not direct(upstream)
-        or not upstream.is_cpu
-        or upstream.item() != 1.0
     ):
+        return None
+    # What a GPU's number is nobody here knows, the engine's own 1 neither: the kernel looks.
+    here = upstream.is_cpu
+    if here and upstream.item() != 1.0:
         return None
     # As autograd has it: those must not have changed since.
     _ = ctx.saved_tensors
     grads: Sequence[Tensor | None] = ctx.made
     ctx.made = ()
+    if not here:
+        return _times_number(grads, upstream, plan)
     scalar = plan.options.scalar
     if scalar >= 0:
         grads = [g.sum() if i == scalar and g is not None else g for i, g in enumerate(grads)]
     return grads
+
+
+def _times_number(
+    grads: Sequence[Tensor | None], upstream: Tensor, plan: Any
+) -> Sequence[Tensor | None]:
+    """Stored gradients times one number, in their own memory."""
+    scalar = plan.options.scalar
+    if scalar < 0:
+        plan.scale(grads, upstream)
+        return grads
+    own = grads[scalar]
+    others = [None if i == scalar else g for i, g in enumerate(grads)]
+    plan.scale(others, upstream)
+    others[scalar] = None if own is None else (own * upstream).sum()
+    return others
 
 
 def gradients(
@@ -317,10 +336,19 @@ def gradients(
             shape = params[0].shape[options.lead - 1 :]
             any_kept = mask.expand(shape).reshape(shape[0], -1).any(1)
             upstream = torch.where(any_kept, upstream, 0.0)
-        grads = [
-            None if g is None else times_upstream(g, i, upstream, options, backend, overwrite)
-            for i, g in enumerate(made)
-        ]
+        if (
+            overwrite
+            and not upstream.dim()
+            and not isinstance(plan, Unplanned)
+            and direct(upstream)
+            and not upstream.is_cpu
+        ):
+            grads = [*_times_number(made, upstream, plan)]
+        else:
+            grads = [
+                None if g is None else times_upstream(g, i, upstream, options, backend, overwrite)
+                for i, g in enumerate(made)
+            ]
         if mask is not None and options.reduce == "sample":
             # A stored 0 times a sample's infinite gradient is no number.
             grads = [

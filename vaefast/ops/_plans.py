@@ -85,8 +85,11 @@ def key_of(tensors: tuple[Tensor, ...], settings: tuple[object, ...]) -> Hashabl
                 declined("class", type(t).__name__)
                 return None
             if not t.is_cpu:
-                declined("device", t.device.type)
-                return None
+                if not t.is_cuda:
+                    declined("device", t.device.type)
+                    return None
+                # A plan is of one device; which stream is current is asked at each call.
+                key.append(t.get_device())
             if t.is_neg():
                 declined("negated")
                 return None

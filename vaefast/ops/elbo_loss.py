@@ -95,35 +95,6 @@ def elbo_loss(
     first = likelihoods.as_tuple(params)[0]
     model = likelihoods.resolve(likelihood)
     lead = model.lead(first, target)
-    if isinstance(beta, Tensor):
-        _per_sample("beta", beta, first.shape, lead)
-    if isinstance(capacity, Tensor):
-        _per_sample("capacity", capacity, first.shape, lead)
-    sample_weight = None
-    if isinstance(weight, Tensor) and _args.same_shape(weight.shape, target.shape[:1]):
-        sample_weight = weight
-    apart = (
-        reduction == "sample"
-        or capacity is not None
-        or (isinstance(beta, Tensor) and beta.dim() > 0)
-        or sample_weight is not None
-    )
-    shared: dict[str, Any] = {"param": param, "min_std": min_std, "clamp": clamp}
-    if kl is None:
-        assert posterior is not None
-        if validate:
-            check_scale("scale", posterior[1], param, clamp)
-            check_scale("prior_scale", prior_scale, param)
-        raw = gaussian_kl(
-            *posterior,
-            prior_mu,
-            prior_scale,
-            reduction="sample" if apart else "batchmean",
-            **shared,
-        )
-    else:
-        _check_kl(kl, first.shape, lead)
-        raw = kl = kl.to(_args.compute_dtype(kl))
     special = (
         "capacity"
         if capacity is not None
@@ -141,11 +112,41 @@ def elbo_loss(
         if validate
         else ""
     )
+    sample_weight, apart = None, False
+    if special:
+        if isinstance(beta, Tensor):
+            _per_sample("beta", beta, first.shape, lead)
+        if isinstance(capacity, Tensor):
+            _per_sample("capacity", capacity, first.shape, lead)
+        if isinstance(weight, Tensor) and _args.same_shape(weight.shape, target.shape[:1]):
+            sample_weight = weight
+        apart = (
+            reduction == "sample"
+            or capacity is not None
+            or (isinstance(beta, Tensor) and beta.dim() > 0)
+            or sample_weight is not None
+        )
+    shared: dict[str, Any] = {"param": param, "min_std": min_std, "clamp": clamp}
+    if kl is None:
+        assert posterior is not None
+        if validate:
+            check_scale("scale", posterior[1], param, clamp)
+            check_scale("prior_scale", prior_scale, param)
+        raw = gaussian_kl(
+            *posterior,
+            prior_mu,
+            prior_scale,
+            reduction="sample" if apart else "batchmean",
+            **shared,
+        )
+    else:
+        _check_kl(kl, first.shape, lead)
+        raw = kl = kl.to(_args.compute_dtype(kl))
     if special:
         declined("argument", f"{special} of elbo_loss")
     elif recording() and target.requires_grad:
         declined("constant")
-    elif direct(raw) and raw.is_cpu:
+    elif direct(raw) and (raw.is_cpu or raw.is_cuda) and raw.get_device() == target.get_device():
         assert not isinstance(beta, Tensor)
         tensors, _, plan = _nll.find(params, target, model, "batchmean", False)
         if plan is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ... import _C, _torch
+from ... import _C
+from ..._torch import raw_stream
 from ._pack import REDUCE
 
 Place = tuple[int, int, int, int, Tensor | None]
@@ -36,9 +37,8 @@ def place_for_samples(tensor: Tensor, grid: tuple[int, int, int], samples: int) 
 
 def place_with(tensor: Tensor, size: int) -> Place:
     """As `place`, with a workspace of `size` bytes."""
-    device: int = tensor.device.index
-    stream = _torch.raw_stream(device)
+    device = tensor.get_device()
     if not size:
-        return device, stream, 0, 0, None
-    workspace = torch.empty(size, dtype=torch.uint8, device=tensor.device)
-    return device, stream, workspace.data_ptr(), size, workspace
+        return device, raw_stream(device), 0, 0, None
+    workspace = tensor.new_empty(size, dtype=torch.uint8)
+    return device, raw_stream(device), workspace.data_ptr(), size, workspace

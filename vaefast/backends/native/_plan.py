@@ -23,6 +23,10 @@ LIKE = 1 << 10
 Room = Callable[[Tensor], Tensor]
 
 
+def is_on_cpu(device: torch.device) -> bool:
+    return device.type == "cpu"
+
+
 def operand_of(tensor: Tensor | None) -> Operand:
     return None if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype)
 

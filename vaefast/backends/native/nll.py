@@ -16,7 +16,7 @@ from .._options import Nll
 from ..layout import laid_out, places
 from ._pack import DTYPES, REDUCE
 from ._place import place_with
-from ._plan import LIKE, Operand, operand_of, packed, room
+from ._plan import LIKE, Operand, is_on_cpu, operand_of, packed, room
 
 _FORMS = _C.forms()
 
@@ -49,6 +49,7 @@ class Plan:
             "options",
             "casts",
             "_run",
+            "_scale",
             "_copies",
             "_shape",
             "_loss",
@@ -84,7 +85,7 @@ class Plan:
             for index, k in enumerate(params)
             if k is not None
         ]
-        self._run = _C.prepare_nll(
+        self._run, self._scale = _C.prepare_nll(
             grid,
             tuple(given[:count]),
             x,
@@ -111,7 +112,7 @@ class Plan:
         self._loss = room(loss, dtype, device)
         # One that is small is made like another: 0.4 us less than from its shape.
         self._loss_like = None
-        if device.type == "cpu" and math.prod(loss) <= LIKE:
+        if is_on_cpu(device) and math.prod(loss) <= LIKE:
             self._loss_like = torch.empty(loss, dtype=dtype, device=device)
         # A learned scalar's gradient is a number per sample.
         self._grads = [
@@ -121,7 +122,7 @@ class Plan:
         ]
         # Bytes, without and with the gradient of a learned scalar.
         self._workspaces: tuple[int, ...] = ()
-        if device.type != "cpu":
+        if not is_on_cpu(device):
             self._workspaces = tuple(
                 [
                     _C.workspace(grid, reduce, scalar_grad, target_rows)
@@ -173,6 +174,12 @@ class Plan:
             where = torch.get_num_threads()
         self._run(where, loss, target, params, grads, rest)
         return loss, grads
+
+    def scale(self, grads: Sequence[Tensor | None], upstream: Tensor) -> None:
+        """What `forward` gave beside the loss, times one number, in place, by one launch where all
+        are of one dtype. A learned scalar's are not to be among them."""
+        where: Any = place_with(upstream, 0) if self._workspaces else torch.get_num_threads()
+        self._scale(where, upstream, DTYPES[upstream.dtype], grads)
 
 
 def nll(

@@ -15,7 +15,7 @@ from .._options import Posterior, z_shape
 from ..layout import Place, dense_strides, fitted, laid_out, places
 from ._pack import DTYPES, REDUCE
 from ._place import place_with
-from ._plan import LIKE, Operand, Room, is_dense, operand_of, packed, room
+from ._plan import LIKE, Operand, Room, is_dense, is_on_cpu, operand_of, packed, room
 from ._posterior import settings_of
 
 # The core's kPriorBlocks.
@@ -89,7 +89,7 @@ class Plan:
         if grad_kl is not None and per_place is None:
             given[8] = packed(grad_kl, Place(segments, shape[0] or 1, 0, 0, ""))
         grid = (rows // max(samples, 1), cols, segments)
-        on_cpu = device.type == "cpu"
+        on_cpu = is_on_cpu(device)
         summed = [
             on_cpu and sums_broadcast(k, shape, p)
             for k, p in zip(parameters, found[:4], strict=True)
@@ -143,7 +143,8 @@ class Plan:
         keep: bool,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """`keep`: dz/dscale is to be kept, if that is worth it. `state_kind`: 1 where there is a
-        state per sample, 2 where the state is new and its second number still to become 0."""
+        state per sample, 2 where the state is new and its second number still to become 0, which on a GPU the
+        kernel writes."""
         z = kl = derivative = rest = None
         if self._z is not None:
             z = self._z(mu)
