@@ -1,5 +1,5 @@
-"""The CUDA kernels without a GPU: compiled and linked by nvcc, their machine code read, and run as
-loops on the CPU."""
+"""The CUDA kernels without a GPU: compiled and linked by nvcc, their machine code read, and run in
+threads of the CPU, also in other orders than by their numbers, where races are errors."""
 
 import importlib.util
 import os
@@ -105,18 +105,36 @@ def test_dense_operands_move_16_bytes_at_a_time(machine_code):
         assert loads >= 2 and stores >= 1, f"{name}: {loads} loads, {stores} stores"
 
 
+# Of files whose tests are of several backends those of the kernels; and files of these alone.
+CHOSEN = (
+    "((native or default) and not test_no_code_is_shared)"
+    " or (test_gpu_plans and not interpreters)"
+)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are tested on the GPU itself")
-def test_the_kernels_run_as_loops_on_the_cpu(tmp_path):
+def test_no_kernels_threads_race(tmp_path):
+    """Where a barrier is missing: tests/cuda/races.py."""
+    settings = ("-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O1", ONE_ISA)
+    module = build(tmp_path, "emulate", *settings, "-DVAEFAST_EMULATED_ACCESSES=ON")
+    command = [sys.executable, str(ROOT / "tests/cuda/races.py"), str(module)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert int(done.stdout.split()[0]) > 100, done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are tested on the GPU itself")
+def test_the_kernels_run_on_the_cpu(tmp_path):
     settings = ("-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O1", ONE_ISA)
     module = build(tmp_path, "emulate", *settings)
     names = ("grid_shapes", "noise", "rsample", "sample_kl", "gaussian_kl", "nll", "determinism")
     names += ("likelihood_rows", "likelihood_mixture", "row_shapes", "log_weights", "mmd")
     names += ("mixture_log_prob", "tc_terms", "estimated_kl", "kinks", "extremes")
-    names += ("masked_values", "zero_sizes")
+    names += ("masked_values", "zero_sizes", "shared_rows", "gpu_plans")
     files = [str(ROOT / "tests" / f"test_{name}.py") for name in names]
     runner = [sys.executable, str(ROOT / "tests/cuda/emulated.py"), str(module)]
     done = subprocess.run(
-        [*runner, *files, "-k", "(native or default) and not test_no_code_is_shared"],
+        [*runner, *files, "-k", CHOSEN],
         capture_output=True,
         text=True,
         cwd=ROOT,

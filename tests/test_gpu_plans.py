@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from posing import Posing, pose
+from test_no_waits import FUNCTIONS, METHODS
 from torch import Tensor
 
 import vaefast as vf
@@ -147,7 +148,43 @@ def test_a_drawn_state_is_one_launch_of_torchs(gpu):
     writes = ["aten::zero_", "aten::fill_", "aten::random_"]
     assert [name for name in seen[0] if name in writes][0] == "aten::random_"
     assert len([name for name in seen[0] if name in writes]) > 1
-    assert [name for name in seen[1] if name in writes] == ["aten::random_"]
+    # A workspace of a test's own is filled under emulation.
+    torchs = [name for name in seen[1] if name in writes]
+    assert torchs[0] == "aten::random_" and "aten::zero_" not in torchs
+
+
+def test_a_plan_that_is_found_waits_for_nothing(gpu, monkeypatch):
+    """The dispatch mode of test_no_waits.py would have these calls go the long way."""
+    mu, logvar = leaves(5, 6)
+    x = torch.ones(5, 6)
+    given = (mu, logvar, mu, logvar, x)
+    calls = [call for name, call in CALLS.items() if "seed" not in name]
+
+    def run(call):
+        outputs = call(*given)
+        torch.autograd.grad(outputs, mu, [torch.ones_like(o) for o in outputs], allow_unused=True)
+
+    for call in calls:
+        run(call)
+        run(call)
+    kept = len(_plans.kept)
+
+    def waits(*_: Any, **__: Any) -> None:
+        raise AssertionError("it would wait for the device")
+
+    for name in (*METHODS, "__bool__", "__float__", "__int__", "__index__"):
+        monkeypatch.setattr(Tensor, name, waits, raising=False)
+    for name in FUNCTIONS:
+        monkeypatch.setattr(torch, name, waits, raising=False)
+    for call in calls:
+        run(call)
+    assert len(_plans.kept) == kept
+    with pytest.raises(AssertionError, match="would wait"):
+        float(mu.sum())
+    # What the CPU's way asks of the upstream gradient is seen.
+    monkeypatch.delattr(Tensor, "is_cpu")
+    with pytest.raises(AssertionError, match="would wait"):
+        run(CALLS["nll"])
 
 
 def test_a_plan_holds_no_tensor(gpu):

@@ -8,6 +8,9 @@ namespace VAEFAST_ISA {
 
 constexpr int kDouble = 8;
 
+// No GPU's block has more shared memory.
+constexpr int64_t kMostShared = 227 << 10;
+
 // How rows are cut: into `pieces` of `each` vectors, `lanes` threads to a piece.
 struct ClassCut {
   int64_t vectors, each, pieces = 1;
@@ -25,8 +28,10 @@ struct ClassCut {
       lanes = static_cast<int>(vectors >= kWarp ? kWarp : power_of_two(vectors));
     held = vectors <= int64_t{lanes} * holds;
     if (held) return;
-    // Some 1024 blocks, where there are that many times 4 vectors for each thread of one.
-    const int64_t wanted = divide_up(1024, args.rows > 0 ? args.rows : 1);
+    // Some 1024 blocks, where there are that many times 4 vectors for each thread of one. Of rows
+    // that shared memory may hold, 256 are enough: in pieces they would be read twice.
+    const bool whole = args.rows >= 256 && vectors * 16 <= kMostShared;
+    const int64_t wanted = whole ? 1 : divide_up(1024, args.rows > 0 ? args.rows : 1);
     const int64_t most = vectors / (kThreads * 4);
     pieces = wanted < most ? wanted : most;
     pieces = pieces > kThreads ? kThreads : pieces < 1 ? 1 : pieces;

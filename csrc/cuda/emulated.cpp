@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -40,28 +41,30 @@ struct Fiber {
 
 struct Order {
   bool none = false, reversed = false, shuffled = false, interleaved = false;
-  std::mt19937 random;
+  std::optional<std::mt19937> random;
 
   Order() {
     const char* const asked = std::getenv("VAEFAST_EMULATED_ORDER");
-    const std::string text = asked == nullptr ? "" : asked;
-    const std::string name = text.substr(0, text.find(':'));
+    if (asked == nullptr || *asked == '\0') return;
+    const char* const colon = std::strchr(asked, ':');
+    const std::string name = colon == nullptr ? asked : std::string(asked, colon);
     none = name == "none";
     reversed = name == "reversed";
     interleaved = name == "interleaved";
     shuffled = name == "shuffled" || interleaved;
-    if (!text.empty() && !none && !reversed && !shuffled && name != "forward")
+    if (!none && !reversed && !shuffled && name != "forward")
       throw std::runtime_error(
           "VAEFAST_EMULATED_ORDER must be forward, reversed, shuffled:SEED, interleaved:SEED or "
           "none, got " +
-          text);
-    if (name.size() < text.size())
-      random.seed(static_cast<unsigned>(std::strtoul(text.c_str() + name.size() + 1, nullptr, 10)));
+          std::string(asked));
+    if (shuffled)
+      random.emplace(
+          colon == nullptr ? 0u : static_cast<unsigned>(std::strtoul(colon + 1, nullptr, 10)));
   }
 
   void apply(std::vector<int>& numbers) {
     if (reversed) std::reverse(numbers.begin(), numbers.end());
-    if (shuffled) std::shuffle(numbers.begin(), numbers.end(), random);
+    if (shuffled) std::shuffle(numbers.begin(), numbers.end(), *random);
   }
 };
 
@@ -142,7 +145,7 @@ class Block {
     const char* const address = static_cast<const char*>(at);
     if (address >= stacks && address < stacks + kStack * kMostThreads) return;
     accesses_.add(at, bytes, writes, current_, phases_[current_]);
-    if (order_->interleaved && order_->random() % 8 == 0) leave(State::kReady);
+    if (order_->interleaved && (*order_->random)() % 8 == 0) leave(State::kReady);
   }
 
   Accesses& accesses() { return accesses_; }

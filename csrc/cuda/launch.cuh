@@ -138,18 +138,44 @@ inline int64_t most_multiprocessors() {
   return most;
 }
 
-// Blocks of kThreads of a kernel that the current device, `device`, holds at once.
-inline int64_t resident_blocks(const void* kernel, int device, std::atomic<int>* cache) {
-  int count = device < kDevices ? cache[device].load(std::memory_order_relaxed) : 0;
+// Blocks of kThreads, each with `dynamic` bytes of shared memory beside the kernel's own, that the
+// current device, `device`, holds at once.
+inline int64_t resident_blocks(const void* kernel, int device, int64_t dynamic,
+                               std::atomic<int>* cache) {
+  // Where there is dynamic memory the count follows it: that is worked out each time.
+  const bool keeps = device < kDevices && dynamic == 0;
+  int count = keeps ? cache[device].load(std::memory_order_relaxed) : 0;
   if (count > 0) return count;
   int each = 0, multiprocessors = 0;
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kThreads, 0),
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, kThreads,
+                                                      static_cast<size_t>(dynamic)),
         "cannot tell how many blocks of the kernel a multiprocessor holds");
   check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
         "cannot read the number of multiprocessors");
   count = (each > 0 ? each : 1) * multiprocessors;
-  if (device < kDevices) cache[device].store(count, std::memory_order_relaxed);
+  if (keeps) cache[device].store(count, std::memory_order_relaxed);
   return count;
+}
+
+// What a block of an operation's kernel may have of shared memory beside what the kernel declares.
+template <class Op>
+int64_t most_dynamic_shared(const cuda::Place& place) {
+  static std::atomic<int> cache[kDevices];
+  const int device = place.device;
+  int most = device < kDevices ? cache[device].load(std::memory_order_relaxed) : 0;
+  if (most > 0) return most;
+  const Current current(device);
+  const void* kernel = reinterpret_cast<const void*>(&run_kernel<Op>);
+  cudaFuncAttributes own;
+  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        "cannot read how much shared memory a block may have");
+  check(cudaFuncGetAttributes(&own, kernel), "cannot read the kernel's own shared memory");
+  most -= static_cast<int>(own.sharedSizeBytes);
+  // Once and for the most, as threads of the host may launch with less and more side by side.
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
+        "the kernel gets no more shared memory");
+  if (device < kDevices) cache[device].store(most, std::memory_order_relaxed);
+  return most;
 }
 
 template <class Op>
@@ -159,17 +185,24 @@ void launch(Op op, const cuda::Place& place) {
   const void* kernel = reinterpret_cast<const void*>(&run_kernel<Op>);
   // As many blocks as can be resident at once, and each walks over its share: one wave.
   static std::atomic<int> cache[kDevices];
-  const int64_t most = resident_blocks(kernel, place.device, cache);
+  const int64_t dynamic = dynamic_shared_of(op);
+  const int64_t most = resident_blocks(kernel, place.device, dynamic, cache);
   const int64_t blocks = op.work.blocks();
   void* arguments[] = {&op};
   check(cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks < most ? blocks : most)),
-                         dim3(kThreads), arguments, 0, static_cast<cudaStream_t>(place.stream)),
+                         dim3(kThreads), arguments, static_cast<size_t>(dynamic),
+                         static_cast<cudaStream_t>(place.stream)),
         "the kernel did not start");
 }
 
 #else
 
 inline int64_t most_multiprocessors() { return 128; }
+
+template <class Op>
+int64_t most_dynamic_shared(const cuda::Place&) {
+  return emulated::most_dynamic_shared();
+}
 
 template <class Op>
 void launch(Op op, const cuda::Place&) {

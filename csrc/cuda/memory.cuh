@@ -7,6 +7,7 @@
 
 #include "core/args.h"
 #include "cpu/convert.h"
+#include "cuda/emulated.h"
 
 namespace vaefast {
 namespace VAEFAST_ISA {
@@ -65,6 +66,30 @@ VAEFAST_FN void load_words(const void* from, uint32_t* words) {
   }
 #else
   memcpy(words, from, kBytes);
+#endif
+}
+
+// A block's shared memory beside what its kernel declares, and 16 bytes of it.
+VAEFAST_FN char* shared_bytes() {
+#if defined(__CUDA_ARCH__)
+  extern __shared__ __align__(16) char vaefast_dynamic_shared[];
+  return vaefast_dynamic_shared;
+#elif defined(__CUDACC__)
+  return nullptr;
+#else
+  return static_cast<char*>(emulated::dynamic_shared());
+#endif
+}
+
+VAEFAST_FN void load_shared(const char* from, uint32_t* words) {
+#if defined(__CUDACC__)
+  const uint4 four = *reinterpret_cast<const uint4*>(from);
+  words[0] = four.x;
+  words[1] = four.y;
+  words[2] = four.z;
+  words[3] = four.w;
+#else
+  memcpy(words, from, 16);
 #endif
 }
 

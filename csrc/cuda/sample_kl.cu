@@ -193,6 +193,8 @@ int64_t cuda::workspace(const Shape& shape, Reduce reduce, bool scalar_grad, int
     for (int64_t times : {int64_t{1}, target_rows, shape.rows}) {
       if (times <= 0 || reduce == Reduce::kDim || shape.rows % times != 0) continue;
       const RowCut cut(shape.rows / times, shape.cols * times, vector);
+      // Samples stay apart, and the sum of one in one piece is the result.
+      if (reduce == Reduce::kSample && (times > 1 || shape.segments * cut.pieces == 1)) continue;
       const int64_t found = cut.work(reduce == Reduce::kSum && !scalar_grad).sums();
       if (reduce == Reduce::kSample || reduce == Reduce::kSum) sums = found > sums ? found : sums;
     }

@@ -9,26 +9,23 @@ template <class T, int V>
 struct Multiply {
   static constexpr int kSums = 0;
   static constexpr int kBlocksPerSm = 4;
+  static_assert(kMaxParams == 3, "run() looks for one of three");
   using Sum = T;
   Work work;
   RowCut cut;
-  Source upstream, grads[kMaxParams];
-  Target outs[kMaxParams];
+  Source upstream, grad;
+  Target out;
   bool one_value;
-  // Units of each gradient.
+  // Units of each gradient, and where each lies.
   int64_t each = 0;
+  void* grads[kMaxParams] = {};
 
   VAEFAST_MEMBER void run(int64_t index, int lane, T*) const {
-    int64_t unit = index;
-    Source grad = grads[0];
-    Target out = outs[0];
-#pragma unroll
-    for (int i = 1; i < kMaxParams; ++i) {
-      if (index < i * each) break;
-      unit = index - i * each;
-      grad = grads[i];
-      out = outs[i];
-    }
+    const int which = index < each ? 0 : index < 2 * each ? 1 : 2;
+    const int64_t unit = index - which * each;
+    Source grad = this->grad;
+    Target out = this->out;
+    grad.view.data = out.output.data = grads[which];
     const Walk walk = cut.template walk<V>(unit, lane);
     const int64_t start = walk.row * cut.cols + walk.first;
     const char* by = enter<kAny>(upstream, walk.row, walk.first);
@@ -59,17 +56,24 @@ void multiply(const ScaleArgs& args, const cuda::Place& place) {
   Multiply<T, V> op{cut.work(false), cut, source<T>(upstream, shape.rows, V), {}, {}, false};
   op.one_value = upstream.col_stride == 0 && upstream.row_stride == 0;
   op.each = op.work.units;
+  View grad;
+  grad.dtype = args.grad.dtype;
+  grad.mod = shape.rows > 0 ? shape.rows : 1;
+  grad.row_stride = shape.cols;
+  grad.col_stride = 1;
   int count = 0;
   const auto add = [&](const Output& output) {
     if (!output) return;
-    View grad;
-    grad.data = output.data;
-    grad.dtype = output.dtype;
-    grad.mod = shape.rows > 0 ? shape.rows : 1;
-    grad.row_stride = shape.cols;
-    grad.col_stride = 1;
-    op.grads[count] = source<T>(grad, shape.rows, V);
-    op.outs[count++] = target(output, shape.rows, shape.cols, V);
+    grad.data = op.grads[count] = output.data;
+    const Source from = source<T>(grad, shape.rows, V);
+    const Target to = target(output, shape.rows, shape.cols, V);
+    // Vectors where all of them allow these.
+    const bool wide = count == 0 || (op.grad.wide && op.out.wide);
+    op.grad = from;
+    op.out = to;
+    op.grad.wide = from.wide && wide;
+    op.out.wide = to.wide && wide;
+    ++count;
   };
   add(args.grad);
   for (const Output& output : args.others) add(output);

@@ -1,6 +1,7 @@
 // Log-softmax, loss and gradient of classes that lie side by side. A row is one for some lanes of a
-// warp or for a block; what is read of up to some 8000 classes stays in registers. Longer rows are
-// read twice, and few of them are shared out between blocks.
+// warp or for a block; what is read of up to some 8000 classes stays in registers, of more in
+// shared memory, each thread's vectors for itself. Rows that fit in neither are read twice, and few
+// of them are shared out between blocks.
 #pragma once
 
 #include "cuda/class_rows.cuh"
@@ -44,6 +45,8 @@ struct SoftmaxRows : ClassRows<T, kStored, V> {
   bool merging = false;
   // Logits of a CSR matrix's entries, where the gradient overwrites them.
   T* entries = nullptr;
+  // Bytes of shared memory that hold a row as it is stored; 0: it is read twice.
+  int64_t staged = 0;
 
   SoftmaxRows(const RowNllArgs& a, const ClassCut& c)
       : Rows{a, c}, grad{a.grad, a.grad.data != nullptr} {
@@ -53,6 +56,8 @@ struct SoftmaxRows : ClassRows<T, kStored, V> {
   }
 
   VAEFAST_MEMBER bool sums_up() const { return parts == nullptr || merging; }
+
+  int64_t dynamic_shared() const { return staged; }
 
   VAEFAST_MEMBER void finish(int64_t index, const double* sums) const {
     if (args.reduce == Reduce::kElem && cut.pieces > 1) {
@@ -114,6 +119,12 @@ struct SoftmaxRows : ClassRows<T, kStored, V> {
 #pragma unroll
     for (int i = 0; i < kGroup; ++i)
       if (vector + i * cut.lanes < r.vectors) load(r, vector + i * cut.lanes, words[i]);
+    if constexpr (!kHolds) {
+#pragma unroll
+      for (int i = 0; i < kGroup; ++i)
+        if (staged != 0 && vector + i * cut.lanes < r.vectors)
+          store_words<16>(shared_bytes() + 16 * (vector + i * cut.lanes), words[i]);
+    }
     T top = found.tops[0];
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) {
@@ -246,7 +257,11 @@ struct SoftmaxRows : ClassRows<T, kStored, V> {
           for (int l = 0; l < V; ++l) g[l] = held.e[i * V + l];
         } else {
           uint32_t words[4];
-          load(r, vector, words);
+          if (staged != 0) {
+            load_shared(shared_bytes() + 16 * vector, words);
+          } else {
+            load(r, vector, words);
+          }
           decode_logits(r, vector, words, g);
 #pragma unroll
           for (int l = 0; l < V; ++l) g[l] = exp_or_zero(g[l] - under);
@@ -311,6 +326,9 @@ int64_t run_rows(const RowNllArgs& args, const ClassCut& cut, const cuda::Place*
   if (Op::kSparse && args.grad && args.grad.data == args.params)
     op.entries = room.take<T>(copies * args.stored);
   if (place == nullptr) return room.used();
+  if (!kHolds && args.grad && cut.pieces == 1 &&
+      cut.vectors * 16 <= most_dynamic_shared<Op>(*place))
+    op.staged = cut.vectors * 16;
   if (cut.pieces > 1) {
     launch(op, *place);
     op.merging = true;

@@ -63,6 +63,17 @@ def calls() -> Iterator[tuple[str, Call, list[Tensor]]]:
                 lambda p, x=x: vf.nll(p, x, "multinomial"),
                 leaves((3, classes)),
             )
+    wide = (torch.rand(2, 9001, generator=make) < 0.1).float()
+    for name, x, likelihood in (
+        ("classes", torch.tensor([7, 9000]), "categorical"),
+        ("dense counts", wide, "multinomial"),
+        ("CSR counts", wide.to_sparse_csr(), "multinomial"),
+    ):
+        yield (
+            f"{name} of a row in shared memory",
+            lambda p, x=x, m=likelihood: vf.nll(p, x, m),
+            leaves((2, 9001), dtype=torch.bfloat16),
+        )
     # Fewer rows than blocks: rows in pieces, brought together by a launch of their own.
     yield (
         "a row in pieces",
