@@ -108,7 +108,7 @@ def test_dense_operands_move_16_bytes_at_a_time(machine_code):
 # Of files whose tests are of several backends those of the kernels; and files of these alone.
 CHOSEN = (
     "((native or default) and not test_no_code_is_shared)"
-    " or (test_gpu_plans and not interpreters)"
+    " or (test_gpu_plans and not interpreters and not waits)"
 )
 
 
