@@ -60,7 +60,9 @@ class Nothing(torch.autograd.Function):
 def calls() -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
     """Each call, and its floor."""
     import vaefast as vf
+    from vaefast._torch import apply_of
 
+    nothing = apply_of(Nothing)
     mu, logvar = (torch.randn(128, 20).requires_grad_() for _ in range(2))
     logits, x = torch.randn(128, 784).requires_grad_(), torch.rand(128, 784)
     kl = torch.rand(128).requires_grad_()
@@ -75,13 +77,11 @@ def calls() -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
     return {
         "sample_kl": (
             lambda: sample_kl(lambda: vf.sample_kl(mu, logvar)),
-            lambda: sample_kl(lambda: Nothing.apply(((128, 20), (128,)), mu, logvar)),
+            lambda: sample_kl(lambda: nothing(((128, 20), (128,)), mu, logvar)),
         ),
         "elbo_loss": (
-            lambda: elbo_loss(
-                lambda: vf.elbo_loss(logits, x, kl=kl, likelihood="bernoulli").loss
-            ),
-            lambda: elbo_loss(lambda: Nothing.apply(((),), logits, kl)[0]),
+            lambda: elbo_loss(lambda: vf.elbo_loss(logits, x, kl=kl, likelihood="bernoulli").loss),
+            lambda: elbo_loss(lambda: nothing(((),), logits, kl)[0]),
         ),
     }
 

@@ -1,5 +1,5 @@
-"""CPU tensors that pose as a GPU's, so that a GPU's calls are walked without one: the Python is that
-of the GPU, the kernels are the CPU's, and where each would have run is written down."""
+"""CPU tensors that pose as a GPU's, so that a GPU's calls are walked without one: the Python is a
+GPU's, the kernels are the CPU's, and where each would have run is written down."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ static void kernel(const void* given) {
     case 8:  // Two threads write one number.
       call.out[0] = 1;
       break;
-    case 9:  // Read by all, then written by one, with a barrier between them that the reader passes.
+    case 9:  // Read by all, then written by one behind a barrier; and without it.
     case 10:
       shared[i] = call.out[0];
       if (call.kind == 9) __syncthreads();

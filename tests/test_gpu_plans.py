@@ -1,5 +1,5 @@
-"""Small calls on a GPU: a plan that is found gives the bits of the long way, on whichever device and
-stream, with half of its Python. CPU tensors pose as a GPU's (tests/posing.py)."""
+"""Small calls on a GPU: a plan that is found gives the bits of the long way, on whichever device
+and stream, with half of its Python. CPU tensors pose as a GPU's (tests/posing.py)."""
 
 from __future__ import annotations
 
@@ -146,8 +146,8 @@ def test_a_drawn_state_is_one_launch_of_torchs(gpu):
             vf.sample_kl(mu, logvar)
         seen.append([e.name for e in profile.events() if e.name.startswith("aten::")])
     writes = ["aten::zero_", "aten::fill_", "aten::random_"]
-    assert [name for name in seen[0] if name in writes][0] == "aten::random_"
-    assert len([name for name in seen[0] if name in writes]) > 1
+    longer = [name for name in seen[0] if name in writes]
+    assert longer[0] == "aten::random_" and len(longer) > 1
     # A workspace of a test's own is filled under emulation.
     torchs = [name for name in seen[1] if name in writes]
     assert torchs[0] == "aten::random_" and "aten::zero_" not in torchs
@@ -196,7 +196,7 @@ def test_a_plan_holds_no_tensor(gpu):
     while todo:
         value = todo.pop()
         assert not isinstance(value, Tensor)
-        if id(value) in seen or not isinstance(value, (tuple, list, dict)) and not _own(value):
+        if id(value) in seen or not (isinstance(value, (tuple, list, dict)) or _own(value)):
             continue
         seen.add(id(value))
         todo += gc.get_referents(value)

@@ -2,7 +2,8 @@
 
 `auto` takes, on CPU: native, else reference; on CUDA: native where its build has code for the GPU
 and the operator costs no more by it than by triton (costs.py), else triton, else reference; on any
-other device: reference. A backend asked for by name that does not load is an error. A device is named by its type, or as "cuda:1": GPUs can differ.
+other device: reference. A backend asked for by name that does not load is an error. A device is
+named by its type, or as "cuda:1": GPUs can differ.
 """
 
 from __future__ import annotations
@@ -167,9 +168,7 @@ def _asked_in_trace() -> str | None:
     return _traced[-1] if _traced else _context.now
 
 
-def select_form(
-    device: str | torch.device, form: str, operator: str, dtype: torch.dtype
-) -> str:
+def select_form(device: str | torch.device, form: str, operator: str, dtype: torch.dtype) -> str:
     """As `select`, for a call of a likelihood's form, which may be a user's.
 
     Raises:

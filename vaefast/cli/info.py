@@ -44,7 +44,8 @@ def info(
         table.add_row(f"{device}: serves", Text(facts["serves"][device], style="bold"))
         by_cost = facts["by_cost"].get(device, {})
         for name in sorted(set(by_cost.values())):
-            table.add_row(f"{device}: {name}, of", _text([k for k in by_cost if by_cost[k] == name]))
+            kinds = [kind for kind, by in by_cost.items() if by == name]
+            table.add_row(f"{device}: {name}, of", _text(kinds))
         for name, state in causes.items():
             table.add_row(f"{device}: {name}", _text(state))
     for name, value in facts["settings"].items():

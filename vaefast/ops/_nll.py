@@ -253,8 +253,9 @@ _apply = apply_of(_NLL)
 
 
 def as_made(ctx: Any, plan: Any, upstream: Tensor) -> Sequence[Tensor | None] | None:
-    """The gradients as the forward pass made them, or times one number on a GPU, where that is all
-    there is to it: the end of most programs' graphs. `ctx` is of a function whose plan was found."""
+    """The gradients as the forward pass made them, on a GPU times one number, where that is all
+    there is to it: the end of most programs' graphs. `ctx` is of a function whose plan was found.
+    """
     if (
         not ctx.made
         or plan.casts

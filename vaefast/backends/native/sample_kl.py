@@ -143,8 +143,8 @@ class Plan:
         keep: bool,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """`keep`: dz/dscale is to be kept, if that is worth it. `state_kind`: 1 where there is a
-        state per sample, 2 where the state is new and its second number still to become 0, which on a GPU the
-        kernel writes."""
+        state per sample, 2 where the state is new and its second number still to become 0; on a
+        GPU the kernel writes that."""
         z = kl = derivative = rest = None
         if self._z is not None:
             z = self._z(mu)
