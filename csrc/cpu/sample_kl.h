@@ -1,4 +1,4 @@
-// What sampling with its KL and the backward pass of it share.
+// What sampling with its KL, its backward pass and the KL estimated at the samples share.
 #pragma once
 
 #include "cpu/noise.h"
