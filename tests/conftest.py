@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -60,6 +62,19 @@ def _wrong_package() -> str | None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="the slow tests too")
+    parser.addoption(
+        "--part",
+        type=_part,
+        metavar="K/N",
+        help="of the further cases of a kind (mark `further`) part K of N, 0 <= K < N",
+    )
+
+
+def _part(text: str) -> tuple[int, int]:
+    k, _, n = text.partition("/")
+    if not (k.isdecimal() and n.isdecimal() and int(k) < int(n)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not K/N with 0 <= K < N")
+    return int(k), int(n)
 
 
 LEFT = pytest.StashKey[int]()
@@ -78,7 +93,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if _repeats(item) or (
             item.get_closest_marker("reference_is_slow") and "reference" in _served(item)
         ):
-            item.add_marker(pytest.mark.slow)
+            _leave_to_full(item)
         if item.get_closest_marker("slow"):
             continue
         each = item.get_closest_marker("each")
@@ -86,8 +101,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if each is not None and not item.get_closest_marker("gpu"):
             function = item.nodeid.partition("[")[0]
             if seen[function] % each.args[0]:
-                item.add_marker(pytest.mark.slow)
+                _leave_to_full(item)
             seen[function] += 1
+    if config.getoption("part") is not None:
+        part, parts = config.getoption("part")
+        others = [
+            item
+            for item in items
+            if item.get_closest_marker("further")
+            and zlib.crc32(item.nodeid.encode()) % parts != part
+        ]
+        left_out = set(others)
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=others)
     if not config.getoption("full") and "slow" not in config.getoption("markexpr"):
         slow = [item for item in items if item.get_closest_marker("slow")]
         # Where one is named, it is meant.
@@ -96,6 +122,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             config.hook.pytest_deselected(items=slow)
             config.stash[LEFT] = len(slow)
     _longest_first(items)
+
+
+def _leave_to_full(item: pytest.Item) -> None:
+    """A further case of a kind of which a plain run has others."""
+    item.add_marker(pytest.mark.slow)
+    item.add_marker(pytest.mark.further)
 
 
 def _longest_first(items: list[pytest.Item]) -> None:

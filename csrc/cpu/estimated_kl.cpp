@@ -1,8 +1,7 @@
 // z = mu + temperature sigma eps and log q(z|x) - log p(z) at each sample, forward and backward, on
 // the CPU.
 #include "cpu/kernels.h"
-#include "cpu/noise.h"
-#include "cpu/posterior.h"
+#include "cpu/sample_kl.h"
 #include "cpu/sums.h"
 
 namespace vaefast {
@@ -41,16 +40,6 @@ struct Latent {
       constant_buffer[i] = logvar[i] - prior_logvar[i];
     }
     constant = constant_buffer;
-  }
-
-  const T* epsilon(const SampleKlArgs& args, const Tile& tile, int64_t k) {
-    if (args.noise) {
-      Tile place = tile;
-      place.row += k * args.shape.rows;
-      return load(args.noise, place, noise.row);
-    }
-    return tile_noise(args.stream, args.shape, tile, static_cast<uint32_t>(k),
-                      static_cast<uint32_t>(Purpose::kPosterior), true, noise);
   }
 
   T sample(T eps, int64_t i) const { return madd(temperature * std[i], eps, mu[i]); }
@@ -111,7 +100,7 @@ bool forward(const SampleKlArgs& args) {
         Prefetch prefetch;
         if (k + 1 < args.samples) prefetch.write(args.z, start + stride);
         prefetch.issue(0, n);
-        const T* eps = b.latent.epsilon(args, tile, k);
+        const T* eps = load_noise(args, tile, k, b.latent.noise);
         T* z = destination(args.z, start, b.z);
         draw_any(b.latent, n, eps, z, b.kl);
         finish(args.z, start, n, z);
@@ -228,7 +217,7 @@ bool backward(const EstimatedKlArgs& args) {
         Prefetch prefetch;
         if (k + 1 < q.samples && q.grad_z) prefetch.read(q.grad_z, next);
         prefetch.issue(0, n);
-        const T* eps = b.latent.epsilon(q, tile, k);
+        const T* eps = load_noise(q, tile, k, b.latent.noise);
         const T* grad_z = load_or_zero(q.grad_z, place, b.grad_z);
         const T* grad_kl = load_or_zero(q.grad_kl, place, b.grad_kl);
         gather_any(b.latent, args.stop_posterior, n, eps, grad_z, grad_kl, sums);

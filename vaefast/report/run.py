@@ -16,6 +16,7 @@ from .. import metrics
 from ..train import InputError
 from ..train.files import whole
 from ..train.models import VAE
+from ..train.pictures import WALK
 from ..train.run_folder import CONFIG, HELD_OUT, REPORT, SUMMARY, RunFolder, load
 from ..train.usage import Usage, from_arrays, to_arrays, usage
 from . import page
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 # Posteriors that are kept for the measures and the map, and examples that are shown.
 _POSTERIORS, _EXAMPLES, _SAMPLES = 2000, 24, 64
-_WALK = torch.linspace(-3, 3, 11)
 _FEATURES = 64
 _SIDES = {"train": "training", "held_out": "held out"}
 _TITLES = {"loss": "loss", "nll": "reconstruction, -log p(x|z)", "kl": "KL(q(z|x) || p(z))"}
@@ -326,9 +326,7 @@ def _dimensions(report: metrics.CollapseReport, found: Dimensions) -> list[Html]
 @torch.no_grad()
 def _walks(model: Model, found: Dimensions | None) -> list[Html]:
     order = list(range(model.latent)) if found is None else found.order
-    z = torch.zeros(len(order), len(_WALK), model.latent)
-    for row, dimension in enumerate(order):
-        z[row, :, dimension] = _WALK
+    z = model.walk(order, WALK)
     rows = []
     for dimension, images in zip(order, _shown(model, model.mean(z)), strict=True):
         label = f"dimension {dimension + 1}"
@@ -336,14 +334,17 @@ def _walks(model: Model, found: Dimensions | None) -> list[Html]:
             label += f": {float(found.use[dimension]):.2f} {found.unit}"
             label += "" if found.active[dimension] else ", collapsed"
         alt = f"E[x|z] along {label}, from -3 to 3"
-        rows.append((label, _show(images, alt, columns=len(_WALK))))
+        rows.append((label, _show(images, alt, columns=len(WALK))))
     how = "as they are numbered"
     if found is not None:
         how = {
             "variance of the code": "by the variance of their codes",
             "variance of mu": "by the variance of their means",
         }.get(found.measure, "by how much they are used (their KL)")
-    text = f"E[x|z] as one dimension goes from -3 to 3 and the others stay at 0; dimensions {how}."
+    text = (
+        "E[x|z] as one dimension goes from -3 to 3 standard deviations of its prior and the others "
+        f"stay at the prior's centre; dimensions {how}."
+    )
     shown, hidden = rows[:16], rows[16:]
     parts = [page.paragraph(text), page.strips(shown)]
     if hidden:

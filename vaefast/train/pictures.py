@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 # Small images are enlarged to about this many pixels, so that one can see them.
 _TILE = 64
-_WALK = torch.linspace(-3, 3, 11)
+# Standard deviations of the prior.
+WALK = torch.linspace(-3, 3, 11)
 _MOST_ROWS = 32
 # Nats of KL below which a dimension is called unused.
 UNUSED = 0.05
@@ -58,25 +59,23 @@ def save_reconstructions(path: Path, model: Model, x: Tensor) -> None:
 
 def save_walk(path: Path, model: Model, x: Tensor) -> None:
     """One row per latent dimension, the most used on x first: E[x|z] as that dimension goes from
-    -3 to 3, the others 0. What a dimension carries stands before it: nats of KL to its own prior,
-    less than `UNUSED` of which are called so, or the variance of the posterior's mean where the
-    prior does not have its dimensions apart."""
+    -3 to 3 of its prior's standard deviations, the others at the prior's centre. What a dimension
+    carries stands before it: nats of KL to its own prior, less than `UNUSED` of which are called
+    so, or the variance of the posterior's mean where the prior does not have its dimensions
+    apart."""
     kl = usage(model, [x]).kl
     use = model.encode(x)[0].var(0, correction=0).cpu() if kl is None else kl
     least, unit = (0.01, "variance") if kl is None else (UNUSED, "nats")
     order = use.argsort(descending=True)[:_MOST_ROWS]
-    device = next(model.parameters()).device
-    z = torch.zeros(len(order), len(_WALK), model.latent, device=device)
-    for row, dimension in enumerate(order.tolist()):
-        z[row, :, dimension] = _WALK.to(device)
+    z = model.walk(order.tolist(), WALK)
     labels = [
         f"z{d}: {use[d]:.1f} {unit}" if use[d] >= least else f"z{d}: unused" for d in order.tolist()
     ]
     save_grid(
         path,
         _pixels(model.head.shades(model.mean(z.flatten(0, 1)))),
-        columns=len(_WALK),
-        title="latent walk: one dimension a row, from -3 to 3",
+        columns=len(WALK),
+        title="latent walk: one dimension a row, from -3 to 3 deviations of its prior",
         labels=labels,
     )
 

@@ -160,11 +160,29 @@ class Model(nn.Module, ABC):
         """log p(z), `[...]`, of z `[..., latent]`; N(0, I) as it stands here."""
         return -0.5 * (z.square().sum(-1) + z.shape[-1] * _LOG_2PI)
 
+    def from_units(self, units: Tensor) -> Tensor:
+        """z that lies `units` `[..., latent]` of the prior's standard deviations from its centre,
+        in each dimension; z itself where the prior is N(0, I), as it stands here."""
+        return units
+
     def prior(self, count: int, *, seed: int | None = None) -> Tensor:
-        """`count` codes from p(z); N(0, I) as it stands here."""
+        """`count` codes from p(z), where `from_units` takes N(0, I) to it, as it does here."""
         like = next(self.parameters())
         state = random.make_state(like, count, seed)
-        return random.normal(torch.Size((count, self.latent)), state, dtype=like.dtype)
+        noise = random.normal(torch.Size((count, self.latent)), state, dtype=like.dtype)
+        return self.from_units(noise)
+
+    def walk(self, dimensions: Sequence[int], steps: Tensor) -> Tensor:
+        """Codes `[len(dimensions), len(steps), latent]`: each dimension by itself at `steps`
+        standard deviations of the prior from its centre, the others at the centre.
+
+        What another dimension's prior depends on moves that one too: in the hierarchical model the
+        lower layer's centre goes along with the upper one.
+        """
+        units = steps.new_zeros(len(dimensions), len(steps), self.latent)
+        for row, dimension in enumerate(dimensions):
+            units[row, :, dimension] = steps
+        return self.from_units(units.to(next(self.parameters())))
 
     def decode(self, z: Tensor) -> Params:
         """The likelihood's parameters `[..., *shape]` for z `[..., latent]`."""

@@ -153,10 +153,9 @@ class HierarchicalVAE(Model):
         given: Tensor = super().log_prior(unit) - 0.5 * logvar.sum(-1)
         return given + super().log_prior(z2)
 
-    def prior(self, count: int, *, seed: int | None = None) -> Tensor:
-        """`count` codes: z2 from N(0, I), z1 given it."""
-        noise = super().prior(count, seed=seed)
-        z1, z2 = noise.split([self.lower, self.upper], -1)
+    def from_units(self, units: Tensor) -> Tensor:
+        """As `Model.from_units`: z2 as it is, z1 by its centre and deviations given z2."""
+        z1, z2 = units.split([self.lower, self.upper], -1)
         mu, logvar = self.between(z2).chunk(2, dim=-1)
         return torch.cat([mu + torch.exp(0.5 * logvar) * z1, z2], -1)
 

@@ -54,6 +54,12 @@ class VampVAE(VAE):
         """log p(z) of z `[..., latent]`."""
         return mixture_log_prob(z, *self.components())
 
+    def from_units(self, units: Tensor) -> Tensor:
+        """As `Model.from_units`, by the mixture's mean and variance: no normal's shape."""
+        mu, logvar = self.components()
+        var = logvar.exp().mean(0) + mu.var(0, correction=0)
+        return mu.mean(0) + var.sqrt() * units
+
     def prior(self, count: int, *, seed: int | None = None) -> Tensor:
         """`count` codes, each from a component drawn evenly."""
         mu, logvar = self.components()
