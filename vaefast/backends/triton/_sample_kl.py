@@ -99,7 +99,8 @@ def forward(
                 place += rows
         if REDUCE != "":
             distance = m
-            variance = std * std
+            # Where there is no sample, sigma is not needed.
+            variance = exp(logvar) if z is None and PARAM == "logvar" else std * std
             if prior_mu is not None:
                 distance = m - load(prior_mu, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
             if prior_scale is not None:

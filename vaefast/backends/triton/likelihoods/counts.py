@@ -35,7 +35,9 @@ def poisson(x, theta, numbers):
     top: tl.constexpr = 710.0 if x.dtype == tl.float64 else 89.0
     log_rate = tl.minimum(theta[0], top, propagate_nan=tl.PropagateNan.ALL)
     rate = exp_below(log_rate)
-    log_x = log_normal(_normal(x))
+    # Of 0 any finite number, which log_normal gives; in double only `tl.log` is there.
+    least: tl.constexpr = 1e-300 if x.dtype == tl.float64 else 0.0
+    log_x = log_normal(tl.maximum(x, least, propagate_nan=tl.PropagateNan.ALL))
     r = log_rate - log_x
     near = x * expm1_minus_x(r, 0.0)
     # Where it is as large as x or rate nothing cancels, and the ratio's exponential is not needed.
@@ -117,7 +119,8 @@ def _negative_binomial(x, mu, theta):
     x log1p(c) - theta log1p(b) + log1p(x/theta)/2 + S(theta) - S(x + theta) + log(x! / (x/e)^x)
     with b = (x - mu) / (mu + theta) and c = theta (x - mu) / (mu (x + theta)).
     """
-    none = x == 0.0
+    # Nor is there a logarithm of what is nearly 0; that of a negative count makes the loss NaN.
+    none = tl.abs(x) < (1e-300 if x.dtype == tl.float64 else 1.2e-38)
     total, mean = x + theta, mu + theta
     by_mu, by_theta, by_total, by_mean = rcp(mu), rcp(theta), rcp(total), rcp(mean)
     d = x - mu
@@ -138,21 +141,12 @@ def _negative_binomial(x, mu, theta):
     rest_total, psi_total = stirling_rest(total, by_total, log_total)
     spread = x * by_theta
     binomial = 0.5 * log_coarse(total * by_theta) + (rest_theta - rest_total)
-    count = _normal(x)
-    binomial += factorial_rest(x, rcp(count), log_coarse(count))
+    binomial += factorial_rest(x, rcp(x), log_coarse(x))
 
     to_mu = theta * by_mean * tl.where(none, 1.0, -d * by_mu)
     step = 0.5 * spread * by_total
     to_theta = tl.where(none, rise, rise - (step + (psi_total - psi_theta)))
-    value = deviance + tl.where(none, 0.0, binomial)
-    return tl.where(x < 0.0, float("nan"), value), to_mu, to_theta
-
-
-@triton.jit
-def _normal(x):
-    """x, of which the logarithm is taken: 0 and what is nearly 0 have none."""
-    least: tl.constexpr = 1e-300 if x.dtype == tl.float64 else 1.2e-38
-    return tl.maximum(x, least, propagate_nan=tl.PropagateNan.ALL)
+    return deviance + tl.where(none, 0.0, binomial), to_mu, to_theta
 
 
 @triton.jit
