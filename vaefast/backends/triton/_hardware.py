@@ -24,8 +24,8 @@ if triton.knobs.runtime.interpret:
         y = tl.log2(x if x.dtype == tl.float64 else _ftz(x))
         if x.dtype == tl.float64:
             return y
-        by = tl.where(_odd(x), 2.0**-22, -(2.0**-22))
-        return tl.where((x > 0.5) & (x < 2.0), y + by, y + y * by).to(x.dtype)
+        by = tl.where(_odd(x), 2.0**-22, -(2.0**-22)).to(x.dtype)
+        return tl.where((x > 0.5) & (x < 2.0), y + by, _moved(y, x, 2.0**-22))
 
     @triton.jit
     def rcp(x):
