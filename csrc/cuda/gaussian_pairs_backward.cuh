@@ -157,7 +157,8 @@ struct GaussianPairsBackward {
     }
   }
 
-  // The block's tile and the `index`-th of those that it meets. The first dimensions are the last to be loaded: their gradient finds them there.
+  // The block's tile and the `index`-th of those that it meets. The first dimensions are the last
+  // to be loaded: their gradient finds them there.
   template <bool kPoints, bool kWeighted>
   VAEFAST_MEMBER void meet(int index, Shared& shared, Thread* threads) const {
     // The marginals take the place of the components' means.
@@ -175,13 +176,15 @@ struct GaussianPairsBackward {
           if (!kPoints) load_rows(point, thread, shared);
           if (kWeighted) tiles.find_special(point, component, thread, shared);
         }
-        if (!kPoints || reload) tiles.load_points(point, static_cast<int64_t>(c) * kDims, thread, shared);
+        if (!kPoints || reload)
+          tiles.load_points(point, static_cast<int64_t>(c) * kDims, thread, shared);
         if (!kPoints && !reload) return;
         tiles.load_components(component, static_cast<int64_t>(c) * kDims, thread, shared, t.level);
         if (c == 0) tiles.put_level(component, thread, t.level, shared);
       });
       all_threads(threads, [&](int thread, Thread& t) {
-        tiles.template add_squares<kPoints>(static_cast<int64_t>(c) * kDims, thread, shared, t.squares);
+        tiles.template add_squares<kPoints>(static_cast<int64_t>(c) * kDims, thread, shared,
+                                            t.squares);
         if (c == 0) weigh<kPoints, kWeighted>(thread, shared, t);
       });
     }

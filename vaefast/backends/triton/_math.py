@@ -33,7 +33,7 @@ def exp(x):
 
 @triton.jit
 def exp_below(x):
-    """e^x for x <= 89, or in float64 for any x; the bounds stand for all beyond: infinity, and 0."""
+    """e^x for x <= 89, which stands for all above, as -104 for all below; in float64 for any."""
     if x.dtype == tl.float64:
         return tl.exp(x)
     else:
@@ -193,7 +193,14 @@ def one_minus_exp(w):
     else:
         e = exp2(w * -1.44269504)
         rise = w * horner(
-            w, (9.999999846e-01, -4.999979129e-01, 1.666207195e-01, -4.130873214e-02, 7.175151620e-03)
+            w,
+            (
+                9.999999846e-01,
+                -4.999979129e-01,
+                1.666207195e-01,
+                -4.130873214e-02,
+                7.175151620e-03,
+            ),
         )
         return tl.where(w < 0.35, rise, 1.0 - e), e
 
