@@ -50,6 +50,28 @@ def exp_minus(a):
 
 
 @triton.jit
+def exp_close(x):
+    """e^x within an ulp, where errors of a sum of many are multiplied: a polynomial; 0 below
+    1.7e-38 in float32."""
+    if x.dtype == tl.float64:
+        return tl.exp(x)
+    else:
+        # The bounds stand for all beyond: n is -126, where the factor is 0, and 128.
+        c = tl.maximum(x, -87.3, propagate_nan=tl.PropagateNan.ALL)
+        c = tl.minimum(c, 89.0, propagate_nan=tl.PropagateNan.ALL)
+        # Adding 1.5 * 2^23 + 126 rounds to an integer and leaves n + 126, the exponent of 2^(n-1).
+        t = c * 1.44269504 + 12583038.0
+        n = t - 12583038.0
+        half = (t.to(tl.uint32, bitcast=True) << 23).to(tl.float32, bitcast=True)
+        # The upper part of ln 2 has so few bits that n times it is exact.
+        r = (c - n * 0.693359375) + n * 2.12194440e-4
+        tail = horner(
+            r, (4.999999404e-01, 1.666652113e-01, 4.166822508e-02, 8.368674666e-03, 1.382424962e-03)
+        )
+        return 2.0 * (half * (r * r * tail + r) + half)
+
+
+@triton.jit
 def exp_finite(x):
     """e^x, finite: the root e^(-s/2) of e^-s is applied twice where that alone may overflow."""
     if x.dtype == tl.float64:
