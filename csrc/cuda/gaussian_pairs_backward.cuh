@@ -1,9 +1,13 @@
 // Points against diagonal Gaussians, backward: the gradients.
 //
-// Each pair is met from both sides: a block makes the gradient of its own points in z or that of
-// its own components, in kDims dimensions. With g the gradient in a pair's log density, the point's
-// is the sum of -2 ln2 g u rate; the component's are those of 2 ln2 g u rate in mu, of
-// ln2 g u^2 - g/2 in logvar and of g in the weight's logarithm.
+// One launch meets each pair from both sides: a block makes the gradient of its own points in z or
+// that of its own components. With g the gradient in a pair's log density, the point's is the sum
+// of -2 ln2 g u rate; the component's are those of 2 ln2 g u rate in mu, of ln2 g u^2 - g/2 in
+// logvar and of g in the weight's logarithm.
+//
+// Distances are made once for a tile of pairs, of whatever many dimensions. Up to kDims of these
+// have their sums in registers until the block's share is done; of more, each tile adds its own to
+// the block's copy in global memory, kDims at a time.
 #pragma once
 
 #include "cuda/gaussian_tiles.cuh"
@@ -11,8 +15,9 @@
 namespace vaefast {
 namespace VAEFAST_ISA {
 
-// kMarginals: each dimension's density has its own part of g, `each` times its share.
-template <class T, bool kMarginals>
+// kMarginals: each dimension's density has its own part of g, `each` times its share. kMany: there
+// are more than kDims dimensions.
+template <class T, bool kMarginals, bool kMany>
 struct GaussianPairsBackward {
   using Tiles = GaussianTiles<T, kMarginals>;
   using Tile = PairTile<T>;
@@ -28,6 +33,8 @@ struct GaussianPairsBackward {
     // Of the points.
     T joint[kSide], factor[kSide];
     Vec each[kGroups];
+    // Of the block. Here it takes no registers.
+    TileCut::Block at;
   };
 
   struct Thread {
@@ -54,7 +61,6 @@ struct GaussianPairsBackward {
         upstream(static_cast<const T*>(args.upstream)) {
     points.inner = components.tiles = tiles.component_tiles();
     components.inner = points.tiles = tiles.point_tiles();
-    points.chunks = components.chunks = tiles.chunks;
     const int64_t each = tiles_each({&points, &components}, wave_of<GaussianPairsBackward>());
     points.share(each);
     components.share(each);
@@ -75,34 +81,45 @@ struct GaussianPairsBackward {
   }
 
  private:
+  VAEFAST_MEMBER int chunks() const { return kMany ? static_cast<int>(tiles.chunks) : 1; }
+
   template <bool kPoints>
   VAEFAST_MEMBER void run_side(const TileCut::Block& at, Shared& shared) const {
-    const int64_t first = at.tile * kSide, dim = at.chunk * kDims;
     Thread threads[kStates];
-    all_threads(threads,
-                [&](int thread, Thread& t) { begin<kPoints>(first, dim, thread, shared, t); });
-    for (int64_t index = at.begin; index < at.end; ++index) {
-      const int64_t other = index * kSide;
-      const int64_t point = kPoints ? first : other, component = kPoints ? other : first;
-      const bool fresh = index == at.begin;
-      if (kMarginals && tiles.special.meets(point, component, kSide)) {
-        meet<kPoints, true>(point, component, dim, fresh, shared, threads);
+    all_threads(threads, [&](int thread, Thread& t) {
+      const int64_t first = at.tile * kSide;
+      if (thread == 0) shared.at = at;
+      if (!kMany) begin<kPoints>(first, 0, thread, t);
+      if (kPoints) load_rows(first, thread, shared);
+    });
+    for (int index = 0; shared.at.begin + index < shared.at.end; ++index) {
+      if (kMarginals && tiles.special.meets(first_of<kPoints, true>(shared, index),
+                                            first_of<kPoints, false>(shared, index), kSide)) {
+        meet<kPoints, true>(index, shared, threads);
       } else {
-        meet<kPoints, false>(point, component, dim, fresh, shared, threads);
+        meet<kPoints, false>(index, shared, threads);
       }
     }
-    all_threads(threads, [&](int thread, const Thread& t) {
-      if (kPoints) {
-        put_points(at, thread, t);
-      } else {
-        put_components(at, thread, t);
+    // A share of no tiles has put nothing yet, and no other what comes once.
+    const bool none = shared.at.begin >= shared.at.end;
+    if (kMany && !none && (!kMarginals || shared.at.split > 0)) return;
+    all_threads(threads, [&](int thread, Thread& t) {
+      for (int c = 0; c < chunks(); ++c) {
+        if (kMany)
+          begin<kPoints>(shared.at.tile * kSide, static_cast<int64_t>(c) * kDims, thread, t);
+        put<kPoints, true>(shared.at, c, !kMany || none, thread, t);
       }
     });
   }
 
+  // The first point or component of the pairs that a block meets in its `index`-th tile.
+  template <bool kPoints, bool kOfPoints>
+  VAEFAST_MEMBER static int64_t first_of(const Shared& shared, int index) {
+    return (kPoints == kOfPoints ? shared.at.tile : shared.at.begin + index) * kSide;
+  }
+
   template <bool kPoints>
-  VAEFAST_MEMBER void begin(int64_t first, int64_t dim, int thread, Shared& shared,
-                            Thread& t) const {
+  VAEFAST_MEMBER void begin(int64_t first, int64_t dim, int thread, Thread& t) const {
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const int64_t own = first + Tile::row(thread) * kEach + i;
@@ -122,7 +139,6 @@ struct GaussianPairsBackward {
         t.zeroth[i][kMarginals ? k : 0] = T(0);
       }
     }
-    if (kPoints) load_rows(first, thread, shared);
   }
 
   // What the gradient of the points' values makes of their pairs' shares.
@@ -141,18 +157,17 @@ struct GaussianPairsBackward {
     }
   }
 
-  // The tiles of points from `point` on and of components from `component` on. The block's own
-  // dimensions are the last to be loaded: the gradient finds them there.
+  // The block's tile and the `index`-th of those that it meets. The first dimensions are the last
+  // to be loaded: their gradient finds them there.
   template <bool kPoints, bool kWeighted>
-  VAEFAST_MEMBER void meet(int64_t point, int64_t component, int64_t dim, bool fresh,
-                           Shared& shared, Thread* threads) const {
+  VAEFAST_MEMBER void meet(int index, Shared& shared, Thread* threads) const {
     // The marginals take the place of the components' means.
-    const bool reload = fresh || tiles.chunks > 1 || (kMarginals && !kPoints);
-    int64_t d = dim;
-    for (int64_t n = 0; n < tiles.chunks; ++n) {
-      d = d + kDims < tiles.z.dims ? d + kDims : 0;
+    const bool reload = index == 0 || kMany || (kMarginals && !kPoints);
+    for (int c = chunks() - 1; c >= 0; --c) {
       all_threads(threads, [&](int thread, Thread& t) {
-        if (n == 0) {
+        const int64_t point = first_of<kPoints, true>(shared, index);
+        const int64_t component = first_of<kPoints, false>(shared, index);
+        if (c == chunks() - 1) {
           t.level = T(0);
 #pragma unroll
           for (int i = 0; i < kEach; ++i)
@@ -161,26 +176,40 @@ struct GaussianPairsBackward {
           if (!kPoints) load_rows(point, thread, shared);
           if (kWeighted) tiles.find_special(point, component, thread, shared);
         }
-        if (!kPoints || reload) tiles.load_points(point, d, thread, shared);
+        if (!kPoints || reload)
+          tiles.load_points(point, static_cast<int64_t>(c) * kDims, thread, shared);
         if (!kPoints && !reload) return;
-        tiles.load_components(component, d, thread, shared, t.level);
-        if (n == tiles.chunks - 1) tiles.put_level(component, thread, t.level, shared);
+        tiles.load_components(component, static_cast<int64_t>(c) * kDims, thread, shared, t.level);
+        if (c == 0) tiles.put_level(component, thread, t.level, shared);
       });
       all_threads(threads, [&](int thread, Thread& t) {
-        tiles.template add_squares<kPoints>(d, thread, shared, t.squares);
-        if (n == tiles.chunks - 1) weigh<kPoints, kWeighted>(thread, shared, t);
+        tiles.template add_squares<kPoints>(static_cast<int64_t>(c) * kDims, thread, shared,
+                                            t.squares);
+        if (c == 0) weigh<kPoints, kWeighted>(thread, shared, t);
       });
     }
-    if (kMarginals && !kPoints)
-      all_threads(threads,
-                  [&](int thread, Thread&) { load_marginals(point, dim, thread, shared); });
-    all_threads(threads, [&](int thread, Thread& t) {
-      if (kPoints) {
-        pull_points<kWeighted>(dim, thread, shared, t);
-      } else {
-        pull_components<kWeighted>(dim, thread, shared, t);
-      }
-    });
+    for (int c = 0; c < chunks(); ++c) {
+      if (c > 0 || (kMarginals && !kPoints))
+        all_threads(threads, [&](int thread, Thread&) {
+          const int64_t point = first_of<kPoints, true>(shared, index);
+          const int64_t component = first_of<kPoints, false>(shared, index);
+          const int64_t dim = static_cast<int64_t>(c) * kDims;
+          T unused = T(0);
+          if (c > 0 && kPoints) tiles.load_components(component, dim, thread, shared, unused);
+          if (c > 0 && !kPoints) tiles.load_points(point, dim, thread, shared);
+          if (kMarginals && !kPoints) load_marginals(point, dim, thread, shared);
+        });
+      all_threads(threads, [&](int thread, Thread& t) {
+        const int64_t dim = static_cast<int64_t>(c) * kDims;
+        if (kMany) begin<kPoints>(first_of<kPoints, kPoints>(shared, index), dim, thread, t);
+        if (kPoints) {
+          pull_points<kWeighted>(dim, thread, shared, t);
+        } else {
+          pull_components<kWeighted>(dim, thread, shared, t);
+        }
+        if (kMany) put<kPoints, false>(shared.at, c, index == 0, thread, t);
+      });
+    }
   }
 
   VAEFAST_MEMBER void load_marginals(int64_t first, int64_t dim, int thread, Shared& shared) const {
@@ -290,8 +319,21 @@ struct GaussianPairsBackward {
     }
   }
 
-  // log q(z|x) and log p(z) concern a point and its own component alone: the first share has them.
-  VAEFAST_MEMBER void put_points(const TileCut::Block& at, int thread, const Thread& t) const {
+  // A thread's sums in the dimensions of a chunk; `fresh`: the first that its share has of them.
+  // kLast: log q(z|x) and log p(z), which concern a point and its own component alone, come too.
+  template <bool kPoints, bool kLast>
+  VAEFAST_MEMBER void put(const TileCut::Block& at, int chunk, bool fresh, int thread,
+                          const Thread& t) const {
+    const bool once = kMarginals && kLast && at.split == 0;
+    if (kPoints) {
+      put_points(at, chunk, fresh, once, thread, t);
+    } else {
+      put_components(at, chunk, fresh, once, thread, t);
+    }
+  }
+
+  VAEFAST_MEMBER void put_points(const TileCut::Block& at, int chunk, bool fresh, bool once,
+                                 int thread, const Thread& t) const {
     const int64_t dims = tiles.z.dims, count = tiles.z.count;
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
@@ -299,40 +341,42 @@ struct GaussianPairsBackward {
       if (point >= count) continue;
 #pragma unroll
       for (int k = 0; k < kHeld; ++k) {
-        const int64_t d = at.chunk * kDims + Tiles::dim_of(thread, k);
+        const int64_t d = static_cast<int64_t>(chunk) * kDims + Tiles::dim_of(thread, k);
         if (d >= dims) continue;
         T grad = T(-2 * kLn2) * t.first[i][k];
-        if (kMarginals && at.split == 0) {
+        if (once) {
           T mu_slope, logvar_slope;
           own_slopes(point, d, t.home[i][k], mu_slope, logvar_slope);
           grad += madd(upstream[2 * count + point], t.home[i][k], -mu_slope);
         }
-        grads[0].set(at.split, point * dims + d, grad);
+        grads[0].put(at.split, point * dims + d, grad, fresh);
       }
     }
   }
 
-  VAEFAST_MEMBER void put_components(const TileCut::Block& at, int thread, const Thread& t) const {
+  VAEFAST_MEMBER void put_components(const TileCut::Block& at, int chunk, bool fresh, bool once,
+                                     int thread, const Thread& t) const {
     const int64_t dims = tiles.z.dims;
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const int64_t own = at.tile * kSide + Tile::row(thread) * kEach + i;
       if (own >= tiles.mu.count) continue;
-      if (!kMarginals && at.chunk == 0 && Tile::col(thread) == 0)
-        grads[3].set(at.split, own, t.zeroth[i][0]);
+      if (!kMarginals && chunk == 0 && Tile::col(thread) == 0)
+        grads[3].put(at.split, own, t.zeroth[i][0], fresh);
 #pragma unroll
       for (int k = 0; k < kHeld; ++k) {
-        const int64_t d = at.chunk * kDims + Tiles::dim_of(thread, k);
+        const int64_t d = static_cast<int64_t>(chunk) * kDims + Tiles::dim_of(thread, k);
         if (d >= dims) continue;
         T mu_slope = T(0), logvar_slope = T(0);
         const int64_t point = own - tiles.special.first;
-        if (kMarginals && at.split == 0 && point >= 0 && point < tiles.z.count)
+        if (once && point >= 0 && point < tiles.z.count)
           own_slopes(point, d, tiles.z.data[point * dims + d], mu_slope, logvar_slope);
-        grads[1].set(at.split, own * dims + d,
-                     madd(T(2 * kLn2) * t.first[i][k], t.other[i][k], mu_slope));
-        grads[2].set(at.split, own * dims + d,
+        grads[1].put(at.split, own * dims + d,
+                     madd(T(2 * kLn2) * t.first[i][k], t.other[i][k], mu_slope), fresh);
+        grads[2].put(at.split, own * dims + d,
                      madd(T(kLn2), t.second[i][k],
-                          madd(T(-0.5), t.zeroth[i][kMarginals ? k : 0], logvar_slope)));
+                          madd(T(-0.5), t.zeroth[i][kMarginals ? k : 0], logvar_slope)),
+                     fresh);
       }
     }
   }
@@ -352,15 +396,22 @@ struct GaussianPairsBackward {
 void add_up(const Copied<float> (&grads)[4], const cuda::Place& place);
 void add_up(const Copied<double> (&grads)[4], const cuda::Place& place);
 
-// Queues a backward call, or counts the bytes that it takes.
-template <class T, bool kMarginals>
-int64_t run_backward(const MixtureArgs& args, const cuda::Place* place) {
+template <class Op>
+int64_t run_backward_of(const MixtureArgs& args, const cuda::Place* place) {
   Room room = place != nullptr ? Room(*place) : Room();
-  const GaussianPairsBackward<T, kMarginals> op(args, room);
+  const Op op(args, room);
   if (place == nullptr) return room.used();
   launch_blocks(op, *place);
   add_up(op.grads, *place);
   return room.used();
+}
+
+// Queues a backward call, or counts the bytes that it takes.
+template <class T, bool kMarginals>
+int64_t run_backward(const MixtureArgs& args, const cuda::Place* place) {
+  if (args.dims > GaussianTiles<T, kMarginals>::kDims)
+    return run_backward_of<GaussianPairsBackward<T, kMarginals, true>>(args, place);
+  return run_backward_of<GaussianPairsBackward<T, kMarginals, false>>(args, place);
 }
 
 }  // namespace VAEFAST_ISA

@@ -104,6 +104,10 @@ struct GaussianTiles {
   }
 
   VAEFAST_MEMBER void put_level(int64_t first, int thread, T level, Shared& shared) const {
+#if defined(__CUDA_ARCH__)
+    // Else the place of the level stays in a register through all tiles, and another spills.
+    asm volatile("" : "+r"(thread));
+#endif
     const int64_t own = first + thread % kSide;
     if (own >= mu.count) {
       level = T(-kInf);

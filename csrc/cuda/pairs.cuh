@@ -181,6 +181,13 @@ struct Copied {
     if (out != nullptr) copies[split * size + index] = value;
   }
 
+  // As `set`, or adds to what this thread put there before.
+  VAEFAST_MEMBER void put(int64_t split, int64_t index, T value, bool fresh) const {
+    if (out == nullptr) return;
+    T& place = copies[split * size + index];
+    place = fresh ? value : place + value;
+  }
+
   VAEFAST_MEMBER void add_up(int64_t unit, int lane) const {
     const int64_t i = unit * kWarp + lane;
     if (i >= size) return;

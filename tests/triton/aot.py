@@ -24,6 +24,7 @@ class Compiled(NamedTuple):
     registers: int
     stack: int
     sass: str
+    cubin: bytes
 
     def count(self, instruction: str) -> int:
         return len(re.findall(rf"\b{re.escape(instruction)}\b", self.sass))
@@ -75,13 +76,14 @@ def launches(call, arch):
 
 
 def _read(name, programs, kernel):
+    cubin = kernel.asm["cubin"]
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
+        file.write(cubin)
         file.flush()
         usage = _run("-res-usage", file.name)
         sass = _run("-sass", file.name)
     registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
-    return Compiled(name, programs, kernel.metadata.num_warps, registers, stack, sass)
+    return Compiled(name, programs, kernel.metadata.num_warps, registers, stack, sass, cubin)
 
 
 def _run(*arguments):

@@ -1,7 +1,8 @@
 """Registers, stack and launches of the catalogue's calls, to a table of docs/triton.md.
 
 `python tests/triton/registers.py` compiles them for three architectures and writes
-benchmarks/results/triton-registers.csv and the table. No GPU is needed.
+benchmarks/results/triton-registers.csv and the table; with names of calls it measures these anew
+and leaves the others' lines as they are. No GPU is needed.
 """
 
 import csv
@@ -20,9 +21,9 @@ PAGE = ROOT / "docs" / "triton.md"
 BEGIN, END = "<!-- registers -->\n", "<!-- /registers -->\n"
 
 
-def measured():
+def measured(calls):
     """(call, architecture, kernel, warps, registers, bytes of stack), one per launch."""
-    for call in CALLS:
+    for call in calls:
         for arch in ARCHS:
             for one in aot.launches(call.run, arch):
                 yield (call.name, f"sm_{arch}", one.kernel, one.warps, one.registers, one.stack)
@@ -48,8 +49,22 @@ def _most(launches):
     return f"{max(r[4] for r in launches)}" + (f" ({spilled} bytes spilled)" if spilled else "")
 
 
+def kept(names):
+    """The results' lines of calls that have none of these names."""
+    with RESULT.open() as file:
+        lines = [line for line in list(csv.reader(file))[1:] if line[0] not in names]
+    return [(*line[:3], *map(int, line[3:])) for line in lines]
+
+
 def main():
-    rows = list(measured())
+    names = sys.argv[1:]
+    assert {call.name for call in CALLS} >= set(names), names
+    rows = list(measured(call for call in CALLS if not names or call.name in names))
+    if names:
+        rows += kept(names)
+    place = {call.name: number for number, call in enumerate(CALLS)}
+    # A call's launches stay in the order in which it makes them.
+    rows = sorted((r for r in rows if r[0] in place), key=lambda r: (place[r[0]], int(r[1][3:])))
     with RESULT.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("call", "architecture", "kernel", "warps", "registers", "stack_bytes"))

@@ -97,6 +97,6 @@ def _log_factorial(x):
     small = (x == 0.0) | (x == 1.0)
     z = tl.where(small, 2.0, x)
     log_z = tl.log(z)
-    rest, _ = stirling_rest(z, log_z)
+    rest, _ = stirling_rest(z, 1.0 / z, log_z)
     value = (z * log_z - z) + (0.5 * log_z + 0.918938533204672742) + rest
     return tl.where(small, 0.0, value)

@@ -13,28 +13,40 @@ from ._math import horner
 
 
 @triton.jit
-def stirling_rest(z, log_z):
+def stirling_rest(z, w, log_z):
     """S(z) = log Gamma(z + 1) - (z log z - z + log(2 pi z)/2) and P(z) = digamma(z) - log z + 1/2z.
 
-    For z > 0 whose logarithm is known.
+    For z > 0 whose inverse w and logarithm are known. What does not hold at z is selected away.
     """
-    big = z >= 3.0
-    small = z < 1.0
-    w = 1.0 / z
-    square = w * w
-    # log Gamma(z + 1) and digamma(z) around 2; the argument is kept to where they hold.
-    near = tl.where(big, 2.0, z)
-    t = near - tl.where(small, 1.0, 2.0)
-    gamma_mid, psi_mid, gamma_tail, psi_tail = _series(t, tl.where(big, square, 0.0))
-    log_gamma = t * tl.where(small, near, near - 1.0) * gamma_mid + tl.where(small, 0.0, log_z)
-    low = (z - (z + 0.5) * log_z) + (log_gamma - 0.918938533204672742)
+    big, small, below, square, t = _places(z, w)
+    gamma_mid, psi_mid, gamma_tail, psi_tail = _series(t, square)
+    # log Gamma(z + 1) is z (z - 1) G(z - 1) below 1, and (z - 1) (z - 2) G(z - 2) + log z above.
+    low = below * (t * gamma_mid - log_z) + (-0.5 * log_z + (z - 0.918938533204672742))
     # digamma's zero is 2 minus this, in two parts.
     if z.dtype == tl.float64:
         from_zero = (t + 5.38367855031637769e-01) - 9.54999542996569772e-17
     else:
-        from_zero = (t + 5.383678675e-01) - 1.243814994e-08
+        from_zero = t + 5.383678675e-01
     psi = (from_zero * psi_mid + tl.where(small, -0.5 * w, 0.5 * w)) - log_z
     return tl.where(big, w * gamma_tail, low), tl.where(big, -square * psi_tail, psi)
+
+
+@triton.jit
+def factorial_rest(x, w, log_x):
+    """log Gamma(x + 1) - (x log x - x) for x >= 0 whose inverse is known, and a finite logarithm
+    (of 0 any)."""
+    big, _, below, square, t = _places(x, w)
+    gamma_mid, _, gamma_tail, _ = _series(t, square)
+    low = below * (t * gamma_mid - log_x) + x
+    return tl.where(big, w * gamma_tail + (0.5 * log_x + 0.918938533204672742), low)
+
+
+@triton.jit
+def _places(z, w):
+    """Whether z is 3 at least, or below 1; z below 1, else z - 1; w^2; z as seen from 1 or 2."""
+    small = z < 1.0
+    below = tl.where(small, z, z - 1.0)
+    return z >= 3.0, small, below, w * w, below - 1.0
 
 
 @triton.jit

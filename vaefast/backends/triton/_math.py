@@ -10,6 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ._hardware import exp2, log2, rcp
+
 
 @triton.jit
 def horner(x, c):
@@ -22,7 +24,35 @@ def horner(x, c):
 
 @triton.jit
 def exp(x):
-    """e^x; 0 below 1.7e-38 in float32."""
+    """e^x; 0 below 1.2e-38 in float32."""
+    if x.dtype == tl.float64:
+        return tl.exp(x)
+    else:
+        return exp_below(tl.minimum(x, 89.0, propagate_nan=tl.PropagateNan.ALL))
+
+
+@triton.jit
+def exp_below(x):
+    """e^x for x <= 89, which stands for all above, as -104 for all below; in float64 for any."""
+    if x.dtype == tl.float64:
+        return tl.exp(x)
+    else:
+        return _exp_bounded(tl.maximum(x, -104.0, propagate_nan=tl.PropagateNan.ALL))
+
+
+@triton.jit
+def exp_minus(a):
+    """e^-a for a >= 0."""
+    if a.dtype == tl.float64:
+        return tl.exp(-a)
+    else:
+        return _exp_bounded(-tl.minimum(a, 104.0, propagate_nan=tl.PropagateNan.ALL))
+
+
+@triton.jit
+def exp_close(x):
+    """e^x within an ulp, where errors of a sum of many are multiplied: a polynomial; 0 below
+    1.7e-38 in float32."""
     if x.dtype == tl.float64:
         return tl.exp(x)
     else:
@@ -35,21 +65,36 @@ def exp(x):
         half = (t.to(tl.uint32, bitcast=True) << 23).to(tl.float32, bitcast=True)
         # The upper part of ln 2 has so few bits that n times it is exact.
         r = (c - n * 0.693359375) + n * 2.12194440e-4
-        return 2.0 * (tl.exp2(r * 1.44269504) * half)
+        tail = horner(
+            r, (4.999999404e-01, 1.666652113e-01, 4.166822508e-02, 8.368674666e-03, 1.382424962e-03)
+        )
+        return 2.0 * (half * (r * r * tail + r) + half)
 
 
 @triton.jit
 def exp_finite(x):
     """e^x, finite: the root e^(-s/2) of e^-s is applied twice where that alone may overflow."""
-    top: tl.constexpr = 709.3 if x.dtype == tl.float64 else 88.3
-    return exp(tl.minimum(x, top, propagate_nan=tl.PropagateNan.ALL))
+    if x.dtype == tl.float64:
+        return tl.exp(tl.minimum(x, 709.3, propagate_nan=tl.PropagateNan.ALL))
+    else:
+        return exp_below(tl.minimum(x, 88.3, propagate_nan=tl.PropagateNan.ALL))
+
+
+@triton.jit
+def _exp_bounded(c):
+    """e^c in float32, -104 <= c <= 89: what the product with log2 e rounds away, less than 1e-5,
+    comes back as a factor, which leaves an infinite result alone."""
+    t = c * 1.44269504
+    low = tl.fma(c, 1.92596303e-8, tl.fma(c, 1.44269502, -t))
+    return exp2(t) * tl.fma(low, 0.693147182, 1.0)
 
 
 @triton.jit
 def finite(x):
     """x cut off at the largest number; NaN stays."""
     largest: tl.constexpr = 1.7976931348623157e308 if x.dtype == tl.float64 else 3.4028234e38
-    return tl.where(x < -largest, -largest, tl.where(x > largest, largest, x))
+    x = tl.maximum(x, -largest, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(x, largest, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -115,8 +160,8 @@ def expm1(x):
 
 
 @triton.jit
-def expm1_minus_x(x):
-    """e^x - 1 - x, by a polynomial for |x| < 1, where the difference cancels."""
+def expm1_minus_x(x, e):
+    """e^x - 1 - x with e = e^x known, by a polynomial for small x, where the difference cancels."""
     if x.dtype == tl.float64:
         inner = horner(
             x,
@@ -139,22 +184,47 @@ def expm1_minus_x(x):
         )
         above = tl.minimum(x, 710.0, propagate_nan=tl.PropagateNan.ALL)
     else:
+        # e may be a square, with twice the error of an exponential; at 2.5 a third is added to it.
         inner = horner(
             x,
             (
-                5.000000000e-01,
-                1.666666716e-01,
-                4.166671634e-02,
-                8.333298378e-03,
-                1.388583216e-03,
-                1.984637638e-04,
-                2.533254337e-05,
-                2.758912160e-06,
+                5.000000022e-01,
+                1.666666798e-01,
+                4.166664916e-02,
+                8.333286730e-03,
+                1.388910118e-03,
+                1.984574549e-04,
+                2.479346122e-05,
+                2.738588340e-06,
+                2.764669099e-07,
+                2.786433611e-08,
+                2.150179020e-09,
             ),
         )
         above = tl.minimum(x, 89.0, propagate_nan=tl.PropagateNan.ALL)
     # For x = inf the bound is subtracted: inf - inf would be NaN.
-    return tl.where(tl.abs(x) < 1.0, x * x * inner, (exp(x) - 1.0) - above)
+    near: tl.constexpr = 1.0 if x.dtype == tl.float64 else 2.5
+    return tl.where(tl.abs(x) < near, x * x * inner, (e - 1.0) - above)
+
+
+@triton.jit
+def one_minus_exp(w):
+    """1 - e^-w and e^-w for w >= 0, not NaN; e^-w as well as w is known, which was rounded."""
+    if w.dtype == tl.float64:
+        return -expm1(-w), exp(-w)
+    else:
+        e = exp2(w * -1.44269504)
+        rise = w * horner(
+            w,
+            (
+                9.999999846e-01,
+                -4.999979129e-01,
+                1.666207195e-01,
+                -4.130873214e-02,
+                7.175151620e-03,
+            ),
+        )
+        return tl.where(w < 0.35, rise, 1.0 - e), e
 
 
 @triton.jit
@@ -236,16 +306,52 @@ def log_normal(x):
 
 
 @triton.jit
+def log_coarse(x):
+    """log x in two instructions: between 1/2 and 2 to 2e-7, elsewhere to 2 ulp; x >= 2^-126."""
+    return tl.log(x) if x.dtype == tl.float64 else log2(x) * 0.693147182
+
+
+@triton.jit
+def log1p_of(y, whole):
+    """log(1 + y) with 1 + y known, by the logarithm that cancels nothing."""
+    return tl.where(tl.abs(y) < 0.25, y - minus_log1p_near(y), log_coarse(whole))
+
+
+@triton.jit
+def minus_log1p_near(b):
+    """b - log(1 + b) near 0: with s = b/(2 + b), log(1 + b) = 2 atanh(s) and b - 2 s = b s."""
+    s = b * rcp(2.0 + b)
+    z = s * s
+    if b.dtype == tl.float64:
+        rest = horner(
+            z,
+            (
+                6.66666666666666630e-01,
+                4.00000000000008904e-01,
+                2.85714285707954319e-01,
+                2.22222223935666097e-01,
+                1.81817954423719841e-01,
+                1.53862504479401890e-01,
+                1.32684856806544266e-01,
+                1.30896291606746235e-01,
+            ),
+        )
+    else:
+        rest = horner(z, (6.666666655e-01, 4.000012263e-01, 2.855073084e-01, 2.333291280e-01))
+    return s * (b - z * rest)
+
+
+@triton.jit
 def softplus(x):
     """log(1 + e^x)."""
-    return tl.where(x > 0.0, x, 0.0) + log1p_unit(exp(-tl.abs(x)))
+    return tl.where(x > 0.0, x, 0.0) + log1p_unit(exp_minus(tl.abs(x)))
 
 
 @triton.jit
 def sigmoid(x):
     """1 / (1 + e^-x), accurate in both tails."""
-    e = exp(-tl.abs(x))
-    q = e / (1.0 + e)
+    e = exp_minus(tl.abs(x))
+    q = e * rcp(1.0 + e)
     return tl.where(x < 0.0, e - e * q, 1.0 - q)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ._hardware import sqrt
 from ._math import log_normal, sincos_turns
 
 
@@ -114,7 +115,7 @@ def _unit(word, DTYPE: tl.constexpr):
 
 @triton.jit
 def _box_muller(u, v):
-    radius = tl.sqrt(-2.0 * log_normal(u))
+    radius = sqrt(-2.0 * log_normal(u))
     sin, cos = sincos_turns(v)
     return radius * cos, radius * sin
 

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from ._grid import load, tile_at, tile_first, tile_live, tile_row
-from ._math import expm1, expm1_minus_x, whitening_root
+from ._math import exp, expm1, expm1_minus_x, whitening_root
 from ._philox import tile_noise
 from ._posterior import posterior_scale
 
@@ -99,15 +99,18 @@ def forward(
                 place += rows
         if REDUCE != "":
             distance = m
+            # Where there is no sample, sigma is not needed.
+            variance = exp(logvar) if z is None and PARAM == "logvar" else std * std
             if prior_mu is not None:
                 distance = m - load(prior_mu, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
             if prior_scale is not None:
                 p = load(prior_scale, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
                 prior_logvar, _, _, _ = posterior_scale(p, low, high, min_std, PARAM, 0)
                 logvar = logvar - prior_logvar
+                variance = exp(logvar)
                 root = whitening_root(prior_logvar)
                 distance = distance * root * root
-            value = 0.5 * (distance * distance + expm1_minus_x(logvar))
+            value = 0.5 * (distance * distance + expm1_minus_x(logvar, variance))
             if weight is not None:
                 value = value * load(weight, row, columns, live, live_row, VEC, GROUP).to(DTYPE)
             if mask is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._math import exp
+from ._math import exp, exp_close
 
 # What the target is: class indices, counts of every class, or counts read by another kernel.
 CATEGORICAL, DENSE, SPARSE = 0, 1, 2
@@ -192,7 +192,9 @@ def _summed(
     x = _counts(target, row, own, c, here, live, classes, inner, target_rows, FORM, DTYPE)
     top = tl.max(logit, 0)
     # Of -inf alone: any finite number gives 0.
-    e = exp(logit - tl.where(top == float("-inf"), 0.0, top)[None, :])
+    below = logit - tl.where(top == float("-inf"), 0.0, top)[None, :]
+    # A sum's error is multiplied by the row's counts.
+    e = exp(below) if FORM == 0 else exp_close(below)
     if FORM == 0:
         total = tl.sum(tl.where(here, x, 0.0), 0).to(tl.float64)
         dot = tl.sum(tl.where(x == 0.0, 0.0, logit), 0).to(tl.float64)

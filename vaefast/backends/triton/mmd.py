@@ -54,7 +54,9 @@ def _side(
     `cut` is what `_split` gives. `mode` says what becomes of the pairs with `other`: 0 nothing, 1
     they go into the gradient, 2 into the value too.
     """
-    meta = pair_meta(own, own)
+    # Left alone, ptxas spills up to four values for one more program to a multiprocessor.
+    most = 128 if own.dtype == torch.float32 else None
+    meta = {**pair_meta(own, own), "maxnreg": most}
     (points, dims), (tiles, splits) = own.shape, cut
     dim_blocks = -(-dims // meta["DIMS"]) if wanted else 1
     grads = own.new_empty((splits, points, dims)) if wanted else None

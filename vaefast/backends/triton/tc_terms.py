@@ -66,7 +66,9 @@ def tc_terms_backward(
 
 
 def _meta(z: Tensor, mu: Tensor, weighing: Weighing) -> dict[str, Any]:
-    return {**pair_meta(z, mu), "WEIGHTED": weighing.own != 1 or weighing.stratum != 1}
+    weighted = weighing.own != 1 or weighing.stratum != 1
+    # Left alone, ptxas spills a value or two for one more program to a multiprocessor.
+    return {**pair_meta(z, mu), "WEIGHTED": weighted, "maxnreg": 224}
 
 
 def _weights(weighing: Weighing) -> tuple[float, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._math import exp, expm1, horner, log1p, log1p_unit
+from .._hardware import rcp
+from .._math import exp_minus, expm1, horner, log1p, log1p_unit
 from ._base import form
 
 
@@ -15,8 +16,8 @@ def bernoulli(x, theta, numbers):
     """theta: logits. softplus(l) - x l, split by the sign of l so that neither tail cancels."""
     logits = theta[0]
     up = logits > 0.0
-    e = exp(-tl.abs(logits))
-    tail = e / (1.0 + e)
+    e = exp_minus(tl.abs(logits))
+    tail = e * rcp(1.0 + e)
     other = 1.0 - x
     nll = log1p_unit(e) + tl.where(up, other * logits, -x * logits)
     return nll, tl.where(up, other - tail, tail - x)

@@ -10,8 +10,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._gamma import stirling_rest
-from .._math import exp, expm1, expm1_minus_x, horner, log1p, log1p_unit
+from .._gamma import factorial_rest, stirling_rest
+from .._hardware import rcp
+from .._math import (
+    exp_below,
+    exp_minus,
+    expm1_minus_x,
+    log1p,
+    log1p_of,
+    log1p_unit,
+    log_coarse,
+    log_normal,
+    minus_log1p_near,
+    one_minus_exp,
+)
 from ._base import form, heavy_form
 
 
@@ -19,16 +31,20 @@ from ._base import form, heavy_form
 @triton.jit
 def poisson(x, theta, numbers):
     """theta: log rate; numbers: 1, or 0 to leave log x! out. x (e^r - 1 - r), r = log(rate / x)."""
-    log_rate = theta[0]
-    rate = exp(log_rate)
-    log_x = tl.log(x)
-    rest = _factorial_rest(x, log_x)
-    deviance = x * expm1_minus_x(log_rate - log_x) + rest
-    bare = rate - x * log_rate
-    # Below 1 the ratio rate / x may overflow, and there is nothing that cancels.
-    small = bare + (x * (log_x - 1.0) + rest)
-    full = tl.where(x >= 1.0, deviance, tl.where(x > 0.0, small, rate))
-    value = tl.where(numbers[0] != 0.0, full, tl.where(x == 0.0, rate, bare))
+    # Beyond this the rate is infinite, and x times its logarithm must not be.
+    top: tl.constexpr = 710.0 if x.dtype == tl.float64 else 89.0
+    log_rate = tl.minimum(theta[0], top, propagate_nan=tl.PropagateNan.ALL)
+    rate = exp_below(log_rate)
+    # Of 0 any finite number, which log_normal gives; in double only `tl.log` is there.
+    least: tl.constexpr = 1e-300 if x.dtype == tl.float64 else 0.0
+    log_x = log_normal(tl.maximum(x, least, propagate_nan=tl.PropagateNan.ALL))
+    r = log_rate - log_x
+    near = x * expm1_minus_x(r, 0.0)
+    # Where it is as large as x or rate nothing cancels, and the ratio's exponential is not needed.
+    far = (rate - x) - x * r
+    edge: tl.constexpr = 1.0 if x.dtype == tl.float64 else 2.5
+    full = tl.where(tl.abs(r) < edge, near, far) + factorial_rest(x, rcp(x), log_x)
+    value = tl.where(x == 0.0, rate, tl.where(numbers[0] != 0.0, full, rate - x * log_rate))
     return tl.where(x < 0.0, float("nan"), value), rate - x
 
 
@@ -43,8 +59,8 @@ def poisson_rate(x, theta, numbers):
     above = x > rate
     ratio = _log1p_ratio(tl.abs(rate - x), tl.where(above, rate, x))
     far = tl.where(above, b + ratio, b - ratio)
-    rest = _factorial_rest(x, log_x)
-    full = x * tl.where(tl.abs(b) < 0.25, _minus_log1p_near(b), far) + rest
+    rest = factorial_rest(x, 1.0 / x, tl.where(none, 0.0, log_x))
+    full = x * tl.where(tl.abs(b) < 0.25, minus_log1p_near(b), far) + rest
     value = tl.where(numbers[0] != 0.0, full, rate - x * tl.log(rate))
     value = tl.where(x < 0.0, float("nan"), tl.where(none, rate, value))
     return value, tl.where(none, 1.0, (rate - x) / rate)
@@ -71,19 +87,21 @@ def zero_inflated_negative_binomial(x, theta, numbers):
     n, to_mu, to_theta = _negative_binomial(x, theta[0] + numbers[0], theta[1])
     pi = theta[2]
     zero = x == 0.0
-    e = exp(-tl.abs(pi))
-    less = e / (1.0 + e)
+    e = exp_minus(tl.abs(pi))
+    less = e * rcp(1.0 + e)
     drop = tl.where(pi > 0.0, 1.0 - less, less)
     keep = tl.where(pi > 0.0, less, 1.0 - less)
     soft = log1p_unit(e) + tl.where(pi > 0.0, pi, 0.0)
 
-    joint = keep * expm1(-n)
+    fall, _ = one_minus_exp(n)
+    joint = -keep * fall
     direct = joint > -0.5
     odds = pi + n
-    tail = exp(-tl.abs(odds))
-    log_part = log1p(tl.where(direct, joint, tail))
+    tail = exp_minus(tl.abs(odds))
+    inside = tl.where(direct, joint, tail)
+    log_part = log1p_of(inside, 1.0 + inside)
     at_zero = tl.where(direct, -log_part, soft - tl.where(odds > 0.0, pi, -n) - log_part)
-    lesser = tail / (1.0 + tail)
+    lesser = tail * rcp(1.0 + tail)
     from_outside = tl.where(odds > 0.0, 1.0 - lesser, lesser)
     weight = tl.where(zero, tl.where(odds > 0.0, lesser, 1.0 - lesser), 1.0)
     return (
@@ -96,46 +114,39 @@ def zero_inflated_negative_binomial(x, theta, numbers):
 
 @triton.jit
 def _negative_binomial(x, mu, theta):
-    """The loss and its derivatives. With lo, hi the lesser and greater of x and mu, d = hi - lo:
+    """The loss and its derivatives:
 
-    +-(x log(1 + d/lo theta/(hi + theta)) - theta log(1 + d/(lo + theta)))   [+: x > mu]
-    + log(1 + x/theta)/2 + S(theta) - S(x + theta) + log(x! / (x/e)^x).
+    x log1p(c) - theta log1p(b) + log1p(x/theta)/2 + S(theta) - S(x + theta) + log(x! / (x/e)^x)
+    with b = (x - mu) / (mu + theta) and c = theta (x - mu) / (mu (x + theta)).
     """
-    none = x == 0.0
-    above = x > mu
-    low = tl.where(above, mu, x)
-    d = tl.where(above, x, mu) - low
-    total = x + theta
-    mean = mu + theta
-    share = theta / tl.where(above, total, mean)
-    first = tl.where(none, 0.0, x * _log1p_ratio(d * share, low))
-    ratio = _log1p_ratio(d, tl.where(above, mean, total))
-    deviance = first - theta * ratio
+    # Nor is there a logarithm of what is nearly 0; that of a negative count makes the loss NaN.
+    none = tl.abs(x) < (1e-300 if x.dtype == tl.float64 else 1.2e-38)
+    total, mean = x + theta, mu + theta
+    by_mu, by_theta, by_total, by_mean = rcp(mu), rcp(theta), rcp(total), rcp(mean)
+    d = x - mu
+    b = d * by_mean
+    near = tl.abs(b) < 0.25
+    rise = minus_log1p_near(b)
+    log_total = log_coarse(total)
+    ratio = total * by_mean
+    # Where the quotient nears the end of what float32 holds the logarithms are far apart.
+    far = tl.where(ratio < 1e-30, log_total - log_coarse(mean), log_coarse(ratio))
+    log_b = tl.where(near, b - rise, far)
+    rise = tl.where(near, rise, b - far)
+    c = (d * by_mu) * (theta * by_total)
+    log_c = log1p_of(c, (x * by_mu) * (mean * by_total))
+    deviance = tl.where(none, 0.0, x * log_c) - theta * log_b
 
-    log_x = tl.log(tl.where(none, 1.0, x))
-    log_theta = tl.log(theta)
-    spread = x / theta
-    wide = spread > _largest_ratio(x)
-    log_spread = tl.where(wide, log_x - log_theta, log1p(spread))
-    rest_theta, psi_theta = stirling_rest(theta, log_theta)
-    rest_total, psi_total = stirling_rest(total, log_theta + log_spread)
-    binomial = 0.5 * log_spread + (rest_theta - rest_total) + _factorial_rest(x, log_x)
+    rest_theta, psi_theta = stirling_rest(theta, by_theta, log_coarse(theta))
+    rest_total, psi_total = stirling_rest(total, by_total, log_total)
+    spread = x * by_theta
+    binomial = 0.5 * log_coarse(total * by_theta) + (rest_theta - rest_total)
+    binomial += factorial_rest(x, rcp(x), log_coarse(x))
 
-    to_mu = theta / mean * tl.where(none, 1.0, (mu - x) / mu)
-    b = (x - mu) / mean
-    # b - log1p(b), by the logarithm that is known where nothing cancels.
-    rise = tl.where(tl.abs(b) < 0.25, _minus_log1p_near(b), b - tl.where(above, ratio, -ratio))
-    step = 0.5 * x / theta / total
+    to_mu = theta * by_mean * tl.where(none, 1.0, -d * by_mu)
+    step = 0.5 * spread * by_total
     to_theta = tl.where(none, rise, rise - (step + (psi_total - psi_theta)))
-    value = tl.where(above, deviance, -deviance) + tl.where(none, 0.0, binomial)
-    return tl.where(x < 0.0, float("nan"), value), to_mu, to_theta
-
-
-@triton.jit
-def _factorial_rest(x, log_x):
-    """log Gamma(x + 1) - (x log x - x), x >= 0."""
-    rest, _ = stirling_rest(x, log_x)
-    return tl.where(x > 0.0, 0.5 * log_x + 0.918938533204672742 + rest, 0.0)
+    return deviance + tl.where(none, 0.0, binomial), to_mu, to_theta
 
 
 @triton.jit
@@ -151,27 +162,3 @@ def _log1p_ratio(n, d):
     scaled = (n * 2.3283064365386963e-10) / (d * 4294967296.0)
     value = log1p(tl.where(large, scaled, q))
     return tl.where(large, value + 44.3614195558364998, value)
-
-
-@triton.jit
-def _minus_log1p_near(b):
-    """b - log(1 + b) near 0: with s = b/(2 + b), log(1 + b) = 2 atanh(s) and b - 2 s = b s."""
-    s = b / (2.0 + b)
-    z = s * s
-    if b.dtype == tl.float64:
-        rest = horner(
-            z,
-            (
-                6.66666666666666630e-01,
-                4.00000000000008904e-01,
-                2.85714285707954319e-01,
-                2.22222223935666097e-01,
-                1.81817954423719841e-01,
-                1.53862504479401890e-01,
-                1.32684856806544266e-01,
-                1.30896291606746235e-01,
-            ),
-        )
-    else:
-        rest = horner(z, (6.666666655e-01, 4.000012263e-01, 2.855073084e-01, 2.333291280e-01))
-    return s * (b - z * rest)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._math import exp, exp_finite, expm1, finite, log1p, log1p_unit
+from .._hardware import rcp
+from .._math import exp_finite, finite, log1p_of, one_minus_exp
 from ._base import heavy_form
 
 
@@ -44,34 +45,37 @@ def bin_nll(d, half_bin, log_bin, log_scale, first, last):
     width = finite(2.0 * half_bin * root * root)
     inside = (first | last) == 0
 
-    # softplus(-upper) and softplus(lower) with their derivatives from one exp each.
-    eu = exp(-tl.abs(upper))
-    el = exp(-tl.abs(lower))
-    qu = eu / (1.0 + eu)
-    ql = el / (1.0 + el)
-    over = log1p_unit(eu) + tl.where(upper < 0.0, -upper, 0.0)
-    under = log1p_unit(el) + tl.where(lower > 0.0, lower, 0.0)
+    # softplus(-upper) and softplus(lower) with their derivatives from one exponential each, and
+    # one logarithm for both: log(1 + e^u) + log(1 + e^l) is log1p(e^u + e^l + e^(u+l)).
+    _, eu = one_minus_exp(tl.abs(upper))
+    _, el = one_minus_exp(tl.abs(lower))
+    qu = eu * rcp(1.0 + eu)
+    ql = el * rcp(1.0 + el)
+    eu = tl.where(last, 0.0, eu)
+    el = tl.where(first, 0.0, el)
+    grown = eu * el + (eu + el)
+    over = tl.where(last | (upper > 0.0), 0.0, -upper)
+    under = tl.where(first | (lower < 0.0), 0.0, lower)
 
-    # log(1 - e^-w): by log1p where e^-w is small, by expm1 where it is not; a bin far below the
-    # scale by its width's logarithm, which is known even where w underflows.
-    rise = -expm1(-width)
+    # log(1 - e^-w): by log1p where e^-w is small, and a bin far below the scale by its width's
+    # logarithm, which is known even where w underflows.
+    rise, left_out = one_minus_exp(width)
     narrow = width < (1e-200 if d.dtype == tl.float64 else 1e-20)
-    left_out = exp(-width)
-    mass = tl.where(width > 0.7, log1p(-left_out), tl.log(rise))
-    mass = tl.where(narrow, log_bin - log_scale, mass)
+    mass = tl.where(narrow, log_bin - log_scale, log1p_of(-left_out, rise))
 
     beyond = tl.where(upper > 0.0, qu, 1.0 - qu)
     before = tl.where(lower > 0.0, 1.0 - ql, ql)
     # sigmoid(-u) - sigmoid(l) as the product that does not cancel, its sign that of -(u + l).
     both = finite(upper + lower)
     product = tl.where(both > 0.0, -((1.0 - beyond) * before), beyond * (1.0 - before))
-    middle = product * -expm1(-tl.abs(both))
-    share = tl.where(narrow, 1.0, width * left_out / rise)
+    grew, _ = one_minus_exp(tl.abs(both))
+    share = tl.where(narrow, 1.0, width * left_out * rcp(rise))
+    middle = product * grew
     to_loc = tl.where(first, beyond, tl.where(last, -before, middle)) * root * root
     to_log_scale = (
         tl.where(last, 0.0, upper * beyond)
         - tl.where(first, 0.0, lower * before)
         + tl.where(inside, share, 0.0)
     )
-    value = tl.where(last, 0.0, over) + tl.where(first, 0.0, under) - tl.where(inside, mass, 0.0)
+    value = (over + under) + (log1p_of(grown, 1.0 + grown) - tl.where(inside, mass, 0.0))
     return value, to_loc, to_log_scale
