@@ -9,12 +9,11 @@ instructions per byte; what it takes of its own is the largest of the three quot
 Which path is counted. Of a kernel with a loop that moves the vectors, one turn of the innermost
 such loop; of one without (Triton's), the kernel from its entry to its end. A path through it moves
 `bytes` times `elements` in all, by the fewest loads and stores (so not the last vector's, which
-goes element by element), through an instruction that `through` finds. It leaves out blocks that
-call a subroutine (a division's far cases), that convert integers (a target in bytes) or that are
-entered on a vote of the warp (`rarely` in csrc/math/device.h: a branch that usual inputs do not
-take); it avoids loops within where it can, and else counts their bodies `trips` times. Of the paths
-that are left the longest is counted: the count is no mean, but a bound. A predicated instruction
-counts whether it runs or not, as it is issued.
+goes element by element), through an instruction that each expression of `through` finds (the noise,
+a divergence: what a flag of the call would leave out). Of these paths the shortest is counted: what
+a branch may pass over, usual inputs pass over. The kernels' own such branches say `rarely` in
+their source; compilers add those of a division. A loop within that the path must go through counts
+`trips` times. A predicated instruction counts whether it runs or not, as it is issued.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import importlib.util
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +36,6 @@ INTEGER = re.compile(
     r"|BMSK|SGXT|IDP|IDP4A|SHL|SHR|LOP|XMAD|VABSDIFF|VABSDIFF4|ISCADD|P2R|R2P|I2FP|F2IP)\b"
 )
 SPECIAL = re.compile(r"(MUFU|I2F|F2I|F2F|FRND|POPC|FLO|BREV)\b")
-CONVERSION = re.compile(r"I2F\b|I2F\.U8|I2FP?\.F32\.S32")
 MEMORY = re.compile(r"(LDG|STG|LD|ST)\b(\S*)")
 
 
@@ -85,8 +83,6 @@ class Instruction:
 class Block:
     instructions: list[Instruction]
     after: list[int] = field(default_factory=list)
-    # Of `after` those that a vote of the warp leads to.
-    rare: set[int] = field(default_factory=set)
 
     def count(self, which: re.Pattern[str] | None = None) -> int:
         return sum(which is None or bool(which.match(i.operation)) for i in self.instructions)
@@ -103,6 +99,7 @@ class Count:
     integer: int
     special: int
     by_opcode: dict[str, int]
+    path: tuple[str, ...]
 
     def per_element(self) -> tuple[float, float, float]:
         return (
@@ -166,25 +163,10 @@ def blocks(code: list[Instruction | str]) -> list[Block]:
         if last.opcode == "BRA" and re.search(r"BRA\S*\s+!?U?P\w+,", last.text):
             falls = True
         if last.target is not None and not last.operation.startswith("BRA.DIV"):
-            goes = labels[last.target]
-            block.after.append(goes)
-            if _voted(block, last):
-                block.rare.add(goes)
+            block.after.append(labels[last.target])
         if (falls or last.operation.startswith("BRA.DIV")) and number + 1 < len(made):
             block.after.append(number + 1)
     return made
-
-
-def _voted(block: Block, branch: Instruction) -> bool:
-    """Whether a branch is taken on a vote: that any lane of the warp asks for it."""
-    named = set(re.findall(r"U?P\d", branch.text))
-    for instruction in reversed(block.instructions[:-1]):
-        if instruction.opcode in ("VOTE", "VOTEU"):
-            if named & set(re.findall(r"U?P\d", instruction.text.split("VOTE", 1)[1])[:1]):
-                return ".ANY" in instruction.operation
-        elif named & set(re.findall(r"U?P\d", instruction.text)):
-            return False
-    return False
 
 
 def loops(graph: list[Block]) -> list[tuple[int, set[int]]]:
@@ -240,13 +222,14 @@ def _order(graph: list[Block]) -> list[int]:
 
 @dataclass(frozen=True)
 class _Best:
-    # Fewest of these three, then the most instructions.
-    avoided: tuple[int, int, int]
+    # Fewest of these in turn: subroutines called, loads and stores, instructions.
+    calls: int
+    accesses: int
     length: int
     path: tuple[int, ...]
 
-    def key(self) -> tuple[int, ...]:
-        return (*(-n for n in self.avoided), self.length)
+    def key(self) -> tuple[int, int, int]:
+        return (self.calls, self.accesses, self.length)
 
 
 def _paths(
@@ -256,41 +239,43 @@ def _paths(
     ends: set[int],
     inner: set[int],
     trips: int,
-    through: re.Pattern[str] | None,
+    through: tuple[re.Pattern[str], ...],
 ) -> dict[int, _Best]:
     """Of the paths from `head` to a block of `ends` the best for each number of bytes moved."""
     order = [block for block in _order(graph) if block in body]
-    # By the bytes so far, and whether `through` was met.
-    best: dict[int, dict[tuple[int, bool], _Best]] = {block: {} for block in body}
-    best[head][0, through is None] = _Best((0, 0, 0), 0, ())
-    result: dict[tuple[int, bool], _Best] = {}
+    # By the bytes so far, and which of `through` were met, a bit for each.
+    best: dict[int, dict[tuple[int, int], _Best]] = {block: {} for block in body}
+    best[head][0, 0] = _Best(0, 0, 0, ())
+    result: dict[tuple[int, int], _Best] = {}
     place = {block: i for i, block in enumerate(order)}
     for block in order:
         here = graph[block]
         times = trips if block in inner else 1
         moved = times * sum(i.moved for i in here.instructions)
         accesses = times * sum(i.moved > 0 for i in here.instructions)
-        odd = here.count(CONVERSION) + sum(i.opcode == "CALL" for i in here.instructions)
-        meets = through is not None and any(through.search(i.text) for i in here.instructions)
+        calls = sum(i.opcode == "CALL" for i in here.instructions)
+        meets = sum(
+            any(p.search(i.text) for i in here.instructions) << bit for bit, p in enumerate(through)
+        )
         for (so_far, met), found in best[block].items():
-            state = (so_far + moved, met or meets)
-            avoided = (
-                found.avoided[0] + odd,
-                found.avoided[1] + accesses,
-                found.avoided[2] + (block in inner),
+            state = (so_far + moved, met | meets)
+            made = _Best(
+                found.calls + calls,
+                found.accesses + accesses,
+                found.length + times * here.count(),
+                (*found.path, block),
             )
-            made = _Best(avoided, found.length + times * here.count(), (*found.path, block))
             if block in ends:
                 _keep(result, state, made)
             for following in here.after:
-                forward = following in body and place[following] > place[block]
-                if forward and following not in here.rare:
+                if following in body and place[following] > place[block]:
                     _keep(best[following], state, made)
-    return {moved: made for (moved, met), made in result.items() if met}
+    whole = (1 << len(through)) - 1
+    return {moved: made for (moved, met), made in result.items() if met == whole}
 
 
-def _keep(table: dict[tuple[int, bool], _Best], state: tuple[int, bool], made: _Best) -> None:
-    if state not in table or table[state].key() < made.key():
+def _keep(table: dict[tuple[int, int], _Best], state: tuple[int, int], made: _Best) -> None:
+    if state not in table or made.key() < table[state].key():
         table[state] = made
 
 
@@ -300,14 +285,14 @@ def count(
     elements: int,
     bytes_per_element: float | None = None,
     trips: int = 1,
-    through: str | None = None,
+    through: Sequence[str] = (),
 ) -> Count:
-    """The instructions of the full-vector path of a kernel, which has an instruction that the
-    regular expression `through` finds; without `bytes_per_element` of the path that moves most."""
+    """The instructions of the full-vector path of a kernel, with an instruction for each regular
+    expression of `through`; without `bytes_per_element` of the path that moves most."""
     graph = blocks(code)
     found = loops(graph)
     wanted = None if bytes_per_element is None else round(elements * bytes_per_element)
-    must = None if through is None else re.compile(through)
+    must = tuple(re.compile(expression) for expression in through)
     candidates: list[tuple[int, int, _Best, set[int]]] = []
     whole = set(_order(graph))
     ends = {b for b in whole if graph[b].instructions[-1].opcode == "EXIT"}
@@ -322,16 +307,18 @@ def count(
     if not candidates:
         raise ValueError(f"{name}: no path moves {wanted} bytes")
     # The most bytes by the fewest accesses, then the smallest loop that moves them.
-    moved, _, best, inner = max(candidates, key=lambda c: (c[0], -c[2].avoided[1], c[1]))
+    moved, _, best, inner = max(candidates, key=lambda c: (c[0], -c[2].accesses, c[1]))
     by_opcode: dict[str, int] = {}
     totals = [0, 0, 0]
+    path = []
     for block in best.path:
         times = trips if block in inner else 1
         for i in graph[block].instructions:
+            path.append(f"{i.address:05x}  {i.text}")
             by_opcode[i.operation] = by_opcode.get(i.operation, 0) + times
             kinds = (True, INTEGER.match(i.operation), SPECIAL.match(i.operation))
             totals = [n + times * bool(k) for n, k in zip(totals, kinds, strict=True)]
-    return Count(name, elements, moved, totals[0], totals[1], totals[2], by_opcode)
+    return Count(name, elements, moved, totals[0], totals[1], totals[2], by_opcode, tuple(path))
 
 
 def main() -> None:
@@ -341,10 +328,9 @@ def main() -> None:
     parser.add_argument("--elements", type=int, default=4, help="per thread and turn")
     parser.add_argument("--bytes", type=float, help="per element; default: those of the path")
     parser.add_argument("--trips", type=int, default=1, help="of a loop within the counted one")
-    parser.add_argument(
-        "--through", help="regular expression that an instruction of the path meets"
-    )
+    parser.add_argument("--through", nargs="*", default=[], help="what the path must have")
     parser.add_argument("--opcodes", action="store_true", help="each opcode's count")
+    parser.add_argument("--path", action="store_true", help="the instructions that are counted")
     args = parser.parse_args()
     print("all/el  int/el  mufu/el  bytes/el  bound  kernel")
     for name, code in kernels(args.cubin).items():
@@ -360,6 +346,8 @@ def main() -> None:
         print(
             f"{every:6.1f}  {integer:6.1f}  {special:7.2f}  {moved:8g}  {got.bound():5.2f}  {name}"
         )
+        if args.path:
+            print("\n".join(got.path))
         if args.opcodes:
             for opcode, times in sorted(got.by_opcode.items(), key=lambda item: -item[1]):
                 print(f"    {times:5d}  {opcode}")
