@@ -85,7 +85,11 @@ template <class T, int V>
 VAEFAST_FN T sum_of(const T* values, int n) {
   T sums[V];
 #pragma unroll
-  for (int j = 0; j < V; ++j) sums[j] = j < n ? values[j] : T(0);
+  for (int j = 0; j < V; ++j) sums[j] = values[j];
+  if (rarely(n < V)) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) sums[j] = j < n ? values[j] : T(0);
+  }
 #pragma unroll
   for (int half = V / 2; half > 0; half /= 2) {
 #pragma unroll

@@ -165,8 +165,8 @@ struct Evaluate {
 
   VAEFAST_MEMBER void draw(const StreamRow& row, int col, T* target) const {
     T u[V];
-    stream_values<false, T, V>(row.seed, row.first + static_cast<uint64_t>(col), 0,
-                               static_cast<uint32_t>(Purpose::kBinarize), u);
+    stream_values<false, T, V, false>(row.seed, row.first + static_cast<uint64_t>(col), 0,
+                                      static_cast<uint32_t>(Purpose::kBinarize), u);
 #pragma unroll
     for (int l = 0; l < V; ++l) target[l] = u[l] <= target[l] ? T(1) : T(0);
   }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "bits.h"
+#include "device.h"
 
 namespace vaefast {
 namespace VAEFAST_ISA {
@@ -74,12 +75,16 @@ VAEFAST_FN double exp(double x) {
 }
 
 // e^x, <= 1 ulp, for -87.3 <= x <= 88.3 (double: -708 to 709.3), where it is a normal number: no
-// clamp, and one scaling fewer than exp.
+// clamp, and one scaling fewer than exp. On a GPU <= 5 ulp: see device.h.
 VAEFAST_FN float exp_normal(float x) {
+#if VAEFAST_DEVICE
+  return device::exp(x);
+#else
   uint32_t k;
   float a;
   const float p = (exp_reduce(x, 127.0f, k, a) + a) + 1.0f;
   return p * as_float(k << 23);
+#endif
 }
 
 VAEFAST_FN double exp_normal(double x) {
@@ -155,6 +160,28 @@ VAEFAST_FN double expm1_minus_x(double x) {
   const double outer = expm1(x) - (x > 710.0 ? 710.0 : x);
   return abs(x) < 1.0 ? inner : outer;
 }
+
+// e^x - 1 - x and e^x - 1 for |x| < 86, as e^x is known there: as above, and on a GPU <= 7 and 5
+// ulp.
+#if VAEFAST_DEVICE
+VAEFAST_FN float expm1_minus_x_normal(float x) {
+  const float inner =
+      x * x *
+      horner(x, 5.000000000e-01f, 1.666665673e-01f, 4.166672751e-02f, 8.333992213e-03f,
+             1.388638280e-03f, 1.972302562e-04f, 2.526107710e-05f, 3.395661679e-06f);
+  const float outer = (device::exp(x) - 1.0f) - x;
+  return abs(x - 0.25f) < 1.25f ? inner : outer;
+}
+
+VAEFAST_FN float expm1_normal(float x) {
+  const float inner = madd(x * x, exp_tail(x), x);
+  const float outer = device::exp(x) - 1.0f;
+  return abs(x) < 0.5f ? inner : outer;
+}
+#else
+VAEFAST_FN float expm1_minus_x_normal(float x) { return expm1_minus_x(x); }
+VAEFAST_FN float expm1_normal(float x) { return expm1(x); }
+#endif
 
 // ---- log and log1p: x = 2^k (1 + f), log x = k ln2 + log1p(f)
 
