@@ -18,6 +18,7 @@ struct Latent {
 
   VAEFAST_MEMBER void read(const Inputs<K>& in, const InputRows<K>& rows, int col, int n) {
     v.read(in, rows, col, n);
+    v.deviate();
 #pragma unroll
     for (int j = 0; j < V; ++j) spread[j] = in.temperature * v.q.std[j];
     if constexpr (K::kPrior) {

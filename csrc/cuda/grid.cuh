@@ -85,7 +85,13 @@ template <class T, int V>
 VAEFAST_FN T sum_of(const T* values, int n) {
   T sums[V];
 #pragma unroll
-  for (int j = 0; j < V; ++j) sums[j] = j < n ? values[j] : T(0);
+  for (int j = 0; j < V; ++j) sums[j] = values[j];
+  // A loop, as selects would run for whole vectors too.
+#pragma unroll 1
+  for (int i = n; i < V; ++i) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) sums[j] = i == j ? T(0) : sums[j];
+  }
 #pragma unroll
   for (int half = V / 2; half > 0; half /= 2) {
 #pragma unroll

@@ -251,12 +251,21 @@ VAEFAST_FN void load_packed(const char* at, bool whole, int n, uint32_t* words) 
   load_each<kSize, V>(at, n, words);
 }
 
+// A storage type of those that kStored leaves.
+template <int kStored>
+VAEFAST_FN DType stored_type(DType dtype) {
+  if (kStored == kFloat) return DType::kF32;
+  if (kStored == kHalf) return dtype == DType::kBF16 ? DType::kBF16 : DType::kF16;
+  return dtype;
+}
+
 // Reads columns [col, col + n) of the stretch, n <= V, of an operand that is `wide` and stored as
 // kStored, or of any. An operand that is known not to repeat one value spares the question.
 template <int kStored, bool kRepeats, class T, int V>
 VAEFAST_FN void fetch(const Source& source, const char* row, int col, int n, Raw<T, V>& raw) {
   if (kRepeats && (!source || source.repeats())) {
-    put_bits(raw.words, 0, source ? load_one<T>(source.view.dtype, row) : T(0));
+    put_bits(raw.words, 0,
+             source ? load_one<T>(stored_type<kStored>(source.view.dtype), row) : T(0));
     return;
   }
   const int64_t size = kStored == kAny ? size_of(source.view.dtype) : kStored;
@@ -307,6 +316,22 @@ VAEFAST_FN void decode(const Source& source, const Raw<T, V>& raw, T* out) {
   }
 }
 
+// Element i of a vector in registers, and x in its place where `where`: selects, as an index known
+// at run time would take local memory.
+template <int V, class T>
+VAEFAST_FN T pick(const T* values, int i) {
+  T found = values[0];
+#pragma unroll
+  for (int j = 1; j < V; ++j) found = i == j ? values[j] : found;
+  return found;
+}
+
+template <int V, class T>
+VAEFAST_FN void place(T* values, int i, bool where, T x) {
+#pragma unroll
+  for (int j = 0; j < V; ++j) values[j] = where && i == j ? x : values[j];
+}
+
 // A dense [rows, cols] result of a kernel.
 struct Target {
   Output output;
@@ -318,7 +343,7 @@ struct Target {
 // Writes elements [index, index + n), n <= V.
 template <int kStored, class T, int V>
 VAEFAST_FN void put(const Target& target, int64_t index, int n, const T* values) {
-  const DType dtype = kStored == kFloat ? DType::kF32 : target.output.dtype;
+  const DType dtype = stored_type<kStored>(target.output.dtype);
   const int64_t size = kStored == kAny ? size_of(dtype) : kStored;
   char* at = static_cast<char*>(target.output.data) + index * size;
   if (!((kStored != kAny || target.wide) && n == V)) {

@@ -15,7 +15,9 @@ struct Evaluate {
   static constexpr bool kPlain = kStored != kAny;
   // The loss, and the gradient in a scalar parameter.
   static constexpr int kSums = F::kParams > 1 ? 2 : 1;
-  static constexpr int kSpare = kPlain && V == 4 ? 5 : 4;
+  // Of eight elements of several parameters the registers do not suffice.
+  static constexpr bool kQuick = kPlain && kHasQuick<F> && (V == 4 || F::kParams < 2);
+  static constexpr int kSpare = kPlain && V == 4 && !kQuick ? 5 : 4;
   static constexpr int kBlocksPerSm = sizeof(T) == 8            ? 1
                                       : kSpare - F::kParams > 2 ? kSpare - F::kParams
                                                                 : 2;
@@ -29,7 +31,8 @@ struct Evaluate {
   Stream stream;
   int64_t target_rows;
   int scalar;
-  bool any_grad;
+  // `alike`: the target is stored as the parameters are.
+  bool any_grad, divided, alike;
   T divisor_inverse, factor, grad_factor;
   Target grads[F::kParams], elements;
   Total loss, scalar_grad;
@@ -45,6 +48,8 @@ struct Evaluate {
         target_rows(args.target_rows),
         scalar(args.scalar),
         any_grad(false),
+        divided(args.target.divisor != 1),
+        alike(kPlain && x.wide && stored_as(x.view.dtype, kStored) && !divided),
         divisor_inverse(T(1) / T(args.target.divisor)),
         factor(T(args.factor)),
         grad_factor(T(args.grad_factor)) {
@@ -100,7 +105,11 @@ struct Evaluate {
       Raw<T, V> raw[F::kParams], raw_x;
 #pragma unroll
       for (int j = 0; j < F::kParams; ++j) fetch<kStored, true>(params[j], rows[j], col, n, raw[j]);
-      fetch<kAny, !kPlain>(x, x_row, col, n, raw_x);
+      if (kPlain && alike) {
+        fetch<kStored, false>(x, x_row, col, n, raw_x);
+      } else {
+        fetch<kAny, !kPlain>(x, x_row, col, n, raw_x);
+      }
       if constexpr (!kPlain) {
         fetch<kAny, true>(mask, weights.mask_row, col, n, weights.mask);
         fetch<kAny, true>(weight, weights.weight_row, col, n, weights.weight);
@@ -108,8 +117,12 @@ struct Evaluate {
       T theta[F::kParams][V], target[V], value[V];
 #pragma unroll
       for (int j = 0; j < F::kParams; ++j) decode<kStored, true>(params[j], raw[j], theta[j]);
-      decode<kAny, !kPlain>(x, raw_x, target);
-      if (x.view.divisor != 1) divide(target);
+      if (kPlain && alike) {
+        decode<kStored, false>(x, raw_x, target);
+      } else {
+        decode<kAny, !kPlain>(x, raw_x, target);
+        if (divided) divide(target);
+      }
       if (!kPlain && stream.state != nullptr) draw(noise_row, col, target);
       if (any_grad) {
         T slopes[F::kParams][V];
@@ -140,15 +153,38 @@ struct Evaluate {
 
   template <bool kGrad>
   VAEFAST_MEMBER void evaluate(const T* target, T (*theta)[V], T* value, T (*slopes)[V]) const {
+    bool odd[V];
 #pragma unroll
     for (int l = 0; l < V; ++l) {
       T at[F::kParams], slope[F::kParams];
 #pragma unroll
       for (int j = 0; j < F::kParams; ++j) at[j] = theta[j][l];
-      value[l] = likelihood.template nll<kGrad>(target[l], at, slope);
+      if constexpr (kQuick) {
+        value[l] = likelihood.template quick<kGrad>(target[l], at, slope, odd[l]);
+      } else {
+        value[l] = likelihood.template nll<kGrad>(target[l], at, slope);
+      }
       if constexpr (kGrad) {
 #pragma unroll
         for (int j = 0; j < F::kParams; ++j) slopes[j][l] = slope[j] * grad_factor;
+      }
+    }
+    if constexpr (kQuick) {
+      bool any = false;
+#pragma unroll
+      for (int l = 0; l < V; ++l) any |= odd[l];
+      if (!rarely(any)) return;
+#pragma unroll 1
+      for (int l = 0; l < V; ++l) {
+        T at[F::kParams], slope[F::kParams];
+#pragma unroll
+        for (int j = 0; j < F::kParams; ++j) at[j] = pick<V>(theta[j], l);
+        const bool here = pick<V>(odd, l);
+        place<V>(value, l, here, likelihood.template nll<kGrad>(pick<V>(target, l), at, slope));
+        if constexpr (kGrad) {
+#pragma unroll
+          for (int j = 0; j < F::kParams; ++j) place<V>(slopes[j], l, here, slope[j] * grad_factor);
+        }
       }
     }
   }
@@ -165,8 +201,8 @@ struct Evaluate {
 
   VAEFAST_MEMBER void draw(const StreamRow& row, int col, T* target) const {
     T u[V];
-    stream_values<false, T, V>(row.seed, row.first + static_cast<uint64_t>(col), 0,
-                               static_cast<uint32_t>(Purpose::kBinarize), u);
+    stream_values<false, T, V, false>(row.seed, row.first + static_cast<uint64_t>(col), 0,
+                                      static_cast<uint32_t>(Purpose::kBinarize), u);
 #pragma unroll
     for (int l = 0; l < V; ++l) target[l] = u[l] <= target[l] ? T(1) : T(0);
   }

@@ -28,9 +28,9 @@ struct Fill {
       const uint64_t first = row.first + static_cast<uint64_t>(col);
       T values[V];
       if (normal) {
-        stream_values<true, T, V>(row.seed, first, 0, purpose, values);
+        stream_values<true, T, V, true>(row.seed, first, 0, purpose, values);
       } else {
-        stream_values<false, T, V>(row.seed, first, 0, purpose, values);
+        stream_values<false, T, V, true>(row.seed, first, 0, purpose, values);
       }
       put<kAny, T, V>(out, start + col, n, values);
     }

@@ -113,14 +113,21 @@ struct InputRows {
   StreamRow stream;
 
   VAEFAST_MEMBER void enter_row(const Inputs<K>& in, int64_t row, int64_t col) {
+    enter_posterior(in, row, col);
+    enter_others(in, row, col);
+  }
+
+  VAEFAST_MEMBER void enter_posterior(const Inputs<K>& in, int64_t row, int64_t col) {
     mu = enter<kStored>(in.mu, row, col);
     scale = enter<kStored>(in.scale, row, col);
     stream = {};
     if (in.stream.state != nullptr) stream = enter<!kPlain>(in.stream, in.shape, row, col);
-    if constexpr (!kPlain) {
-      mask = enter<kAny>(in.mask, row, col);
-      weight = enter<kAny>(in.weight, row, col);
-    }
+    if constexpr (!kPlain) mask = enter<kAny>(in.mask, row, col);
+  }
+
+  // The prior's rows and the weight's.
+  VAEFAST_MEMBER void enter_others(const Inputs<K>& in, int64_t row, int64_t col) {
+    if constexpr (!kPlain) weight = enter<kAny>(in.weight, row, col);
     if constexpr (K::kPrior) {
       prior_mu = enter<kAny>(in.prior_mu, row, col);
       prior_scale = enter<kAny>(in.prior_scale, row, col);
@@ -137,9 +144,17 @@ struct Vector {
   T mu[V], prior_mu[V], weight[V];
   // A bit for each element that the mask keeps.
   uint32_t kept;
+  // Whether a logvar of a plain call is not usual.
+  bool odd;
   Scales<T, V> q, prior;
 
   VAEFAST_MEMBER void read(const Inputs<K>& in, const InputRows<K>& rows, int col, int n) {
+    read_posterior(in, rows, col, n);
+    read_others(in, rows, col, n);
+  }
+
+  VAEFAST_MEMBER void read_posterior(const Inputs<K>& in, const InputRows<K>& rows, int col,
+                                     int n) {
     Raw<T, V> raw_mu, raw_scale;
     fetch<kStored, !kPlain>(in.mu, rows.mu, col, n, raw_mu);
     fetch<kStored, !kPlain>(in.scale, rows.scale, col, n, raw_scale);
@@ -156,18 +171,23 @@ struct Vector {
     T s[V];
     decode<kStored, !kPlain>(in.scale, raw_scale, s);
     if constexpr (kPlain) {
+      odd = false;
 #pragma unroll
       for (int j = 0; j < V; ++j) {
-        const Scale<T> scale = scale_of<Param::kLogvar>(s[j], T(1), T(0));
-        q.logvar[j] = scale.logvar;
-        q.std[j] = scale.std;
+        q.logvar[j] = s[j];
         q.slope[j] = T(1);
+        odd = odd || !usual(s[j]);
       }
     } else {
       in.transform.template apply<V>(s, true, q);
     }
-    // These loads wait for the transform: with all of them under way at once there are spills.
+  }
+
+  // The prior and the weight. These loads wait for the transform: with all of them under way at
+  // once there are spills.
+  VAEFAST_MEMBER void read_others(const Inputs<K>& in, const InputRows<K>& rows, int col, int n) {
     if constexpr (K::kPrior) {
+      T s[V];
       Raw<T, V> raw_prior_mu, raw_prior_scale;
       fetch<kAny, true>(in.prior_mu, rows.prior_mu, col, n, raw_prior_mu);
       fetch<kAny, true>(in.prior_scale, rows.prior_scale, col, n, raw_prior_scale);
@@ -185,6 +205,28 @@ struct Vector {
       fetch<kAny, true>(in.weight, rows.weight, col, n, raw_weight);
       decode<kAny, true>(in.weight, raw_weight, weight);
     }
+  }
+
+  // Of a plain call, whose logvars are usual but for some, if any.
+  VAEFAST_MEMBER static bool usual(T logvar) { return abs(logvar) < kNormalLogvar<T>; }
+
+  // Makes `out` of the logvars: by `quick` where they are usual, by `any` elsewhere.
+  template <class Quick, class Any>
+  VAEFAST_MEMBER void apply(T* out, const Quick& quick, const Any& any) const {
+#pragma unroll
+    for (int j = 0; j < V; ++j) out[j] = quick(q.logvar[j]);
+    if (!rarely(odd)) return;
+#pragma unroll 1
+    for (int i = 0; i < V; ++i) {
+      const T s = pick<V>(q.logvar, i);
+      place<V>(out, i, !usual(s), any(s));
+    }
+  }
+
+  // The standard deviations, which a plain call has only where it asks for them.
+  VAEFAST_MEMBER void deviate() {
+    if constexpr (kPlain)
+      apply(q.std, [](T s) { return exp_normal(T(0.5) * s); }, [](T s) { return exp(T(0.5) * s); });
   }
 
   VAEFAST_MEMBER bool keeps(const Inputs<K>& in, int j) const {
@@ -206,9 +248,9 @@ VAEFAST_FN void epsilon(const Inputs<K>& in, const InputRows<K>& rows, int64_t r
       return decode<kAny, true>(in.noise, raw, eps);
     }
   }
-  stream_values<true, T, V>(rows.stream.seed, rows.stream.first + static_cast<uint64_t>(col),
-                            static_cast<uint32_t>(k), static_cast<uint32_t>(Purpose::kPosterior),
-                            eps);
+  stream_values<true, T, V, K::kPlain>(
+      rows.stream.seed, rows.stream.first + static_cast<uint64_t>(col), static_cast<uint32_t>(k),
+      static_cast<uint32_t>(Purpose::kPosterior), eps);
 }
 
 // True where the kernels with kPlain serve, as far as both passes are concerned.

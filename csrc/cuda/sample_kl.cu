@@ -76,9 +76,9 @@ struct Forward {
       at.enter_row(in, walk.row, walk.first);
       for (int col = walk.col; col < walk.count; col += walk.step) {
         const int n = walk.count - col < V ? walk.count - col : V;
-        T kl[V];
+        T kl[V] = {};
         vector(at, walk.row, walk.first, col, n, kl);
-        if (total) sums[0] += sum_of<T, V>(kl, n);
+        sums[0] += sum_of<T, V>(kl, n);
       }
     }
   }
@@ -88,7 +88,10 @@ struct Forward {
                              T* kl) const {
     Vector<K> v;
     v.read(in, at, col, n);
-    if (in.samples > 0) sample(at, v, row, first, col, n);
+    if (in.samples > 0) {
+      v.deviate();
+      sample(at, v, row, first, col, n);
+    }
     if (!want_kl) return;
     divergence(v, kl);
     if constexpr (!kPerDim) {
@@ -115,6 +118,11 @@ struct Forward {
 #pragma unroll
       for (int j = 0; j < V; ++j)
         kl[j] = kl_prior(v.mu[j] - v.prior_mu[j], v.q.logvar[j], v.prior.logvar[j]);
+    } else if constexpr (kPlain) {
+      v.apply(
+          kl, [](T s) { return expm1_minus_x_normal(s); }, [](T s) { return expm1_minus_x(s); });
+#pragma unroll
+      for (int j = 0; j < V; ++j) kl[j] = T(0.5) * madd(v.mu[j], v.mu[j], kl[j]);
     } else {
 #pragma unroll
       for (int j = 0; j < V; ++j) kl[j] = kl_standard(v.mu[j], v.q.logvar[j]);

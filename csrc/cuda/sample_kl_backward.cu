@@ -6,13 +6,22 @@ namespace vaefast {
 namespace VAEFAST_ISA {
 namespace {
 
+// Keeps the compiler from working out beforehand what follows from a unit, where its operands lie:
+// with a prior their addresses fill more registers than two blocks leave a thread.
+VAEFAST_FN int64_t anew(int64_t unit) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+l"(unit));
+#endif
+  return unit;
+}
+
 template <class K>
 struct Backward {
   using T = typename K::T;
   static constexpr int kStored = K::kStored, V = K::V;
   static constexpr bool kPlain = K::kPlain;
   static constexpr int kSums = 0;
-  static constexpr int kBlocksPerSm = sizeof(T) == 8 || K::kPrior ? 1 : !kPlain || V > 4 ? 2 : 3;
+  static constexpr int kBlocksPerSm = sizeof(T) == 8 ? 1 : !kPlain || V > 4 ? 2 : 3;
   // The upstream gradient of the KL has the KL's type.
   static constexpr int kKl = kPlain ? kFloat : kAny;
   using Sum = T;
@@ -25,45 +34,63 @@ struct Backward {
 
   VAEFAST_MEMBER void run(int64_t unit, int lane, T*) const {
     const Walk walk = rows.template walk<V>(unit, lane);
-    const int64_t start = walk.row * in.shape.cols + walk.first;
     InputRows<K> at;
     at.enter_row(in, walk.row, walk.first);
-    const char* kl_row = enter<kKl>(grad_kl, walk.row, walk.first);
     for (int col = walk.col; col < walk.count; col += walk.step) {
       const int n = walk.count - col < V ? walk.count - col : V;
-      Raw<T, V> raw_kl;
-      fetch<kKl, true>(grad_kl, kl_row, col, n, raw_kl);
-      T by_mu[V], by_scale[V], slope[V];
+      Walk here = walk;
+      if constexpr (K::kPrior) {
+        here = rows.template walk<V>(anew(unit), lane);
+        at.enter_posterior(in, here.row, here.first);
+      }
+      // The samples' part first: while the noise is made, few registers are in use.
+      const bool sampled = grad_z && grad_scale;
+      T moved[V], spread[V];
+#pragma unroll
+      for (int j = 0; j < V; ++j) moved[j] = spread[j] = T(0);
       for (int k = 0; k == 0 || k < in.samples; ++k) {
         T eps[V], g[V];
-        const bool sampled = grad_z && grad_scale;
-        // Before the loads, while few registers are in use; where the transforms take the most,
-        // after.
-        if (kPlain && sampled) epsilon(in, at, walk.row, walk.first, col, k, n, eps);
+        if (sampled) epsilon(in, at, here.row, here.first, col, k, n, eps);
         Raw<T, V> raw_z;
-        const char* z_row = enter<kStored>(grad_z, walk.row, walk.first, k);
+        if constexpr (K::kPrior) here = rows.template walk<V>(anew(unit), lane);
+        const char* z_row = enter<kStored>(grad_z, here.row, here.first, k);
         fetch<kStored, true>(grad_z, z_row, col, n, raw_z);
-        if (k == 0) {
-          Vector<K> v;
-          v.read(in, at, col, n);
-          divergence(v, raw_kl, start + col, n, by_mu, by_scale);
-          // dz/dscale over eps: temperature sigma / 2 dlogvar/dscale.
-#pragma unroll
-          for (int j = 0; j < V; ++j) {
-            slope[j] = T(0.5) * in.temperature * v.q.std[j];
-            if (!kPlain) slope[j] *= v.q.slope[j];
-          }
-        }
-        if (!kPlain && sampled) epsilon(in, at, walk.row, walk.first, col, k, n, eps);
         decode<kStored, true>(grad_z, raw_z, g);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
-          by_mu[j] += g[j];
-          if (sampled) by_scale[j] += g[j] * slope[j] * eps[j];
+          moved[j] += g[j];
+          if (sampled) spread[j] = madd(g[j], eps[j], spread[j]);
         }
       }
-      if (grad_mu) put<kStored, T, V>(grad_mu, start + col, n, by_mu);
-      if (grad_scale) put<kStored, T, V>(grad_scale, start + col, n, by_scale);
+      Vector<K> v;
+      v.read_posterior(in, at, col, n);
+      v.deviate();
+      // dz/dscale over eps: temperature sigma / 2 dlogvar/dscale.
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        spread[j] *= T(0.5) * in.temperature * v.q.std[j];
+        if (!kPlain) spread[j] *= v.q.slope[j];
+      }
+      if constexpr (K::kPrior) {
+        here = rows.template walk<V>(anew(unit), lane);
+        at.enter_others(in, here.row, here.first);
+      }
+      v.read_others(in, at, col, n);
+      const int64_t start = here.row * in.shape.cols + here.first;
+      Raw<T, V> raw_kl;
+      const char* kl_row = enter<kKl>(grad_kl, here.row, here.first);
+      fetch<kKl, true>(grad_kl, kl_row, col, n, raw_kl);
+      T by_mu[V], by_scale[V];
+      divergence(v, raw_kl, start + col, n, by_mu, by_scale);
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        by_mu[j] += moved[j];
+        if (sampled) by_scale[j] += spread[j];
+      }
+      if constexpr (K::kPrior) here = rows.template walk<V>(anew(unit), lane);
+      const int64_t place = here.row * in.shape.cols + here.first + col;
+      if (grad_mu) put<kStored, T, V>(grad_mu, place, n, by_mu);
+      if (grad_scale) put<kStored, T, V>(grad_scale, place, n, by_scale);
     }
   }
 
@@ -73,8 +100,10 @@ struct Backward {
 #pragma unroll
     for (int j = 0; j < V; ++j) by_mu[j] = by_scale[j] = T(0);
     if (!grad_kl) return;
-    T g[V], by_prior[V];
+    T g[V], by_prior[V], plain_grown[V];
     decode<kKl, true>(grad_kl, raw_kl, g);
+    if constexpr (kPlain)
+      v.apply(plain_grown, [](T s) { return expm1_normal(s); }, [](T s) { return expm1(s); });
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       g[j] *= factor;
@@ -88,6 +117,8 @@ struct Backward {
         kl_prior_slopes(v.mu[j] - v.prior_mu[j], v.q.logvar[j], v.prior.logvar[j], mu_slope, grown,
                         shrunk);
         by_prior[j] = T(0.5) * g[j] * shrunk * v.prior.slope[j];
+      } else if constexpr (kPlain) {
+        grown = plain_grown[j];
       } else {
         grown = expm1(v.q.logvar[j]);
       }

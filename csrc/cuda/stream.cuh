@@ -8,38 +8,44 @@
 namespace vaefast {
 namespace VAEFAST_ISA {
 
-template <bool kNormal, class T>
-VAEFAST_FN void four_values(uint64_t seed, uint64_t block, uint32_t sample, uint32_t purpose,
-                            T* out) {
+// The values of V/4 whole counters.
+template <bool kNormal, class T, int V>
+VAEFAST_FN void whole_values(uint64_t seed, uint64_t block, uint32_t sample, uint32_t purpose,
+                             T* out) {
 #if defined(__CUDA_ARCH__)
   // Keeps the 20 round keys from being made before the loop, where they fill 20 registers.
   asm volatile("" : "+l"(seed));
 #endif
-  uint32_t words[4];
-  philox(seed, block, sample, purpose, words);
-  if constexpr (kNormal) {
-    box_muller(words[0], words[1], out[0], out[1]);
-    box_muller(words[2], words[3], out[2], out[3]);
-  } else {
+  uint32_t words[V];
+  philox<V / 4>(seed, block, sample, purpose, words);
 #pragma unroll
-    for (int l = 0; l < 4; ++l) uniform(words[l], out[l]);
+  for (int l = 0; l < V; l += 2) {
+    if constexpr (kNormal) {
+      box_muller(words[l], words[l + 1], out[l], out[l + 1]);
+    } else {
+      uniform(words[l], out[l]);
+      uniform(words[l + 1], out[l + 1]);
+    }
   }
 }
 
-// Elements [first, first + V) of a stream. One counter at a time, and selects between registers:
-// the counters side by side would take 40 more registers, an index known at run time local memory.
-template <bool kNormal, class T, int V>
+// Elements [first, first + V) of a stream. Where they are not those of whole counters, one counter
+// at a time, and selects between registers: an index known at run time would take local memory.
+// kUsual: most are those of whole counters, and have a path of their own, for 6 registers more.
+template <bool kNormal, class T, int V, bool kUsual>
 VAEFAST_FN void stream_values(uint64_t seed, uint64_t first, uint32_t sample, uint32_t purpose,
                               T* out) {
   const uint64_t block = first >> 2;
   const int shift = static_cast<int>(first & 3u);
-  const int blocks = V / 4 + (shift != 0);
+  if (kUsual && !rarely(shift != 0))
+    return whole_values<kNormal, T, V>(seed, block, sample, purpose, out);
+  const int blocks = V / 4 + (kUsual || shift != 0);
 #pragma unroll
   for (int j = 0; j < V; ++j) out[j] = T(0);
 #pragma unroll 1
   for (int b = 0; b < blocks; ++b) {
     T v[4];
-    four_values<kNormal>(seed, block + static_cast<uint64_t>(b), sample, purpose, v);
+    whole_values<kNormal, T, 4>(seed, block + static_cast<uint64_t>(b), sample, purpose, v);
     // Left by `shift`, round about.
     if (shift & 1) {
       const T v0 = v[0];

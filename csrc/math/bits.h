@@ -48,7 +48,14 @@ VAEFAST_FN double as_double(uint64_t b) {
   return x;
 }
 
-VAEFAST_FN float abs(float x) { return as_float(to_bits(x) & 0x7fffffffu); }
+// On a GPU an operand's modifier, which costs nothing.
+VAEFAST_FN float abs(float x) {
+#if defined(__CUDA_ARCH__)
+  return ::fabsf(x);
+#else
+  return as_float(to_bits(x) & 0x7fffffffu);
+#endif
+}
 VAEFAST_FN double abs(double x) { return as_double(to_bits(x) & 0x7fffffffffffffffull); }
 
 VAEFAST_FN float sqrt(float x) {
@@ -71,7 +78,7 @@ VAEFAST_FN double sqrt(double x) {
 VAEFAST_FN float madd(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
   return ::fmaf(a, b, c);
-#elif VAEFAST_HAS_FMA
+#elif VAEFAST_HAS_FMA || defined(VAEFAST_EMULATE)
   return __builtin_fmaf(a, b, c);
 #else
   return a * b + c;

@@ -36,10 +36,8 @@ VAEFAST_FN T exp_or_zero(T x) {
 // products would be denormal, which made a kernel three times slower. Half of what exp costs, as
 // there is no change of base. On a GPU one instruction, 2 ulp, 0 below 2^-126.
 VAEFAST_FN float exp2(float x) {
-#if defined(__CUDA_ARCH__)
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
+#if VAEFAST_DEVICE
+  return device::ex2(x);
 #else
   const float t = x + 12582912.0f;
   const float f = x - (t - 12582912.0f);

@@ -16,6 +16,16 @@ enum class Counts { kAny, kZero, kOther };
 template <class F>
 constexpr int kInnerGrads = -1;
 
+// The likelihoods with a form of their own for a GPU, by its special-function unit: `quick`, which
+// says in `odd` where it does not serve, for inputs that hardly occur; there `nll` does.
+template <class F>
+constexpr bool kHasQuick = false;
+
+// low <= x <= high in one comparison, 0 < low: negative numbers, infinities and NaN are outside.
+VAEFAST_FN bool between(float x, float low, float high) {
+  return to_bits(x) - to_bits(low) <= to_bits(high) - to_bits(low);
+}
+
 template <class T>
 VAEFAST_FN T sign(T x) {
   const T side = x > T(0) ? T(1) : T(-1);

@@ -34,7 +34,7 @@ struct bernoulli {
     const bool up = l > T(0);
     const T other = T(1) - x;
     if constexpr (kGrad) {
-      const T tail = e / (T(1) + e);
+      const T tail = ratio(e, T(1) + e);
       grad[0] = up ? other - tail : tail - x;
     }
     return log1p_unit(e) + (up ? other * l : -x * l);

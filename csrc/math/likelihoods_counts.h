@@ -66,7 +66,7 @@ VAEFAST_FN double atanh_rest(double z) {
 
 template <class T>
 VAEFAST_FN T minus_log1p_near(T b) {
-  const T s = b / (T(2) + b);
+  const T s = ratio(b, T(2) + b);
   const T z = s * s;
   return s * madd(-z, atanh_rest(z), b);
 }
@@ -99,6 +99,15 @@ VAEFAST_FN T factorial_rest(T x, T w, T log_x) {
   return x > T(0) ? madd(T(0.5), log_x, kHalfLog2Pi<T>) + rest : T(0);
 }
 
+// log Gamma(x + 1), 0 <= x < 3, <= 2e-7: its zeros at 0 and 1 as factors, around 3/2.
+VAEFAST_FN float log_factorial_low(float x) {
+  const float q =
+      horner(x - 1.5f, 3.795771897e-01f, -7.466448098e-02f, 1.990669034e-02f, -6.012056489e-03f,
+             1.937130932e-03f, -6.709422451e-04f, 2.543424489e-04f, -7.478637417e-05f,
+             7.821465260e-06f, -9.377119568e-06f, 1.126196184e-05f, -3.164650479e-06f);
+  return x * (x - 1.0f) * q;
+}
+
 // theta: log rate; numbers: 1, or 0 to leave log x! out. With r = log(rate / x) the deviance is
 // x (e^r - 1 - r), which keeps its digits where rate and count are large and close.
 template <class T>
@@ -122,7 +131,34 @@ struct poisson {
     const T value = whole != T(0) ? full : bare;
     return x < T(0) ? T(kNan) : value;
   }
+
+#if VAEFAST_DEVICE
+  // Below 3 there is nothing that cancels. From there on e^r x is the rate.
+  template <bool kGrad>
+  VAEFAST_MEMBER float quick(float x, const float* theta, float* grad, bool& odd) const {
+    const float log_rate = theta[0];
+    odd = !((x >= 0.0f) & (x < 1e9f) & (abs(log_rate) < 40.0f));
+    const float rate = exp_normal(log_rate);
+    if constexpr (kGrad) grad[0] = rate - x;
+    const float bare = madd(-x, log_rate, rate);
+    const float low = bare + log_factorial_low(x);
+
+    const float log_x = device::log(x);
+    const float r = log_rate - log_x;
+    const float near = x * expm1_minus_x_near(r);
+    const float far = (rate - x) - x * r;
+    const float w = device::rcp(x);
+    const float rest = madd(0.5f, log_x, madd(w, lgamma_tail(w * w), kHalfLog2Pi<float>));
+    const float high = (abs(r - 0.25f) < 1.25f ? near : far) + rest;
+    return whole != 0.0f ? (x < 3.0f ? low : high) : bare;
+  }
+#endif
 };
+
+#if VAEFAST_DEVICE
+template <>
+constexpr bool kHasQuick<poisson<float>> = true;
+#endif
 
 // theta: rate; numbers: as above. The deviance is x (b - log1p(b)), b = (rate - x) / x.
 template <class T>
@@ -190,6 +226,73 @@ VAEFAST_FN T negative_binomial_nll(T x, T mu, T theta, T& grad_mu, T& grad_theta
   return x < T(0) ? T(kNan) : value;
 }
 
+#if VAEFAST_DEVICE
+// S(z) and P(z) as above for a GPU, z = zs - 3 or zs, zs >= 3: what the recurrence of Gamma makes
+// of Stirling's series at zs,
+//   S(z) = S(zs) + (z - 1/2) log(zs/z) + log(zs^3 / p) - 3,   p = z (z + 1) (z + 2),
+//   P(z) = P(zs) + log(zs/z) + (1/z - 1/zs)/2 - p'/p.
+// w = 1/z.
+template <bool kGrad>
+VAEFAST_FN float stirling_quick(float z, float w, float& psi) {
+  const bool low = z < 3.0f;
+  const float up = low ? z + 3.0f : z;
+  const float w_up = device::rcp(up), square = w_up * w_up;
+  const float apart = device::lg2(up * w);
+  const float per_p = device::rcp(madd(z, z, z) * (z + 2.0f));
+  const float product = device::lg2(up * up * (up * per_p));
+  const float more = madd(device::kLn2F, madd(z - 0.5f, apart, product), -3.0f);
+  if constexpr (kGrad) {
+    const float slope = madd(z, madd(z, 3.0f, 6.0f), 2.0f) * per_p;
+    const float shift = madd(device::kLn2F, apart, madd(0.5f, w - w_up, -slope));
+    psi = madd(-square, digamma_tail(square), low ? shift : 0.0f);
+  }
+  return madd(w_up, lgamma_tail(square), low ? more : 0.0f);
+}
+
+// log Gamma(x + 1) - (x log x - x) in the same way, x > 0, w = 1/x.
+VAEFAST_FN float factorial_quick(float x, float w) {
+  const bool low = x < 3.0f;
+  const float up = low ? x + 3.0f : x;
+  const float w_up = device::rcp(up);
+  const float per_p = device::rcp((x + 1.0f) * (x + 2.0f) * (x + 3.0f));
+  const float product = madd(x, device::lg2(up * w), device::lg2(up * up * (up * per_p)));
+  const float rest = madd(w_up, lgamma_tail(w_up * w_up), kHalfLog2Pi<float>);
+  return madd(device::kLn2F, madd(0.5f, device::lg2(up), low ? product : 0.0f),
+              rest - (low ? 3.0f : 0.0f));
+}
+
+// negative_binomial_nll for counts to 1e6, and means and dispersions between 1e-6 and 1e6.
+template <bool kGrad>
+VAEFAST_FN float negative_binomial_quick(float x, float mu, float theta, float& grad_mu,
+                                         float& grad_theta, bool& odd) {
+  odd = !((x >= 0.0f) & (x < 1e6f) & between(mu, 1e-6f, 1e6f) & between(theta, 1e-6f, 1e6f));
+  const bool none = x == 0.0f, above = x > mu;
+  const float rest = x - mu, d = abs(rest);
+  const float sum = x + theta, mean = mu + theta;
+  const float w_x = device::rcp(x), w_mu = device::rcp(mu), w_theta = device::rcp(theta);
+  const float w_sum = device::rcp(sum), w_mean = device::rcp(mean);
+  const float share = theta * (above ? w_sum : w_mean);
+  const float first = log1p_positive(d * share * (above ? w_mu : w_x));
+  const float second = log1p_positive(d * (above ? w_mean : w_sum));
+  const float deviance = madd(none ? 0.0f : x, none ? 0.0f : first, -theta * second);
+
+  float psi_theta, psi_sum;
+  const float stirling =
+      stirling_quick<kGrad>(theta, w_theta, psi_theta) - stirling_quick<kGrad>(sum, w_sum, psi_sum);
+  const float log_spread = device::log_near(sum * w_theta);
+  const float binomial = madd(0.5f, log_spread, stirling) + factorial_quick(x, w_x);
+  if constexpr (kGrad) {
+    grad_mu = -theta * w_mean * (rest * w_mu);
+    const float b = rest * w_mean;
+    const float known = b - (above ? second : -second);
+    const float rise = abs(b) < 0.25f ? minus_log1p_near(b) : known;
+    // For a count of 0 the sum is theta, and their difference 0.
+    grad_theta = rise - madd(0.5f * x, w_theta * w_sum, psi_sum - psi_theta);
+  }
+  return (above ? deviance : -deviance) + (none ? 0.0f : binomial);
+}
+#endif
+
 // theta: mu, theta, as scvi-tools has them; numbers: what is added to mu, which may underflow.
 template <class T>
 struct negative_binomial {
@@ -208,7 +311,26 @@ struct negative_binomial {
     }
     return value;
   }
+
+#if VAEFAST_DEVICE
+  template <bool kGrad>
+  VAEFAST_MEMBER float quick(float x, const float* theta, float* grad, bool& odd) const {
+    float grad_mu = 0.0f, grad_theta = 0.0f;
+    const float value =
+        negative_binomial_quick<kGrad>(x, theta[0] + eps, theta[1], grad_mu, grad_theta, odd);
+    if constexpr (kGrad) {
+      grad[0] = grad_mu;
+      grad[1] = grad_theta;
+    }
+    return value;
+  }
+#endif
 };
+
+#if VAEFAST_DEVICE
+template <>
+constexpr bool kHasQuick<negative_binomial<float>> = true;
+#endif
 
 // theta: mu, theta, dropout logits pi: a zero comes with probability sigmoid(pi) from outside;
 // numbers: as above.
@@ -239,17 +361,31 @@ struct zero_inflated_negative_binomial {
     return n;
   }
 
+#if VAEFAST_DEVICE
+  template <bool kGrad>
+  VAEFAST_MEMBER float quick(float x, const float* theta, float* grad, bool& odd) const {
+    float grad_mu = 0.0f, grad_theta = 0.0f;
+    const float n =
+        negative_binomial_quick<kGrad>(x, theta[0] + eps, theta[1], grad_mu, grad_theta, odd);
+    if constexpr (kGrad) {
+      grad[0] = grad_mu;
+      grad[1] = grad_theta;
+    }
+    return outer<kGrad, Counts::kAny>(x, n, theta, grad);
+  }
+#endif
+
   // The loss, and what becomes of the derivatives.
   template <bool kGrad, Counts kCounts>
   VAEFAST_MEMBER static T outer(T x, T n, const T* theta, T* grad) {
     const T pi = theta[2];
     const bool zero = is_zero<kCounts>(x);
     const T e = exp_minus(abs(pi), CountEdge<T>::far);
-    const T w = T(1) / (T(1) + e), less = e * w;
+    const T w = ratio(T(1), T(1) + e), less = e * w;
     const T drop = pi > T(0) ? T(1) - less : less;
     const T keep = pi > T(0) ? less : T(1) - less;
 
-    const T fall = expm1(-n);
+    const T fall = expm1_nonpositive(-n);
     const T joint = keep * fall;
     const bool direct = joint > T(-0.5);
     const T odds = pi + n;
@@ -259,7 +395,7 @@ struct zero_inflated_negative_binomial {
     const T higher = odds > T(0) ? pi : -n;
     const T at_zero = (direct ? T(0) : -higher) - log_part;
     if constexpr (kGrad) {
-      const T lesser = tail / (T(1) + tail);
+      const T lesser = ratio(tail, T(1) + tail);
       const T from_outside = odds > T(0) ? T(1) - lesser : lesser;
       const T weight = zero ? (odds > T(0) ? lesser : T(1) - lesser) : T(1);
       grad[0] *= weight;
@@ -273,6 +409,11 @@ struct zero_inflated_negative_binomial {
 
 template <class T>
 constexpr int kInnerGrads<zero_inflated_negative_binomial<T>> = 2;
+
+#if VAEFAST_DEVICE
+template <>
+constexpr bool kHasQuick<zero_inflated_negative_binomial<float>> = true;
+#endif
 
 // The likelihoods whose zeros are worth doing by themselves. Not in double nor in the baseline,
 // whose loops take GCC longest and are there to be exact and to run everywhere.

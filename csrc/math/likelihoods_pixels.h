@@ -2,7 +2,7 @@
 #pragma once
 
 #include "bounded.h"
-#include "special.h"
+#include "likelihoods_base.h"
 
 #define VAEFAST_PIXELS_LIKELIHOODS(X) X(discretized_logistic)
 
@@ -52,28 +52,28 @@ VAEFAST_FN T logistic_bin_nll(T d, T half_bin, T log_bin, T log_scale, bool firs
 
   const T eu = tail_of(abs(upper)), el = tail_of(abs(lower));
   // e^-w is their product where the bin holds the location; 1 - rise would lose it there.
-  const T rise = -expm1(-width);
+  const T rise = -expm1_nonpositive(-width);
   const T apart = T(1) - rise;
   const T across = upper > T(0) ? eu * el : apart;
   const T around = lower < T(0) ? across : apart;
   // A bin far below the scale: its width's logarithm is known even where w underflows.
   const bool narrow = width < E::narrow;
-  const T per_rise = T(1) / (narrow ? T(1) : rise);
+  const T per_rise = ratio(T(1), narrow ? T(1) : rise);
   const T over = has_upper * eu, under = has_lower * el;
   const T edges = over + under + over * under;
-  const T ratio = inside == T(0) ? edges : (edges + (narrow ? T(0) : around)) * per_rise;
+  const T part = inside == T(0) ? edges : (edges + (narrow ? T(0) : around)) * per_rise;
   const T far_over = has_upper * (upper < T(0) ? -upper : T(0));
   const T far_under = has_lower * (lower > T(0) ? lower : T(0));
   const T thin = inside * (narrow ? log_scale - log_bin : T(0));
   if constexpr (kGrad) {
     const T au = T(1) + eu, al = T(1) + el;
-    const T r = T(1) / (au * al);
+    const T r = ratio(T(1), au * al);
     const T qu = eu * al * r, ql = el * au * r;
     const T beyond = upper > T(0) ? qu : T(1) - qu;  // sigmoid(-upper)
     const T before = lower > T(0) ? T(1) - ql : ql;  // sigmoid(lower)
     // sigmoid(-u) - sigmoid(l) as the product that does not cancel, its sign that of -(u + l).
     const T both = within(upper + lower, kLargest<T>);
-    const T fall = -expm1(-abs(both));
+    const T fall = -expm1_nonpositive(-abs(both));
     const T falling = (beyond - T(1)) * before, rising = beyond * (T(1) - before);
     const T middle = (both > T(0) ? falling : rising) * fall;
     const T share = narrow ? T(1) : width * around * per_rise;
@@ -81,7 +81,45 @@ VAEFAST_FN T logistic_bin_nll(T d, T half_bin, T log_bin, T log_scale, bool firs
     grad_loc = (inside == T(0) ? edge : middle) * root * root;
     grad_log_scale = has_upper * upper * beyond - has_lower * lower * before + inside * share;
   }
-  return (far_over + far_under) + (log1p_finite(ratio) + thin);
+  return (far_over + far_under) + (log1p_positive(part) + thin);
+}
+
+// The same for edges that are not further off than kDistant, and a bin that is not narrow: the
+// first and the last bin's missing edges are there, e^-kDistant is 0, and no step can overflow.
+constexpr float kDistant = 1e5f;
+
+template <bool kGrad>
+VAEFAST_FN float logistic_bin_quick(float d, float half_bin, float log_scale, bool first, bool last,
+                                    float& grad_loc, float& grad_log_scale, bool& odd) {
+  constexpr float far = PixelEdge<float>::far;
+  const float scale = exp_finite(-log_scale);
+  const float upper = last ? kDistant : (d + half_bin) * scale;
+  const float lower = first ? -kDistant : (d - half_bin) * scale;
+  const float width = first | last ? kDistant : 2.0f * half_bin * scale;
+  odd = !((abs(upper) <= kDistant) & (abs(lower) <= kDistant) & (width > 1e-12f));
+
+  const float eu = exp_minus(abs(upper), far), el = exp_minus(abs(lower), far);
+  const float fallen = width > far ? -far : -width;
+  const float rise = -expm1_normal(fallen), apart = exp_normal(fallen);
+  const float across = upper > 0.0f ? eu * el : apart;
+  const float around = lower < 0.0f ? across : apart;
+  const float per_rise = ratio(1.0f, rise);
+  const float part = (madd(eu, el, eu + el) + around) * per_rise;
+  const float beside = (upper < 0.0f ? -upper : 0.0f) + (lower > 0.0f ? lower : 0.0f);
+  if constexpr (kGrad) {
+    const float au = 1.0f + eu, al = 1.0f + el;
+    const float r = ratio(1.0f, au * al);
+    const float qu = eu * al * r, ql = el * au * r;
+    const float beyond = upper > 0.0f ? qu : 1.0f - qu;
+    const float before = lower > 0.0f ? 1.0f - ql : ql;
+    const float both = upper + lower;
+    const float span = abs(both) > far ? -far : -abs(both);
+    const float fall = -expm1_normal(span) * scale;
+    const float falling = (beyond - 1.0f) * before, rising = beyond * (1.0f - before);
+    grad_loc = (both > 0.0f ? falling : rising) * fall;
+    grad_log_scale = madd(upper, beyond, madd(-lower, before, width * around * per_rise));
+  }
+  return beside + log1p_positive(part);
 }
 
 // The level of a pixel x, the nearest of 0 to top to a x + b. An infinite pixel is none, and gives
@@ -121,7 +159,18 @@ struct discretized_logistic {
     }
     return value;
   }
+
+  template <bool kGrad>
+  VAEFAST_MEMBER T quick(T x, const T* theta, T* grad, bool& odd) const {
+    const T level = level_of(x, a, b, top);
+    const T d = madd(level, bin, low) - theta[0];
+    return logistic_bin_quick<kGrad>(d, half_bin, theta[1], level <= T(0), level >= top, grad[0],
+                                     grad[1], odd);
+  }
 };
+
+template <>
+constexpr bool kHasQuick<discretized_logistic<float>> = true;
 
 }  // namespace VAEFAST_ISA
 }  // namespace vaefast

@@ -15,27 +15,47 @@ constexpr uint32_t kPhiloxWeyl0 = 0x9E3779B9u;
 constexpr uint32_t kPhiloxWeyl1 = 0xBB67AE85u;
 constexpr int kPhiloxRounds = 10;
 
+// a b in two words.
+VAEFAST_FN void multiply(uint32_t a, uint32_t b, uint32_t& high, uint32_t& low) {
+#if defined(__CUDA_ARCH__)
+  // Of a 64-bit product's shift the compiler makes an addition of 0 as well.
+  uint64_t product;
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(a), "r"(b));
+  asm("mov.b64 {%0, %1}, %2;" : "=r"(low), "=r"(high) : "l"(product));
+#else
+  const uint64_t product = static_cast<uint64_t>(a) * b;
+  high = static_cast<uint32_t>(product >> 32);
+  low = static_cast<uint32_t>(product);
+#endif
+}
+
 // Four words for counter (block, sample, purpose) under the key `seed`. Element 4 block + l of a
-// stream is word l.
+// stream is word l. kBlocks consecutive counters share the round keys.
+template <int kBlocks = 1>
 VAEFAST_FN void philox(uint64_t seed, uint64_t block, uint32_t sample, uint32_t purpose,
-                       uint32_t out[4]) {
+                       uint32_t* out) {
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-  uint32_t c0 = static_cast<uint32_t>(block), c1 = static_cast<uint32_t>(block >> 32);
-  uint32_t c2 = sample, c3 = purpose;
+  for (int b = 0; b < kBlocks; ++b) {
+    const uint64_t at = block + static_cast<uint64_t>(b);
+    out[4 * b] = static_cast<uint32_t>(at);
+    out[4 * b + 1] = static_cast<uint32_t>(at >> 32);
+    out[4 * b + 2] = sample;
+    out[4 * b + 3] = purpose;
+  }
   for (int round = 0; round < kPhiloxRounds; ++round) {
-    const uint64_t first = static_cast<uint64_t>(c0) * kPhiloxMul0;
-    const uint64_t second = static_cast<uint64_t>(c2) * kPhiloxMul1;
-    c0 = static_cast<uint32_t>(second >> 32) ^ c1 ^ k0;
-    c1 = static_cast<uint32_t>(second);
-    c2 = static_cast<uint32_t>(first >> 32) ^ c3 ^ k1;
-    c3 = static_cast<uint32_t>(first);
+    for (int b = 0; b < kBlocks; ++b) {
+      uint32_t* const c = out + 4 * b;
+      uint32_t high0, low0, high1, low1;
+      multiply(c[0], kPhiloxMul0, high0, low0);
+      multiply(c[2], kPhiloxMul1, high1, low1);
+      c[0] = high1 ^ c[1] ^ k0;
+      c[1] = low1;
+      c[2] = high0 ^ c[3] ^ k1;
+      c[3] = low0;
+    }
     k0 += kPhiloxWeyl0;
     k1 += kPhiloxWeyl1;
   }
-  out[0] = c0;
-  out[1] = c1;
-  out[2] = c2;
-  out[3] = c3;
 }
 
 }  // namespace VAEFAST_ISA

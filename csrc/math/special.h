@@ -6,6 +6,7 @@
 #pragma once
 
 #include "bits.h"
+#include "device.h"
 
 namespace vaefast {
 namespace VAEFAST_ISA {
@@ -74,12 +75,16 @@ VAEFAST_FN double exp(double x) {
 }
 
 // e^x, <= 1 ulp, for -87.3 <= x <= 88.3 (double: -708 to 709.3), where it is a normal number: no
-// clamp, and one scaling fewer than exp.
+// clamp, and one scaling fewer than exp. On a GPU <= 8 ulp: see device.h.
 VAEFAST_FN float exp_normal(float x) {
+#if VAEFAST_DEVICE
+  return device::exp(x);
+#else
   uint32_t k;
   float a;
   const float p = (exp_reduce(x, 127.0f, k, a) + a) + 1.0f;
   return p * as_float(k << 23);
+#endif
 }
 
 VAEFAST_FN double exp_normal(double x) {
@@ -155,6 +160,43 @@ VAEFAST_FN double expm1_minus_x(double x) {
   const double outer = expm1(x) - (x > 710.0 ? 710.0 : x);
   return abs(x) < 1.0 ? inner : outer;
 }
+
+// e^x - 1 - x and e^x - 1 for |x| < 86, as e^x is known there: as above, and on a GPU <= 12 and 10
+// ulp.
+#if VAEFAST_DEVICE
+// Of these the first between -1 and 3/2, where the difference would cancel.
+VAEFAST_FN float expm1_minus_x_near(float x) {
+  return x * x *
+         horner(x, 5.000000000e-01f, 1.666665673e-01f, 4.166672751e-02f, 8.333992213e-03f,
+                1.388638280e-03f, 1.972302562e-04f, 2.526107710e-05f, 3.395661679e-06f);
+}
+
+VAEFAST_FN float expm1_minus_x_normal(float x) {
+  const float far = (device::exp(x) - 1.0f) - x;
+  return abs(x - 0.25f) < 1.25f ? expm1_minus_x_near(x) : far;
+}
+
+VAEFAST_FN float expm1_normal(float x) {
+  const float tail = horner(x, 4.999998212e-01f, 1.666613519e-01f, 4.166897014e-02f,
+                            8.402393200e-03f, 1.387574594e-03f);
+  const float far = device::exp(x) - 1.0f;
+  return abs(x) < 0.5f ? madd(x * x, tail, x) : far;
+}
+#else
+VAEFAST_FN float expm1_minus_x_normal(float x) { return expm1_minus_x(x); }
+VAEFAST_FN float expm1_normal(float x) { return expm1(x); }
+#endif
+
+// e^x - 1 for x <= 0. On a GPU <= 10 ulp.
+VAEFAST_FN float expm1_nonpositive(float x) {
+#if VAEFAST_DEVICE
+  return expm1_normal(x < -40.0f ? -40.0f : x);
+#else
+  return expm1(x);
+#endif
+}
+
+VAEFAST_FN double expm1_nonpositive(double x) { return expm1(x); }
 
 // ---- log and log1p: x = 2^k (1 + f), log x = k ln2 + log1p(f)
 
@@ -277,12 +319,17 @@ VAEFAST_FN double log1p(double x) {
   return log_edges(y, log_join(exponent_value(e), log1p_core(f)));
 }
 
-// log(1 + x) for -1 < x < 1e37, log1p without its edges; NaN stays.
+// log(1 + x) for -1 < x < 1e37, log1p without its edges; NaN stays. On a GPU <= 8.5 ulp.
 VAEFAST_FN float log1p_finite(float x) {
+#if VAEFAST_DEVICE
+  const float far = device::log_near(1.0f + x);
+  return abs(x - 0.125f) < 0.375f ? log1p_core(x) : far;
+#else
   const uint32_t e = exponent_field(1.0f + x);
   const float scale = as_float(0x40800000u - e);
   const float f = as_float(to_bits(x) - e) + madd(0.25f, scale, -1.0f);
   return madd(0.0f, x, log_join(exponent_value(e), log1p_core(f)));
+#endif
 }
 
 VAEFAST_FN double log1p_finite(double x) {
@@ -291,6 +338,28 @@ VAEFAST_FN double log1p_finite(double x) {
   const double f = as_double(to_bits(x) - e) + madd(0.25, scale, -1.0);
   return madd(0.0, x, log_join(exponent_value(e), log1p_core(f)));
 }
+
+// log(1 + x), 0 <= x < 1e37: log1p without its edges; NaN stays. On a GPU <= 8.5 ulp.
+VAEFAST_FN float log1p_positive(float x) {
+#if VAEFAST_DEVICE
+  return device::log1p(x);
+#else
+  return log1p_finite(x);
+#endif
+}
+
+VAEFAST_FN double log1p_positive(double x) { return log1p_finite(x); }
+
+// a / b where b and 1 / b are normal numbers. On a GPU <= 2.5 ulp.
+VAEFAST_FN float ratio(float a, float b) {
+#if VAEFAST_DEVICE
+  return a * device::rcp(b);
+#else
+  return a / b;
+#endif
+}
+
+VAEFAST_FN double ratio(double a, double b) { return a / b; }
 
 // ---- softplus, sigmoid, tanh
 // softplus and sigmoid of the same x share one exp after inlining.
