@@ -78,7 +78,7 @@ VAEFAST_FN double sqrt(double x) {
 VAEFAST_FN float madd(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
   return ::fmaf(a, b, c);
-#elif VAEFAST_HAS_FMA || defined(VAEFAST_EMULATE)
+#elif VAEFAST_HAS_FMA || VAEFAST_EMULATED
   return __builtin_fmaf(a, b, c);
 #else
   return a * b + c;

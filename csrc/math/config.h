@@ -11,6 +11,17 @@
 #endif
 #endif
 
+// CUDA's kernels compiled as C++ run on the CPU, and their approximations are off by all that the
+// GPU's may be (device.h).
+#define VAEFAST_IS_isa_cuda 1
+#define VAEFAST_JOINED(a, b) a##b
+#define VAEFAST_IS(isa) VAEFAST_JOINED(VAEFAST_IS_, isa)
+#if VAEFAST_IS(VAEFAST_ISA) && !defined(__CUDACC__)
+#define VAEFAST_EMULATED 1
+#else
+#define VAEFAST_EMULATED 0
+#endif
+
 // Always inlined: a call left in a loop would stop its vectorisation.
 #if defined(__CUDACC__)
 #define VAEFAST_FN static __host__ __device__ __forceinline__

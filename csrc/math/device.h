@@ -1,7 +1,7 @@
 // The GPU's special-function unit: approximations of one instruction each, for float32 on a device.
 //
 // Errors as NVIDIA's PTX ISA states them (chapter "Floating point instructions"). A build that runs
-// the kernels as loops on the CPU (VAEFAST_EMULATE) is off by all of that error, up or down as a
+// the kernels as loops on the CPU (VAEFAST_EMULATED) is off by all of that error, up or down as a
 // hash of the argument's bits says: what passes there holds with the hardware's worst.
 // All of them take subnormal arguments for 0 and give 0 for subnormal results.
 #pragma once
@@ -9,7 +9,7 @@
 #include "bits.h"
 
 // With nvcc's pass for the host too, which compiles the kernels' bodies and never runs them.
-#if defined(__CUDACC__) || defined(VAEFAST_EMULATE)
+#if defined(__CUDACC__) || VAEFAST_EMULATED
 #define VAEFAST_DEVICE 1
 #else
 #define VAEFAST_DEVICE 0

@@ -1,7 +1,7 @@
 // Measures what math/ does on a GPU against double, with the special-function unit's worst errors;
 // fails where a stated bound breaks.
 //
-// device_math [points per range]; compiled with VAEFAST_EMULATE (see math/device.h).
+// device_math [points per range]; compiled with VAEFAST_ISA=isa_cuda (see math/config.h).
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
