@@ -130,7 +130,7 @@ def test_the_kernels_run_on_the_cpu(tmp_path):
     names = ("grid_shapes", "noise", "rsample", "sample_kl", "gaussian_kl", "nll", "determinism")
     names += ("likelihood_rows", "likelihood_mixture", "row_shapes", "log_weights", "mmd")
     names += ("mixture_log_prob", "tc_terms", "estimated_kl", "kinks", "extremes")
-    names += ("masked_values", "zero_sizes", "shared_rows", "gpu_plans")
+    names += ("masked_values", "zero_sizes", "shared_rows", "gpu_plans", "neutral_settings")
     files = [str(ROOT / "tests" / f"test_{name}.py") for name in names]
     runner = [sys.executable, str(ROOT / "tests/cuda/emulated.py"), str(module)]
     done = subprocess.run(

@@ -264,8 +264,8 @@ VAEFAST_FN DType stored_type(DType dtype) {
 template <int kStored, bool kRepeats, class T, int V>
 VAEFAST_FN void fetch(const Source& source, const char* row, int col, int n, Raw<T, V>& raw) {
   if (kRepeats && (!source || source.repeats())) {
-    put_bits(raw.words, 0,
-             source ? load_one<T>(stored_type<kStored>(source.view.dtype), row) : T(0));
+    // Of any type: only operands of a value per element must be stored as kStored says.
+    put_bits(raw.words, 0, source ? load_one<T>(source.view.dtype, row) : T(0));
     return;
   }
   const int64_t size = kStored == kAny ? size_of(source.view.dtype) : kStored;

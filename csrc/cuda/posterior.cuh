@@ -176,7 +176,7 @@ struct Vector {
       for (int j = 0; j < V; ++j) {
         q.logvar[j] = s[j];
         q.slope[j] = T(1);
-        odd = odd || !usual(s[j]);
+        odd = odd || !usual_logvar(s[j]);
       }
     } else {
       in.transform.template apply<V>(s, true, q);
@@ -207,26 +207,22 @@ struct Vector {
     }
   }
 
-  // Of a plain call, whose logvars are usual but for some, if any.
-  VAEFAST_MEMBER static bool usual(T logvar) { return abs(logvar) < kNormalLogvar<T>; }
-
-  // Makes `out` of the logvars: by `quick` where they are usual, by `any` elsewhere.
-  template <class Quick, class Any>
-  VAEFAST_MEMBER void apply(T* out, const Quick& quick, const Any& any) const {
+  // of_logvar of a plain call's logvars, which are usual but for some, if any.
+  template <class Made>
+  VAEFAST_MEMBER void make(T* out) const {
 #pragma unroll
-    for (int j = 0; j < V; ++j) out[j] = quick(q.logvar[j]);
+    for (int j = 0; j < V; ++j) out[j] = Made::usual(q.logvar[j]);
     if (!rarely(odd)) return;
 #pragma unroll 1
     for (int i = 0; i < V; ++i) {
       const T s = pick<V>(q.logvar, i);
-      place<V>(out, i, !usual(s), any(s));
+      place<V>(out, i, !usual_logvar(s), Made::any(s));
     }
   }
 
   // The standard deviations, which a plain call has only where it asks for them.
   VAEFAST_MEMBER void deviate() {
-    if constexpr (kPlain)
-      apply(q.std, [](T s) { return exp_normal(T(0.5) * s); }, [](T s) { return exp(T(0.5) * s); });
+    if constexpr (kPlain) make<StdOf>(q.std);
   }
 
   VAEFAST_MEMBER bool keeps(const Inputs<K>& in, int j) const {

@@ -87,12 +87,14 @@ struct Forward {
   VAEFAST_MEMBER void vector(const InputRows<K>& at, int64_t row, int64_t first, int col, int n,
                              T* kl) const {
     Vector<K> v;
-    v.read(in, at, col, n);
+    v.read_posterior(in, at, col, n);
     if (in.samples > 0) {
       v.deviate();
       sample(at, v, row, first, col, n);
     }
     if (!want_kl) return;
+    // While the noise is made, the prior would fill registers.
+    v.read_others(in, at, col, n);
     divergence(v, kl);
     if constexpr (!kPerDim) {
       if (!elements) return;
@@ -119,10 +121,9 @@ struct Forward {
       for (int j = 0; j < V; ++j)
         kl[j] = kl_prior(v.mu[j] - v.prior_mu[j], v.q.logvar[j], v.prior.logvar[j]);
     } else if constexpr (kPlain) {
-      v.apply(
-          kl, [](T s) { return expm1_minus_x_normal(s); }, [](T s) { return expm1_minus_x(s); });
+      v.template make<ExcessOf>(kl);
 #pragma unroll
-      for (int j = 0; j < V; ++j) kl[j] = T(0.5) * madd(v.mu[j], v.mu[j], kl[j]);
+      for (int j = 0; j < V; ++j) kl[j] = kl_of(v.mu[j], kl[j]);
     } else {
 #pragma unroll
       for (int j = 0; j < V; ++j) kl[j] = kl_standard(v.mu[j], v.q.logvar[j]);

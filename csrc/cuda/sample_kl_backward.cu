@@ -102,8 +102,7 @@ struct Backward {
     if (!grad_kl) return;
     T g[V], by_prior[V], plain_grown[V];
     decode<kKl, true>(grad_kl, raw_kl, g);
-    if constexpr (kPlain)
-      v.apply(plain_grown, [](T s) { return expm1_normal(s); }, [](T s) { return expm1(s); });
+    if constexpr (kPlain) v.template make<GrowthOf>(plain_grown);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       g[j] *= factor;
@@ -120,7 +119,7 @@ struct Backward {
       } else if constexpr (kPlain) {
         grown = plain_grown[j];
       } else {
-        grown = expm1(v.q.logvar[j]);
+        grown = of_logvar<GrowthOf>(v.q.logvar[j]);
       }
       by_mu[j] = g[j] * mu_slope;
       by_scale[j] = T(0.5) * g[j] * grown * v.q.slope[j];

@@ -7,6 +7,61 @@
 namespace vaefast {
 namespace VAEFAST_ISA {
 
+// The log-variances whose exponentials are normal numbers, far from overflow.
+template <class T>
+constexpr T kNormalLogvar = sizeof(T) == 4 ? T(86) : T(700);
+
+template <class T>
+VAEFAST_FN bool usual_logvar(T s) {
+  return abs(s) < kNormalLogvar<T>;
+}
+
+// What is made of a log-variance s: sigma, e^s - 1 - s and e^s - 1, each of any s, and of a usual
+// one in a form that is quicker on a GPU.
+struct StdOf {
+  template <class T>
+  VAEFAST_MEMBER static T usual(T s) {
+    return exp_normal(T(0.5) * s);
+  }
+  template <class T>
+  VAEFAST_MEMBER static T any(T s) {
+    return exp(T(0.5) * s);
+  }
+};
+
+struct ExcessOf {
+  template <class T>
+  VAEFAST_MEMBER static T usual(T s) {
+    return expm1_minus_x_normal(s);
+  }
+  template <class T>
+  VAEFAST_MEMBER static T any(T s) {
+    return expm1_minus_x(s);
+  }
+};
+
+struct GrowthOf {
+  template <class T>
+  VAEFAST_MEMBER static T usual(T s) {
+    return expm1_normal(s);
+  }
+  template <class T>
+  VAEFAST_MEMBER static T any(T s) {
+    return expm1(s);
+  }
+};
+
+// On a GPU every kernel takes the quick form of a usual s, so that which kernel serves a call (with
+// a mask, a clamp, the KL at the samples) changes no bits.
+template <class Made, class T>
+VAEFAST_FN T of_logvar(T s) {
+#if VAEFAST_DEVICE
+  return rarely(!usual_logvar(s)) ? Made::any(s) : Made::usual(s);
+#else
+  return Made::any(s);
+#endif
+}
+
 // log sigma^2, sigma and d log sigma^2 / d scale.
 template <class T>
 struct Scale {
@@ -17,7 +72,7 @@ struct Scale {
 template <Param kParam, class T>
 VAEFAST_FN Scale<T> scale_of(T s, T clamp_grad, T min_std) {
   if constexpr (kParam == Param::kLogvar) {
-    return {s, exp(T(0.5) * s), clamp_grad};
+    return {s, of_logvar<StdOf>(s), clamp_grad};
   } else if constexpr (kParam == Param::kLogStd) {
     return {T(2) * s, exp(s), T(2) * clamp_grad};
   } else if constexpr (kParam == Param::kStd) {
@@ -49,8 +104,17 @@ VAEFAST_FN T clamp_soft(T s, T low, T high, T& clamp_grad) {
 
 // KL(N(m, e^logvar) || N(0, 1)): exact near collapse, where the usual form cancels.
 template <class T>
+VAEFAST_FN T kl_of(T mu, T excess) {
+#if VAEFAST_DEVICE
+  return T(0.5) * madd(mu, mu, excess);
+#else
+  return T(0.5) * (mu * mu + excess);
+#endif
+}
+
+template <class T>
 VAEFAST_FN T kl_standard(T mu, T logvar) {
-  return T(0.5) * (mu * mu + expm1_minus_x(logvar));
+  return kl_of(mu, of_logvar<ExcessOf>(logvar));
 }
 
 // sqrt(log2(e) / 2): log2 N(z; mu, sigma^2) is log2(rate) - ((z - mu) rate)^2 and a constant, with
@@ -108,10 +172,6 @@ VAEFAST_FN void std_and_kl(double logvar, double& std, double& kl) {
   kl = logvar > 710.475860073943942 ? kInf : y;
 }
 
-// The log-variances whose exponentials are normal numbers, far from overflow.
-template <class T>
-constexpr T kNormalLogvar = sizeof(T) == 4 ? T(86) : T(700);
-
 // The same bits as std_and_kl for |logvar| < kNormalLogvar: no clamp, and one scaling. Three fifths
 // of its time, most of that for a shorter chain.
 VAEFAST_FN void std_and_kl_normal(float logvar, float& std, float& kl) {
@@ -135,10 +195,10 @@ VAEFAST_FN void std_and_kl_normal(double logvar, double& std, double& kl) {
 }
 
 // sqrt(1 / sigma): x / sigma is (x root) root, and that again divided so x / sigma^2. 1 / sigma^2
-// itself may overflow where neither of them does.
+// itself may overflow where neither of them does. Its fourth power has four times its error.
 template <class T>
 VAEFAST_FN T whitening_root(T logvar) {
-  return exp_finite(T(-0.25) * logvar);
+  return exp_precise(normal_exponent(T(-0.25) * logvar));
 }
 
 // x / sigma, cut off at the largest number: of two of them the difference is never NaN.

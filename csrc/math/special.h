@@ -75,36 +75,49 @@ VAEFAST_FN double exp(double x) {
 }
 
 // e^x, <= 1 ulp, for -87.3 <= x <= 88.3 (double: -708 to 709.3), where it is a normal number: no
-// clamp, and one scaling fewer than exp. On a GPU <= 8 ulp: see device.h.
-VAEFAST_FN float exp_normal(float x) {
-#if VAEFAST_DEVICE
-  return device::exp(x);
-#else
+// clamp, and one scaling fewer than exp.
+VAEFAST_FN float exp_precise(float x) {
   uint32_t k;
   float a;
   const float p = (exp_reduce(x, 127.0f, k, a) + a) + 1.0f;
   return p * as_float(k << 23);
-#endif
 }
 
-VAEFAST_FN double exp_normal(double x) {
+VAEFAST_FN double exp_precise(double x) {
   uint64_t k;
   double a;
   const double p = (exp_reduce(x, 1023.0, k, a) + a) + 1.0;
   return p * as_double(k << 52);
 }
 
-// e^x, <= 1 ulp, for -87.3 <= x <= 88.3 (double: -708 to 709.3), beyond that the value at the end:
-// always a normal, finite number, and cheaper than exp. For x e^-s, which may be finite, or 0,
-// where e^-s is not: as (x root) root, root = e^(-s/2), it is right for every normal x.
-VAEFAST_FN float exp_finite(float x) {
-  x = x < -87.3f ? -87.3f : x;
-  return exp_normal(x > 88.3f ? 88.3f : x);
+// The same, and on a GPU <= 8 ulp: see device.h.
+VAEFAST_FN float exp_normal(float x) {
+#if VAEFAST_DEVICE
+  return device::exp(x);
+#else
+  return exp_precise(x);
+#endif
 }
 
-VAEFAST_FN double exp_finite(double x) {
+VAEFAST_FN double exp_normal(double x) { return exp_precise(x); }
+
+// x, or the nearest of those numbers.
+VAEFAST_FN float normal_exponent(float x) {
+  x = x < -87.3f ? -87.3f : x;
+  return x > 88.3f ? 88.3f : x;
+}
+
+VAEFAST_FN double normal_exponent(double x) {
   x = x < -708.0 ? -708.0 : x;
-  return exp_normal(x > 709.3 ? 709.3 : x);
+  return x > 709.3 ? 709.3 : x;
+}
+
+// e^x of the nearest of those numbers: always a normal, finite number, and cheaper than exp. For
+// x e^-s, which may be finite, or 0, where e^-s is not: as (x root) root, root = e^(-s/2), it is
+// right for every normal x.
+template <class T>
+VAEFAST_FN T exp_finite(T x) {
+  return exp_normal(normal_exponent(x));
 }
 
 // e^x for x <= 0, <= 1 ulp down to e^-87.3 = 1.2e-38 (double: e^-708 = 3e-308), that value below:
@@ -186,6 +199,9 @@ VAEFAST_FN float expm1_normal(float x) {
 VAEFAST_FN float expm1_minus_x_normal(float x) { return expm1_minus_x(x); }
 VAEFAST_FN float expm1_normal(float x) { return expm1(x); }
 #endif
+
+VAEFAST_FN double expm1_minus_x_normal(double x) { return expm1_minus_x(x); }
+VAEFAST_FN double expm1_normal(double x) { return expm1(x); }
 
 // e^x - 1 for x <= 0. On a GPU <= 10 ulp.
 VAEFAST_FN float expm1_nonpositive(float x) {
