@@ -63,11 +63,11 @@ struct EstimatedKl : SampleSums<K> {
     int64_t place;
     const int64_t k = this->first(unit, place);
     const Walk walk = rows.template walk<V>(place, lane);
-    const int64_t start = walk.row * in.shape.cols + walk.first;
     InputRows<K> at;
     at.enter_row(in, walk.row, walk.first);
     for (int col = walk.col; col < walk.count; col += walk.step) {
       const int n = walk.count - col < V ? walk.count - col : V;
+      if constexpr (K::kPrior) at.enter_row(in, anew(walk.row), walk.first);
       Latent<K> b;
       b.read(in, at, col, n);
       // One after the other: a sample's noise and values need the registers of the one before.
@@ -75,7 +75,8 @@ struct EstimatedKl : SampleSums<K> {
       for (int i = 0; i < kGroup; ++i) {
         if (k + i >= in.samples) continue;
         T eps[V], kl[V];
-        epsilon(in, at, walk.row, walk.first, col, k + i, n, eps);
+        const int64_t row = K::kPrior ? anew(walk.row) : walk.row;
+        epsilon(in, at, row, walk.first, col, k + i, n, eps);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
           const T near = in.temperature * eps[j];
@@ -83,6 +84,7 @@ struct EstimatedKl : SampleSums<K> {
           const T far = b.far(eps[j], j);
           kl[j] = madd(T(-0.5), b.constant(j), half_difference_of_squares(far, near));
         }
+        const int64_t start = row * in.shape.cols + walk.first;
         put<kStored, T, V>(z, start + col + (k + i) * in.sample_size, n, eps);
         sums[i] += sum_of<T, V>(kl, n);
       }

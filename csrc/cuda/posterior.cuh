@@ -135,6 +135,15 @@ struct InputRows {
   }
 };
 
+// Keeps the compiler from working out beforehand what follows from a unit or a row, where its
+// operands lie: with a prior their addresses fill more registers than two blocks leave a thread.
+VAEFAST_FN int64_t anew(int64_t place) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+l"(place));
+#endif
+  return place;
+}
+
 // V elements of the inputs.
 template <class K>
 struct Vector {

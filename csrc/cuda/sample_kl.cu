@@ -61,7 +61,8 @@ struct Forward {
       for (int j = 0; j < V; ++j) columns[j] = T(0);
       for (int64_t i = 0; i < walk.count; ++i) {
         const int64_t row = walk.row + i * dims.segments;
-        at.enter_row(in, row, walk.col);
+        at.enter_posterior(in, row, walk.col);
+        if constexpr (!K::kPrior) at.enter_others(in, row, walk.col);
         vector(at, row, walk.col, 0, n, kl);
 #pragma unroll
         for (int j = 0; j < V; ++j) columns[j] += kl[j];
@@ -73,7 +74,8 @@ struct Forward {
           total.add(dims.slice(unit) * dims.width() + place + j, static_cast<double>(columns[j]));
     } else {
       const Walk walk = rows.template walk<V>(unit, lane);
-      at.enter_row(in, walk.row, walk.first);
+      at.enter_posterior(in, walk.row, walk.first);
+      if constexpr (!K::kPrior) at.enter_others(in, walk.row, walk.first);
       for (int col = walk.col; col < walk.count; col += walk.step) {
         const int n = walk.count - col < V ? walk.count - col : V;
         T kl[V] = {};
@@ -84,7 +86,7 @@ struct Forward {
   }
 
   // Writes z, and the KL where that is wanted per element; else it is `kl`.
-  VAEFAST_MEMBER void vector(const InputRows<K>& at, int64_t row, int64_t first, int col, int n,
+  VAEFAST_MEMBER void vector(InputRows<K>& at, int64_t row, int64_t first, int col, int n,
                              T* kl) const {
     Vector<K> v;
     v.read_posterior(in, at, col, n);
@@ -94,6 +96,7 @@ struct Forward {
     }
     if (!want_kl) return;
     // While the noise is made, the prior would fill registers.
+    if constexpr (K::kPrior) at.enter_others(in, anew(row), first);
     v.read_others(in, at, col, n);
     divergence(v, kl);
     if constexpr (!kPerDim) {

@@ -6,15 +6,6 @@ namespace vaefast {
 namespace VAEFAST_ISA {
 namespace {
 
-// Keeps the compiler from working out beforehand what follows from a unit, where its operands lie:
-// with a prior their addresses fill more registers than two blocks leave a thread.
-VAEFAST_FN int64_t anew(int64_t unit) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("" : "+l"(unit));
-#endif
-  return unit;
-}
-
 template <class K>
 struct Backward {
   using T = typename K::T;
