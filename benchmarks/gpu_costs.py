@@ -4,10 +4,10 @@ was counted or measured of each:
     python benchmarks/gpu_costs.py            # writes it
     python benchmarks/gpu_costs.py --check    # only says whether it is what would be written
 
-Reads benchmarks/results/cuda-instructions-sm_90.csv and triton-instructions-sm_90.csv, whose rows
-have at least the columns operator, pass, dtype and instructions (per element; what else is there is
-left aside), and of a likelihood its form: in a column of that name, or behind the operator, as in
-"nll bernoulli". What one of them lacks keeps its row in the file.
+Reads benchmarks/results/cuda-instructions-sm_90.csv and triton-instructions-sm_90.csv: of each
+operator, form (of a likelihood), pass and dtype the column bound, the time that its arithmetic
+takes over the time that its bytes take. A cost is that, and not less than 1: what the memory bounds
+takes the same by both. What one of the files lacks keeps its row.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ COUNTED = {
 }
 FILE = Path(__file__).resolve().parents[1] / "vaefast" / "backends" / "gpu_costs.csv"
 COLUMNS = ("operator", "form", "pass", "dtype", "native", "triton", "unit")
-UNIT = "instructions per element"
+UNIT = "times its bytes"
 
 # (operator, form, pass, dtype).
 Key = tuple[str, str, str, str]
 
 
 def counts(path: Path) -> dict[Key, float]:
-    """A results file's instructions per element.
+    """The costs of a results file.
 
     Raises:
         SystemExit: a column is missing.
@@ -40,13 +40,12 @@ def counts(path: Path) -> dict[Key, float]:
     found: dict[Key, float] = {}
     with path.open(newline="") as lines:
         rows = csv.DictReader(lines)
-        lacks = {"operator", "pass", "dtype", "instructions"} - set(rows.fieldnames or ())
+        lacks = {"operator", "form", "pass", "dtype", "bound"} - set(rows.fieldnames or ())
         if lacks:
             raise SystemExit(f"{path.name} has no column {', '.join(sorted(lacks))}")
         for row in rows:
-            operator, _, form = row["operator"].partition(" ")
-            key = (operator, row.get("form") or form, row["pass"], row["dtype"])
-            found[key] = float(row["instructions"])
+            key = (row["operator"], row["form"], row["pass"], row["dtype"])
+            found[key] = max(1.0, float(row["bound"]))
     return found
 
 

@@ -1,6 +1,7 @@
 """The CUDA kernels without a GPU: compiled and linked by nvcc, their machine code read, and run in
 threads of the CPU, also in other orders than by their numbers, where races are errors."""
 
+import csv
 import importlib.util
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cuda_instructions
 import pytest
 import torch
 from program import python
@@ -65,6 +67,12 @@ def cuda_module(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def elements(cuda_module):
+    """The instructions of each kernel, as tests/sass.py reads them."""
+    return cuda_instructions.kernels(cuda_module)
+
+
+@pytest.fixture(scope="module")
 def machine_code(cuda_module):
     """The instructions of each kernel by its mangled name."""
     tool = cuobjdump()
@@ -92,6 +100,29 @@ def test_no_kernel_spills(machine_code):
     assert len(machine_code) > 20
     spilled = [name for name, code in machine_code.items() if re.search(r"\b(LDL|STL)\b", code)]
     assert not spilled
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [pytest.param(c, d, id=f"{c}-{d}") for c in cuda_instructions.CASES for d in c.budget],
+)
+def test_no_more_instructions_than_the_budget(elements, case, dtype):
+    found = cuda_instructions.measured(elements, case, dtype)
+    assert found.per_element()[0] <= case.budget[dtype], found.by_opcode
+
+
+def test_the_results_are_of_every_case():
+    with cuda_instructions.RESULT.open() as file:
+        rows = list(csv.reader(file))
+    assert tuple(rows[0]) == cuda_instructions.COLUMNS
+    found = {(*row[:3], row[3]): float(row[5]) for row in rows[1:]}
+    budgets = {(*c[:3], d): most for c in cuda_instructions.CASES for d, most in c.budget.items()}
+    assert found.keys() == budgets.keys()
+    assert all(found[key] <= budgets[key] for key in found)
+    page = cuda_instructions.PAGE.read_text()
+    assert (
+        cuda_instructions.BEGIN + cuda_instructions.table(rows[1:]) + cuda_instructions.END in page
+    )
 
 
 def test_dense_operands_move_16_bytes_at_a_time(machine_code):

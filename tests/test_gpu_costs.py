@@ -182,23 +182,22 @@ def test_every_operator_says_what_it_is(name, monkeypatch):
 
 def test_the_script_takes_what_both_have_counted(tmp_path):
     script = load("gpu_costs")
-    header = "operator,form,pass,dtype,registers,instructions\n"
+    header = "operator,form,pass,dtype,instructions,bound\n"
     native, triton = tmp_path / "native.csv", tmp_path / "triton.csv"
-    native.write_text(header + "nll,bernoulli,forward,float32,9,47.5\nmmd,,forward,float32,1,2\n")
+    native.write_text(header + "nll,poisson,forward,float32,9,0.9\nmmd,,forward,float32,1,2\n")
     triton.write_text(
-        "operator,pass,dtype,instructions\nnll bernoulli,forward,float32,49\n"
-        "sample_kl,forward,float32,90\n"
+        header + "nll,poisson,forward,float32,9,1.2\nsample_kl,,forward,float32,9,2\n"
     )
     counted = {"native": script.counts(native), "triton": script.counts(triton)}
     kept = dict(zip(script.COLUMNS, ("a", "", "forward", "float32", "1", "2", "us"), strict=True))
-    old = {**kept, "operator": "nll", "form": "bernoulli"}
+    old = {**kept, "operator": "nll", "form": "poisson"}
     rows = script.made([kept, old], counted)
     assert rows == [
         ["a", "", "forward", "float32", "1", "2", "us"],
-        ["nll", "bernoulli", "forward", "float32", "47.5", "49", script.UNIT],
+        ["nll", "poisson", "forward", "float32", "1", "1.2", script.UNIT],
     ]
     native.write_text("operator,pass,dtype\n")
-    with pytest.raises(SystemExit, match="no column instructions"):
+    with pytest.raises(SystemExit, match="no column bound, form"):
         script.counts(native)
 
 

@@ -17,7 +17,7 @@ struct Evaluate {
   static constexpr int kSums = F::kParams > 1 ? 2 : 1;
   // Of eight elements of several parameters the registers do not suffice.
   static constexpr bool kQuick = kPlain && kHasQuick<F> && (V == 4 || F::kParams < 2);
-  static constexpr int kSpare = kPlain && V == 4 && !kQuick ? 5 : 4;
+  static constexpr int kSpare = !kPlain ? 3 : V == 4 && !kQuick ? 5 : 4;
   static constexpr int kBlocksPerSm = sizeof(T) == 8            ? 1
                                       : kSpare - F::kParams > 2 ? kSpare - F::kParams
                                                                 : 2;

@@ -9,7 +9,7 @@ namespace {
 template <class T, int V>
 struct Fill {
   static constexpr int kSums = 0;
-  static constexpr int kBlocksPerSm = 4;
+  static constexpr int kBlocksPerSm = sizeof(T) == 8 ? 3 : 4;
   using Sum = T;
   Work work;
   RowCut cut;

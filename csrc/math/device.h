@@ -66,10 +66,11 @@ VAEFAST_FN double ulp_of(double y) {
   return 0x1p-24 / (mantissa < 0 ? -mantissa : mantissa);
 }
 
-// 2^x, 2 ulp.
+// 2^x, 2 ulp, and 1 at 0.
 VAEFAST_FN float ex2(float x) {
-  const double exact = std::exp2(static_cast<double>(flushed(x)));
-  return off(x, exact, exact > 0 && exact < kInf ? 2 * ulp_of(exact) : 0);
+  x = flushed(x);
+  const double exact = std::exp2(static_cast<double>(x));
+  return off(x, exact, x != 0 && exact > 0 && exact < kInf ? 2 * ulp_of(exact) : 0);
 }
 
 // log2 x: 2^-22, between 1/2 and 2 absolute, elsewhere relative.

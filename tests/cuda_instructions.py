@@ -1,6 +1,6 @@
 """What the CUDA kernels issue per element on sm_90, to a table of docs/cuda.md.
 
-`python tests/cuda/instructions.py MODULE` reads a module _C that nvcc built for sm_90 and writes
+`python tests/cuda_instructions.py MODULE` reads a module _C that nvcc built for sm_90 and writes
 benchmarks/results/cuda-instructions-sm_90.csv and the table. No GPU is needed; what is counted, and
 what a GPU can issue, is said in tests/sass.py.
 """
@@ -16,18 +16,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+import sass
 
-import sass  # noqa: E402
-
+ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "cuda-instructions-sm_90.csv"
 PAGE = ROOT / "docs" / "cuda.md"
 BEGIN, END = "<!-- instructions -->\n", "<!-- /instructions -->\n"
 COLUMNS = ("operator", "form", "pass", "dtype", "bytes", "instructions", "integer", "mufu", "bound")
 Code = list[sass.Instruction | str]
-# Of what a flag would leave out: the noise's radius, and coefficients of e^s - 1 - s and e^s - 1.
-NOISE, KL, GROWTH = r"MUFU\.SQRT", r"2\.52610\d+e-05", r"0\.16666135\d+"
+# Of what a flag would leave out: the noise's radius, coefficients of e^s - 1 - s and e^s - 1, and a
+# sigmoid's division.
+NOISE, KL, GROWTH, SLOPE = r"MUFU\.SQRT", r"2\.52610\d+e-05", r"0\.16666135\d+", r"MUFU\.RCP"
 
 
 class Case(NamedTuple):
@@ -48,21 +47,22 @@ class Case(NamedTuple):
         return " ".join(filter(None, self[:3]))
 
 
-def _likelihood(form: str, parameters: int, **budget: float) -> Case:
+def _likelihood(form: str, parameters: int, through: tuple[str, ...] = (), **budget: float) -> Case:
     kernel = rf"Evaluate.*\d{form}I.*{{}}"
-    return Case("nll", form, "forward", kernel, 1 + 2 * parameters, budget)
+    return Case("nll", form, "forward", kernel, 1 + 2 * parameters, budget, through)
 
 
-_FORWARD, _BACKWARD = r"sample_kl_cu.*7ForwardI.*{}Lb0EEELb0E", r"sample_kl_backward.*8BackwardI.*{}Lb0E"
+_FORWARD = r"sample_kl_cu.*7ForwardI.*{}Lb0EEELb0E"
+_BACKWARD = r"sample_kl_backward.*8BackwardI.*{}Lb0E"
 CASES = [
     Case("sample_kl", "", "forward", _FORWARD, 3, {"float32": 85, "bfloat16": 80}, (NOISE, KL)),
     Case("sample_kl", "", "backward", _BACKWARD, 5, {"float32": 120}, (NOISE, GROWTH), 4),
     Case("gaussian_kl", "", "forward", _FORWARD, 2, {"float32": 34}, (KL,)),
-    _likelihood("bernoulli", 1, float32=47, bfloat16=47),
+    _likelihood("bernoulli", 1, (SLOPE,), float32=47, bfloat16=47),
     _likelihood("gaussian", 2, float32=50),
     _likelihood("poisson", 1, float32=94),
     _likelihood("negative_binomial", 2, float32=200),
-    _likelihood("zero_inflated_negative_binomial", 3, float32=280),
+    _likelihood("zero_inflated_negative_binomial", 3, float32=281),
     _likelihood("discretized_logistic", 2, float32=156),
 ]
 # Element type as the names have it, bytes, elements per thread and turn.
