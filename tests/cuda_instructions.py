@@ -1,8 +1,9 @@
-"""What the CUDA kernels issue per element on sm_90, to a table of docs/cuda.md.
+"""What the CUDA kernels issue per element on sm_90, to a table of docs/cuda.md, and the registers
+that they take.
 
 `python tests/cuda_instructions.py MODULE` reads a module _C that nvcc built for sm_90 and writes
-benchmarks/results/cuda-instructions-sm_90.csv and the table. No GPU is needed; what is counted, and
-what a GPU can issue, is said in tests/sass.py.
+benchmarks/results/cuda-instructions-sm_90.csv and the table, and cuda-registers-sm_90.csv. No GPU
+is needed; what is counted, and what a GPU can issue, is said in tests/sass.py.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ RESULT = ROOT / "benchmarks" / "results" / "cuda-instructions-sm_90.csv"
 PAGE = ROOT / "docs" / "cuda.md"
 BEGIN, END = "<!-- instructions -->\n", "<!-- /instructions -->\n"
 COLUMNS = ("operator", "form", "pass", "dtype", "bytes", "instructions", "integer", "mufu", "bound")
+REGISTERS = RESULT.with_name("cuda-registers-sm_90.csv")
+REGISTER_COLUMNS = ("kernel", "registers", "shared_bytes", "stack_bytes")
+# As core/args.h numbers them.
+ROW_FORMS = ("categorical", "multinomial", "multinomial_sparse")
 Code = list[sass.Instruction | str]
 # Of what a flag would leave out: the noise's radius, coefficients of e^s - 1 - s and e^s - 1, and a
 # sigmoid's division.
@@ -111,12 +116,34 @@ def table(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(made) + "\n"
 
 
+def resources(module: Path) -> list[list[str]]:
+    """(kernel, registers, bytes of shared memory, bytes of stack) by the kernels' names."""
+    tools = sass.tool("cuobjdump"), sass.tool("c++filt")
+    if None in tools:
+        raise FileNotFoundError("needs cuobjdump and c++filt")
+    usage = [str(tools[0]), "-res-usage", str(module)]
+    text = subprocess.run(usage, check=True, capture_output=True, text=True).stdout
+    names = subprocess.run(
+        [str(tools[1])], input=text, check=True, capture_output=True, text=True
+    ).stdout
+    found = []
+    pattern = r"(?:run|pairs)_kernel<(.*)>\(.*\n\s*REG:(\d+) STACK:(\d+) SHARED:(\d+)"
+    for kernel, registers, stack, shared in re.findall(pattern, names):
+        short = re.sub(r"vaefast::(isa_cuda::)?(\(anonymous namespace\)::)?", "", kernel)
+        short = re.sub(r"\(RowForm\)(\d)", lambda form: ROW_FORMS[int(form.group(1))], short)
+        found.append([short.replace(" >", ">").strip(), registers, shared, stack])
+    return sorted(found)
+
+
 def main() -> None:
-    lines = list(rows(kernels(Path(sys.argv[1]))))
-    with RESULT.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(lines)
+    module = Path(sys.argv[1])
+    lines = list(rows(kernels(module)))
+    found = ((RESULT, COLUMNS, lines), (REGISTERS, REGISTER_COLUMNS, resources(module)))
+    for path, columns, written in found:
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows(written)
     before, rest = PAGE.read_text().split(BEGIN)
     _, after = rest.split(END)
     PAGE.write_text(before + BEGIN + table(lines) + END + after)
