@@ -15,7 +15,9 @@ Number = mp.mpf
 Truth = Callable[..., list[Number]]
 
 TINY, HUGE = 1.2e-38, 1e38
-REALS = [s * v for v in (TINY, 1e-25, 1e-8, 0.3, 1.0, 30.0, 1e5, 1e18, HUGE) for s in (1, -1)]
+REALS = [
+    s * v for v in (TINY, 1e-25, 1e-8, 0.3, 1.0, 9.0, 16.0, 30.0, 1e5, 1e18, HUGE) for s in (1, -1)
+]
 REALS += [0.0, 88.0, -88.0, 104.0, -104.0]
 LOG_SCALES = [
     s * v for v in (0.5, 10, 44, 60, 87, 88.8, 98, 150, 174, 300, 1e4, HUGE) for s in (1, -1)
@@ -50,7 +52,8 @@ def points(form: str, count: int) -> list[tuple[float, ...]]:
             return list(itertools.product(COUNTS, some, some))
         case "zero_inflated_negative_binomial":
             few = [1e-20, 0.3, 7.0, 1e20]
-            return list(itertools.product(COUNTS, few, few, [-HUGE, -90.0, 0.0, 3.0, 90.0, HUGE]))
+            logits = [-HUGE, -90.0, -9.0, 0.0, 3.0, 14.0, 90.0, HUGE]
+            return list(itertools.product(COUNTS, few, few, logits))
         case "discretized_logistic":
             return list(itertools.product(LEVELS, [-1.0, -0.003, 0.5, 1e5], LOG_SCALES))
         case _ if count == 1:

@@ -164,9 +164,6 @@ def _values(kind: str, shape: Shape, grid: bool, scale: float, g: torch.Generato
             v = v.mul_(2).round_().mul_(0.5)
         if kind == "exp":
             return v.clamp_(-4, 4).exp_()
-        if kind == "lower":
-            diagonal = v.diagonal(dim1=-2, dim2=-1)
-            diagonal.copy_(diagonal.exp())
         return v
     u = torch.rand(shape, generator=g, dtype=torch.float64)
     if kind == "unit":
@@ -207,6 +204,10 @@ def make(case: Case, operand: Operand, g: torch.Generator) -> Made:
     )
     # Storages of their own, as a caller's are.
     tensors = [layout.view(s.clone(), shape) for s in values.unbind(0)]
+    if operand.kind == "lower":
+        # Of the tensor as it is seen, not as it is stored: elsewhere a diagonal is not positive.
+        for t in tensors:
+            t.diagonal(dim1=-2, dim2=-1).exp_()
     wide = torch.stack(tensors)
     if operand.dtype != torch.bool:
         # In bool only for masks.

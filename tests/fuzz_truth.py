@@ -6,8 +6,10 @@ behind it that index samples: 1, or 2 with a leading K.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -41,24 +43,53 @@ def clamped(scale: Tensor, clamp: Any) -> Tensor:
     if clamp == "soft":
         clamp = ("soft", -5.0, 5.0)
     if clamp[0] == "soft":
-        middle, half = (clamp[1] + clamp[2]) / 2, (clamp[2] - clamp[1]) / 2
-        return middle + half * torch.tanh((scale - middle) / half)
+        return _soft_clamped(scale, *clamp[1:])
     low, high = clamp
     return torch.where((scale >= low) & (scale <= high), scale, scale.detach().clamp(low, high))
+
+
+def _soft_clamped(scale: Tensor, low: float, high: float) -> Tensor:
+    """m + h tanh(u), u = (s - m) / h; away from the middle by the distance to the nearer bound, as
+    1 - tanh(u)^2, of which torch makes the derivative, is wrong where it is small."""
+    middle, half = (low + high) / 2, (high - low) / 2
+    u = (scale - middle) / half
+    near = u.detach().abs() < 0.3
+    distance = (high - low) * torch.sigmoid(-2 * torch.where(near, 1.0, u).abs())
+    inside = middle + half * torch.tanh(torch.where(near, u, 0.0))
+    return torch.where(near, inside, torch.where(u > 0, high - distance, low + distance))
+
+
+# How the intermediate results are moved, where it is asked how far that moves the others.
+_Rounding = Callable[[Tensor], Tensor]
+_rounding: contextvars.ContextVar[_Rounding | None] = contextvars.ContextVar("r", default=None)
+
+
+@contextlib.contextmanager
+def rounded(by: _Rounding) -> Iterator[None]:
+    """`by` gives, of a size, what a rounding may change of it: so much the logarithm of sigma^2 is
+    off where it is made from another parameter."""
+    token = _rounding.set(by)
+    try:
+        yield
+    finally:
+        _rounding.reset(token)
 
 
 def log_variance(scale: Tensor, settings: dict[str, Any], clamp: bool = True) -> Tensor:
     """log sigma^2; a prior's scale is not clamped."""
     s = clamped(scale, settings.get("clamp")) if clamp else scale
-    param = settings.get("param", "logvar")
+    param, by = settings.get("param", "logvar"), _rounding.get()
     if param == "logvar":
         return s
     if param == "log_std":
         return 2 * s
     if param == "softplus":
         soft = torch.logaddexp(s, torch.zeros((), dtype=s.dtype))
-        return 2 * (soft + settings.get("min_std", 0.0)).log()
-    return 2 * s.log() if param == "std" else s.log()
+        logvar = 2 * (soft + settings.get("min_std", 0.0)).log()
+    else:
+        logvar = 2 * s.log() if param == "std" else s.log()
+    # A rounding of sigma is one of 1 in its logarithm, however near that is to 0.
+    return logvar if by is None else logvar + by(1 + logvar.detach().abs())
 
 
 def sample(mu: Tensor, logvar: Tensor, eps: Tensor, temperature: float) -> Tensor:

@@ -119,8 +119,7 @@ def posterior(mu: Tensor, scale: Tensor) -> Tensor:
     """Checks a posterior's two parameters: floating point, mu `[B, *latent]`, one device.
 
     Returns:
-        `scale`, expanded to mu's shape where it broadcasts to it. One in half precision is widened
-        first: its gradient is a sum over what it broadcasts to.
+        `scale`, `expanded` to mu's shape where it broadcasts to it.
     """
     float_tensor("mu", mu)
     float_tensor("scale", scale)
@@ -134,7 +133,13 @@ def posterior(mu: Tensor, scale: Tensor) -> Tensor:
         raise ValueError("mu must have a batch dimension, [B, *latent], got a scalar")
     if mu.device != scale.device:
         raise ValueError(f"mu and scale must be on one device, got {mu.device} and {scale.device}")
-    return scale if same else scale.to(compute_dtype(scale)).expand(mu.shape)
+    return scale if same else expanded(scale, mu.shape)
+
+
+def expanded(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """`tensor` expanded to `shape`. One in half precision is widened first: its gradient is a sum
+    over what it broadcasts to, each term of which would be rounded."""
+    return tensor.to(compute_dtype(tensor)).expand(shape)
 
 
 def clamp_bounds(clamp: Clamp) -> tuple[float, ...]:

@@ -95,10 +95,11 @@ struct Mixture {
     k.logit = raw[0];
     k.loss = T(0);
     // Of channel 1 on channel 0, of 2 on 0, of 2 on 1.
-    T lean[kChannels > 1 ? 3 : 1];
+    T lean[kChannels > 1 ? 3 : 1], bend[kChannels > 1 ? 3 : 1];
     if constexpr (kChannels > 1) {
+      T rest;
 #pragma unroll
-      for (int j = 0; j < 3; ++j) lean[j] = tanh(raw[1 + kGroups * j + 2]);
+      for (int j = 0; j < 3; ++j) lean[j] = tanh_and_slope(raw[1 + kGroups * j + 2], rest, bend[j]);
     }
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) {
@@ -119,8 +120,7 @@ struct Mixture {
       const T by[3] = {k.slopes[kGroups] * p.x[0], k.slopes[2 * kGroups] * p.x[0],
                        k.slopes[2 * kGroups] * p.x[kChannels - 2]};
 #pragma unroll
-      for (int j = 0; j < 3; ++j)
-        k.slopes[kGroups * j + 2] = by[j] * (T(1) - lean[j]) * (T(1) + lean[j]);
+      for (int j = 0; j < 3; ++j) k.slopes[kGroups * j + 2] = by[j] * bend[j];
     }
     return k;
   }

@@ -93,13 +93,17 @@ VAEFAST_FN T clamp_hard(T s, T low, T high, T& clamp_grad) {
   return above > high ? high : above;
 }
 
-// NVAE's bound (Vahdat and Kautz 2020): middle + half tanh((s - middle) / half).
+// NVAE's bound (Vahdat and Kautz 2020): middle + half tanh((s - middle) / half). Away from the
+// middle the distance to the nearer bound is what is small, and has digits of its own: where a
+// bound is 0 the result is as right as that.
 template <class T>
 VAEFAST_FN T clamp_soft(T s, T low, T high, T& clamp_grad) {
   const T middle = T(0.5) * (high + low), half = T(0.5) * (high - low);
-  const T t = tanh((s - middle) / half);
-  clamp_grad = T(1) - t * t;
-  return middle + half * t;
+  const T u = (s - middle) / half;
+  T rest;
+  const T t = tanh_and_slope(u, rest, clamp_grad);
+  const T above = u < T(0) ? madd(half, rest, low) : madd(-half, rest, high);
+  return abs(u) < T(0.5) ? madd(half, t, middle) : above;
 }
 
 // KL(N(m, e^logvar) || N(0, 1)): exact near collapse, where the usual form cancels.

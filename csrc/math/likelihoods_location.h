@@ -219,7 +219,9 @@ VAEFAST_FN T log_or_log1p(bool whole, T x) {
     f = as_double(to_bits(x) - e);
   }
   f += whole ? T(-1) : rest;
-  return log_edges(y, log_join(exponent_value(e), log1p_core(f)));
+  // y is a normal number, infinite or NaN.
+  const T logarithm = log_join(exponent_value(e), log1p_core(f));
+  return y < T(kInf) ? logarithm : y;
 }
 
 // log1p(r^2) and r / (1 + r^2) where r^2 may overflow.
@@ -253,9 +255,9 @@ struct student_t_fixed {
 template <class T>
 struct student_t {
   static constexpr int kParams = 2;
-  T root, log_root, half, constant;
+  T narrow, log_root, half, constant;
   explicit student_t(const double* numbers)
-      : root(T(numbers[0])),
+      : narrow(T(sqrt(numbers[0]))),
         log_root(T(log(numbers[0]))),
         half(T(numbers[1])),
         constant(T(numbers[2])) {}
@@ -263,8 +265,8 @@ struct student_t {
   template <bool kGrad>
   VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
     const T s = theta[1], d = theta[0] - x;
-    const T shrink = exp_finite(T(-0.5) * s);
-    const T r = d * shrink * shrink * root;
+    const T shrink = exp_finite(T(-0.5) * s) * narrow;
+    const T r = d * shrink * shrink;
     const bool far = abs(r) > LocationEdge<T>::root;
     const T square = r * r;
     const T found = log_or_log1p(far, far ? abs(d) : square);
@@ -272,7 +274,7 @@ struct student_t {
     if constexpr (kGrad) {
       const T pull = (far ? T(1) : r) / (far ? d : square + T(1));
       const T by = far ? T(1) : shrink;
-      grad[0] = T(2) * half * pull * by * by * (far ? T(1) : root);
+      grad[0] = T(2) * half * pull * by * by;
       grad[1] = T(1) - T(2) * half * (far ? T(1) : r * pull);
     }
     return value + s + constant;

@@ -46,7 +46,8 @@ VAEFAST_FN T logistic_bin_nll(T d, T half_bin, T log_bin, T log_scale, bool firs
   const T root = exp_finite(T(-0.5) * log_scale);
   const T upper = within((d + half_bin) * root * root, kLargest<T>);
   const T lower = within((d - half_bin) * root * root, kLargest<T>);
-  const T width = within(T(2) * half_bin * root * root, kLargest<T>);
+  const T whole = T(2) * half_bin * root * root;
+  const T width = whole > kLargest<T> ? kLargest<T> : whole;
   const T has_upper = last ? T(0) : T(1), has_lower = first ? T(0) : T(1);
   const T inside = has_upper * has_lower;
 
@@ -72,7 +73,7 @@ VAEFAST_FN T logistic_bin_nll(T d, T half_bin, T log_bin, T log_scale, bool firs
     const T beyond = upper > T(0) ? qu : T(1) - qu;  // sigmoid(-upper)
     const T before = lower > T(0) ? T(1) - ql : ql;  // sigmoid(lower)
     // sigmoid(-u) - sigmoid(l) as the product that does not cancel, its sign that of -(u + l).
-    const T both = within(upper + lower, kLargest<T>);
+    const T both = upper + lower;
     const T fall = -expm1_nonpositive(-abs(both));
     const T falling = (beyond - T(1)) * before, rising = beyond * (T(1) - before);
     const T middle = (both > T(0) ? falling : rising) * fall;

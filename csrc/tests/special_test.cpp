@@ -67,6 +67,26 @@ VAEFAST_FN T kl_of(T x) {
   return checked(x, kl, kl_normal);
 }
 
+template <class T>
+VAEFAST_FN T tanh_rest(T x) {
+  T rest, slope;
+  m::tanh_and_slope(x, rest, slope);
+  return rest;
+}
+
+template <class T>
+VAEFAST_FN T tanh_slope(T x) {
+  T rest, slope;
+  m::tanh_and_slope(x, rest, slope);
+  return slope;
+}
+
+template <class T>
+VAEFAST_FN T tanh_beside(T x) {
+  T rest, slope;
+  return m::tanh_and_slope(x, rest, slope);
+}
+
 LOOP(loop_exp, m::exp(x[i]))
 LOOP(loop_log, m::log(x[i]))
 LOOP(loop_log1p, m::log1p(x[i]))
@@ -81,6 +101,9 @@ LOOP(loop_kl_of, kl_of(x[i]))
 LOOP(loop_softplus, m::softplus(x[i]))
 LOOP(loop_sigmoid, m::sigmoid(x[i]))
 LOOP(loop_tanh, m::tanh(x[i]))
+LOOP(loop_tanh_beside, tanh_beside(x[i]))
+LOOP(loop_tanh_rest, tanh_rest(x[i]))
+LOOP(loop_tanh_slope, tanh_slope(x[i]))
 LOOP(loop_sqrt, m::sqrt(x[i]))
 LOOP(loop_sin_2pi, sin_2pi(x[i]))
 LOOP(loop_cos_2pi, cos_2pi(x[i]))
@@ -98,6 +121,8 @@ real expm1_ref(real x) { return std::expm1(x); }
 real softplus_ref(real x) { return x > 40 ? x + std::exp(-x) : std::log1p(std::exp(x)); }
 real sigmoid_ref(real x) { return 1 / (1 + std::exp(-x)); }
 real tanh_ref(real x) { return std::tanh(x); }
+real tanh_rest_ref(real x) { return 2 / (std::exp(2 * std::fabs(x)) + 1); }
+real tanh_slope_ref(real x) { return 1 / (std::cosh(x) * std::cosh(x)); }
 real sqrt_ref(real x) { return std::sqrt(x); }
 real lgamma_ref(real x) { return std::lgamma(x); }
 
@@ -228,9 +253,11 @@ void sweep_all(long points) {
   const double tiny = std::numeric_limits<T>::denorm_min(), huge = std::numeric_limits<T>::max();
   const double top = f ? 89 : 710, bottom = f ? -104 : -746, small = f ? 1e-30 : 1e-150;
   const Range near{small, 1, true}, near_negative{-small, -1, true};
+  const Range flat{f ? T(-43.5) : T(-350), f ? T(43.5) : T(350), false};
   const Range middle{-3, 3, false}, whole{bottom, top, false};
   const Range positive{tiny, huge, true}, around_one{0.4, 3.6, false};
   const std::vector<Range> exponent{near, near_negative, middle, whole};
+  const std::vector<Range> saturated{near, {-25, 25, false}, {T(-1.5), T(1.5), false}, flat};
   const std::vector<Range> gamma{{tiny, 1, true},
                                  {0.9, 1.1, false},
                                  {1.9, 2.1, false},
@@ -273,6 +300,14 @@ void sweep_all(long points) {
       {"softplus", loop_softplus<T>, softplus_ref, 2, 2, exponent},
       {"sigmoid", loop_sigmoid<T>, sigmoid_ref, 2, 2, exponent},
       {"tanh", loop_tanh<T>, tanh_ref, 2.25, 2.25, {near, near_negative, {-25, 25, false}}},
+      {"tanh_beside",
+       loop_tanh_beside<T>,
+       tanh_ref,
+       2.5,
+       2.5,
+       {near, near_negative, {-25, 25, false}}},
+      {"tanh_rest", loop_tanh_rest<T>, tanh_rest_ref, 3, 3, saturated},
+      {"tanh_slope", loop_tanh_slope<T>, tanh_slope_ref, 3, 3, saturated},
       {"sin_2pi", loop_sin_2pi<T>, sin_2pi_ref, 1, 2, {near, {0, 1, false}}},
       {"cos_2pi", loop_cos_2pi<T>, cos_2pi_ref, 1, 2, {near, {0, 1, false}}},
       {"sqrt", loop_sqrt<T>, sqrt_ref, 0.5, 0.5, {positive}},
@@ -355,6 +390,9 @@ void edges() {
       {"softplus", loop_softplus<T>, {{inf, inf}, {-inf, 0}, {far, far}, {-far, 0}, {huge, huge}}},
       {"sigmoid", loop_sigmoid<T>, {{inf, 1}, {-inf, 0}, {0, T(0.5)}, {far, 1}, {-far, 0}}},
       {"tanh", loop_tanh<T>, {{inf, 1}, {-inf, -1}, {0, 0}, {far, 1}, {-far, -1}, {tiny, tiny}}},
+      {"tanh_beside", loop_tanh_beside<T>, {{inf, 1}, {-inf, -1}, {0, 0}, {tiny, tiny}}},
+      {"tanh_rest", loop_tanh_rest<T>, {{0, 1}, {tiny, 1}}},
+      {"tanh_slope", loop_tanh_slope<T>, {{inf, 0}, {-inf, 0}, {far, 0}, {-far, 0}, {0, 1}}},
       {"sin_2pi", loop_sin_2pi<T>, {{0, 0}, {T(0.25), 1}, {T(0.5), 0}, {T(0.75), -1}, {1, 0}}},
       {"cos_2pi", loop_cos_2pi<T>, {{0, 1}, {T(0.25), 0}, {T(0.5), -1}, {T(0.75), 0}, {1, 1}}},
       {"sqrt", loop_sqrt<T>, {{inf, inf}, {0, 0}, {-1, nan}, {4, 2}}},

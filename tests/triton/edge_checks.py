@@ -1,4 +1,5 @@
-"""The Triton kernels behind masks and at dimensions of 0, under the operators' own tests.
+"""The Triton kernels behind masks, at dimensions of 0 and where a tanh is saturated, under the
+operators' own tests.
 
 test_interpreter.py runs this file as it does kernel_checks.py; test_gpu.py takes its tests over.
 """
@@ -9,6 +10,7 @@ import likelihood_cases
 import pytest
 import test_counts_at_zero as at_zero
 import test_masked_values as masked
+import test_saturation as saturation
 import test_zero_sizes as nothing
 import torch
 from conftest import Target
@@ -24,6 +26,25 @@ def backend(device, monkeypatch):  # noqa: F811
     monkeypatch.setattr(masked, "BAD", (math.nan,))
     torch.manual_seed(0)
     return Target("triton", device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("param", "bounds"),
+    [
+        ("logvar", (-10.0, 0.0)),
+        ("std", (0.125, 3.0)),
+        ("var", (0.0, 2.0)),
+        ("softplus", (-5.0, 5.0)),
+    ],
+)
+def test_saturated_soft_clamp(backend, param, bounds, dtype):
+    saturation.check_posterior(backend.device, param, bounds, dtype, ulps=32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_saturated_coefficients(backend, dtype):
+    saturation.check_mixture(backend.device, dtype)
 
 
 @pytest.mark.parametrize("case", likelihood_cases.ALL, ids=str)

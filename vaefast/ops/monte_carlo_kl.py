@@ -80,7 +80,10 @@ def monte_carlo_kl(
         at = z if z_flow is None else z_flow
         if isinstance(prior, tuple):
             unclamped = transform._replace(clamp=())
-            wide = [t.expand(mu.shape) for t in prior]
+            wide = [
+                t if _args.same_shape(t.shape, mu.shape) else _args.expanded(t, mu.shape)
+                for t in prior
+            ]
             kl = kl + _log_ratio.run(at, wide[0], wide[1], unclamped, prior=False)
         else:
             kl = kl - _log_prior(prior, at, lead)

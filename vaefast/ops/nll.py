@@ -265,7 +265,7 @@ def fit(form: Form, target: Tensor, model: Likelihood) -> tuple[tuple[Tensor, ..
     for index, param in enumerate(form.params):
         _args.same_device("params", target, **{f"params[{index}]": param})
     tensors = tuple(
-        p if index == form.scalar or _args.same_shape(p.shape, shape) else p.expand(shape)
+        p if index == form.scalar or _args.same_shape(p.shape, shape) else _args.expanded(p, shape)
         for index, p in enumerate(form.params)
     )
     return tensors, lead

@@ -65,14 +65,15 @@ def tril_sample_kl(
     temperature = _args.number("temperature", temperature)
     state = noise_state(mu, num_samples, seed, generator, noise)
     dtype = _args.compute_dtype(mu, tril)
-    lower = torch.tril(tril.to(dtype))
-    wide = mu.to(dtype)
+    # Widened once: of two conversions each would round its own gradient.
+    wide, wide_tril = mu.to(dtype), tril.to(dtype)
+    lower = torch.tril(wide_tril)
     if noise is None:
         # The one generator of noise, with mu = 0 and sigma = 1.
         zero = torch.zeros_like(wide, requires_grad=False)
         noise = rsample(zero, zero, num_samples=num_samples, seed=state, offset=offset)
     z = (wide + temperature * _product(lower, noise.to(dtype))).to(mu.dtype)
-    doubled = 2 * torch.log(diagonal.to(dtype))
+    doubled = 2 * torch.log(wide_tril.diagonal(dim1=-2, dim2=-1))
     off_diagonal = torch.tril(lower, -1).square().sum((-2, -1))
     kl = 0.5 * (off_diagonal + (wide**2 + expm1_minus_x(doubled)).sum(-1))
     if reduction == "sample":

@@ -19,6 +19,35 @@ def clamp(x: Tensor, low: float | None = None, high: float | None = None) -> Ten
     return x if high is None else torch.where(x > high, high, x)
 
 
+def tanh(x: Tensor) -> Tensor:
+    """tanh x, whose derivatives are right where they are small too.
+
+    torch makes them of 1 - tanh(x)^2, which keeps no digit from |x| = 9 on in float32; those of
+    sigmoid(-2 |x|), half of what tanh lacks of 1, are products.
+    """
+    near, lack = _saturation(x)
+    return torch.where(near, torch.tanh(torch.where(near, x, 0.0)), torch.sign(x) * (1 - 2 * lack))
+
+
+def soft_clamp(x: Tensor, low: float, high: float) -> Tensor:
+    """m + h tanh((x - m) / h), m the middle of the bounds and h half their distance.
+
+    Away from the middle it is made of the distance to the nearer bound: right also where that is 0.
+    """
+    middle, half = (high + low) / 2, (high - low) / 2
+    u = (x - middle) / half
+    near, lack = _saturation(u)
+    inside = middle + half * torch.tanh(torch.where(near, u, 0.0))
+    away = (high - low) * lack
+    return torch.where(near, inside, torch.where(u < 0, low + away, high - away))
+
+
+def _saturation(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether |x| < 1/2, and elsewhere (1 - |tanh x|) / 2."""
+    near = x.abs() < 0.5
+    return near, torch.sigmoid(-2 * torch.where(near, 1.0, x).abs())
+
+
 def decayed(x: Tensor, log_scale: Tensor, *, finite: bool = False) -> Tensor:
     """x e^-s, where e^-s alone may overflow: an exact 0 stays 0, and a small x is scaled right.
 

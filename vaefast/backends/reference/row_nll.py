@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..._args import compute_dtype
 from .._options import RowNll
-from ._exact import clamp
+from ._exact import clamp, tanh
 from .likelihoods.pixels import bin_nll
 from .sample_kl import unmasked
 
@@ -121,10 +121,10 @@ def logistic_mixture(
     for c in range(int(channels)):
         mean = groups[:, c, 0]
         if c == 1:
-            mean = mean + torch.tanh(groups[:, 0, 2]) * x[:, None, 0]
+            mean = mean + tanh(groups[:, 0, 2]) * x[:, None, 0]
         elif c == 2:
-            mean = mean + torch.tanh(groups[:, 1, 2]) * x[:, None, 0]
-            mean = mean + torch.tanh(groups[:, 2, 2]) * x[:, None, 1]
+            mean = mean + tanh(groups[:, 1, 2]) * x[:, None, 0]
+            mean = mean + tanh(groups[:, 2, 2]) * x[:, None, 1]
         log_scale = clamp(groups[:, c, 1], low=least)
         at = x[:, None, c] - mean
         losses = losses + bin_nll(at, log_scale, level[:, None, c], top, width, math.log(width))

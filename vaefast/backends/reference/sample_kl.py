@@ -11,7 +11,7 @@ from torch import Tensor
 from ..._args import compute_dtype
 from .._options import POSTERIOR, Posterior, Transform
 from ._exact import clamp as closed_clamp
-from ._exact import whitened
+from ._exact import soft_clamp, whitened
 from .noise import sample_noise
 
 # Taylor coefficients 1/k! of (exp(x) - 1 - x) / x^2; 12 terms are exact to float64 rounding
@@ -86,8 +86,7 @@ def clamped(scale: Tensor, clamp: tuple[float, ...]) -> Tensor:
     low, high = clamp[:2]
     if len(clamp) == 2:
         return closed_clamp(scale, low, high)
-    middle, half = (high + low) / 2, (high - low) / 2
-    return middle + half * torch.tanh((scale - middle) / half)
+    return soft_clamp(scale, low, high)
 
 
 def kl_elements(

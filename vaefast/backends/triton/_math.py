@@ -356,14 +356,19 @@ def sigmoid(x):
 
 
 @triton.jit
-def tanh(x):
-    """Hyperbolic tangent."""
-    a = tl.minimum(tl.abs(x), 20.0, propagate_nan=tl.PropagateNan.ALL)
-    h = 0.5 * expm1(2.0 * a)
-    q = h / (1.0 + h)
+def tanh_and_slope(x):
+    """tanh x, 1 - |tanh x| and 1 - tanh(x)^2, the latter two as right as the first in their own
+    size: as differences they would keep no digit. Where they end to be normal numbers the second
+    stays what it is and the third is 0."""
+    MOST: tl.constexpr = 350.0 if x.dtype == tl.float64 else 43.5
+    a = tl.abs(x)
+    h = 0.5 * expm1(2.0 * tl.minimum(a, MOST, propagate_nan=tl.PropagateNan.ALL))
+    rest = 1.0 / (1.0 + h)
+    slope = tl.where(a > MOST, 0.0, rest * (2.0 - rest))
+    q = h * rest
     # A small q keeps the rounding error of 1 + h; h - h q does not.
     t = tl.where(h < 0.25, h - h * q, q)
-    return tl.where(x < 0.0, -t, t)
+    return tl.where(x < 0.0, -t, t), rest, slope
 
 
 @triton.jit

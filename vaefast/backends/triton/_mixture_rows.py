@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._math import exp, tanh
+from ._math import exp, tanh_and_slope
 from ._softmax_rows import position, target_place
 from .likelihoods.pixels import bin_nll, level_of
 
@@ -49,9 +49,9 @@ def mixture_nll(
     if CHANNELS == 3:
         x1, level1 = _pixel(pixels + inner, live, numbers, DTYPE)
         x2, level2 = _pixel(pixels + 2 * inner, live, numbers, DTYPE)
-        k0 = tanh(tl.load(source + 3 * step, mask=here, other=0.0).to(DTYPE))
-        k1 = tanh(tl.load(source + 6 * step, mask=here, other=0.0).to(DTYPE))
-        k2 = tanh(tl.load(source + 9 * step, mask=here, other=0.0).to(DTYPE))
+        k0, _, bend0 = tanh_and_slope(tl.load(source + 3 * step, mask=here, other=0.0).to(DTYPE))
+        k1, _, bend1 = tanh_and_slope(tl.load(source + 6 * step, mask=here, other=0.0).to(DTYPE))
+        k2, _, bend2 = tanh_and_slope(tl.load(source + 9 * step, mask=here, other=0.0).to(DTYPE))
         found1 = _bin(
             x1, level1, source + 4 * step, k0 * x0[None, :], step, here, numbers, least, DTYPE
         )
@@ -94,9 +94,9 @@ def mixture_nll(
             _put(to + 5 * over, found1[2], share, here)
             _put(to + 7 * over, found2[1], share, here)
             _put(to + 8 * over, found2[2], share, here)
-            _put(to + 3 * over, found1[1] * x0[None, :] * ((1.0 - k0) * (1.0 + k0)), share, here)
-            _put(to + 6 * over, found2[1] * x0[None, :] * ((1.0 - k1) * (1.0 + k1)), share, here)
-            _put(to + 9 * over, found2[1] * x1[None, :] * ((1.0 - k2) * (1.0 + k2)), share, here)
+            _put(to + 3 * over, found1[1] * x0[None, :] * bend0, share, here)
+            _put(to + 6 * over, found2[1] * x0[None, :] * bend1, share, here)
+            _put(to + 9 * over, found2[1] * x1[None, :] * bend2, share, here)
 
 
 @triton.jit

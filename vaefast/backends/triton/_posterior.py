@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from ._grid import load
-from ._math import exp, sigmoid, softplus, tanh
+from ._math import exp, sigmoid, softplus, tanh_and_slope
 
 
 @triton.jit
@@ -18,10 +18,13 @@ def posterior_scale(scale, low, high, min_std, PARAM: tl.constexpr, CLAMP: tl.co
         s = tl.where(scale < low, low, scale)
         s = tl.where(s > high, high, s)
     elif CLAMP == 2:
+        # Away from the middle by the distance to the nearer bound, which may be 0.
+        middle = 0.5 * (high + low)
         half = 0.5 * (high - low)
-        t = tanh((scale - 0.5 * (high + low)) / half)
-        clamp_grad = 1.0 - t * t
-        s = 0.5 * (high + low) + half * t
+        u = (scale - middle) / half
+        t, rest, clamp_grad = tanh_and_slope(u)
+        beside = tl.where(u < 0.0, low + half * rest, high - half * rest)
+        s = tl.where(tl.abs(u) < 0.5, middle + half * t, beside)
     else:
         s = scale
         clamp_grad = 1.0
