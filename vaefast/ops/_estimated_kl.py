@@ -16,7 +16,7 @@ from .. import backends
 from .._args import compute_dtype, grad_needed
 from ..backends._options import Posterior, z_shape
 from ..backends.reference import estimated_kl as reference
-from ._autograd import by_plain_pytorch, by_reference, distinct, reference_grads
+from ._autograd import by_plain_pytorch, by_reference, distinct, keep, kept, reference_grads
 from ._register import Operator, settled
 
 _TENSORS = (
@@ -54,7 +54,7 @@ class _EstimatedKL(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
         *tensors, numbers, options, stop_posterior, backend = args
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, numbers)
+        keep(ctx, (*tensors, numbers))
         ctx.options, ctx.stop_posterior, ctx.backend = options, stop_posterior, backend
         z, kl = _forward.call(backend, numbers, *tensors, options)
         if not any(ctx.needs_input_grad[:2]):
@@ -64,7 +64,8 @@ class _EstimatedKL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Any:
-        (*tensors, numbers), need = ctx.saved_tensors, list(ctx.needs_input_grad[:4])
+        (*tensors, numbers), _, _ = kept(ctx, 7)
+        need = list(ctx.needs_input_grad[:4])
         options, stop_posterior = ctx.options, ctx.stop_posterior
         if grad_kl is None:
             # The prior's parameters enter the KL alone.

@@ -14,7 +14,7 @@ from .. import _args, backends
 from .._args import compute_dtype, grad_needed
 from ..backends._options import Transform
 from ..backends.reference import log_ratio as reference
-from ._autograd import by_plain_pytorch, by_reference, distinct, reference_grads
+from ._autograd import by_plain_pytorch, by_reference, distinct, keep, kept, reference_grads
 from ._register import Operator, settled
 
 _TENSORS = "Tensor z, Tensor mu, Tensor scale, Tensor? prior_mu, Tensor? prior_scale"
@@ -63,14 +63,15 @@ class _LogRatio(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         *tensors, numbers, transform, prior, backend = args
-        ctx.save_for_backward(*tensors, numbers)
+        keep(ctx, (*tensors, numbers))
         ctx.transform, ctx.prior, ctx.backend = transform, prior, backend
         value: Tensor = _forward.call(backend, numbers, *tensors, transform, prior)
         return value
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        (*tensors, numbers), need = ctx.saved_tensors, list(ctx.needs_input_grad[:5])
+        (*tensors, numbers), _, _ = kept(ctx, 6)
+        need = list(ctx.needs_input_grad[:5])
         transform, prior, backend = ctx.transform, ctx.prior, ctx.backend
         if by_reference(upstream):
             grads = reference_grads(

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import backends
 from .._args import grad_needed
 from ..backends.reference import mixture_log_prob as reference
-from ._autograd import by_plain_pytorch, by_reference, distinct, reference_grads
+from ._autograd import by_plain_pytorch, by_reference, distinct, keep, kept, reference_grads
 from ._register import Operator
 
 _TENSORS = "Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights"
@@ -35,13 +35,13 @@ class _Mixture(torch.autograd.Function):
         *tensors, backend = args
         values: Tensor
         values, joint = _forward.call(backend, None, *tensors)
-        ctx.save_for_backward(*tensors, joint)
+        keep(ctx, (*tensors, joint))
         ctx.backend = backend
         return values
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        *tensors, joint = ctx.saved_tensors
+        (*tensors, joint), _, _ = kept(ctx, 5)
         need = ctx.needs_input_grad[:4]
         if by_reference(upstream):
             grads = reference_grads(

@@ -227,7 +227,7 @@ class _NLL(torch.autograd.Function):
         if rest is None:
             # What `keep` does: whoever found a plan has asked for hooks.
             ctx.save_for_backward(target, *tensors)
-            ctx.made = grads
+            ctx.made, ctx.kinds = grads, plan.kinds
         else:
             keep(ctx, (target, *tensors), grads)
         return loss

@@ -24,6 +24,7 @@ from ._autograd import (
     distinct,
     keep,
     kept,
+    kind_of,
     needs_reference,
     reference_grads,
 )
@@ -216,6 +217,7 @@ class _SampleKL(torch.autograd.Function):
             # What follows, in fewer bytecodes: whoever found a plan has asked for hooks.
             ctx.materialize_grads = False
             ctx.made = (derivative,)
+            ctx.kinds = plan.kinds[3 if state is None else state_kind]
             if state is None:
                 ctx.save_for_backward(mu, scale)
             else:
@@ -250,6 +252,7 @@ class _SampleKL(torch.autograd.Function):
             and not mu.is_neg()
             and not scale.is_neg()
             and (grad_z is not None or grad_kl is not None)
+            and [kind_of(t) for t in saved] == ctx.kinds
         ):
             # The end of most programs' graphs: nothing else is to be thought of.
             overwrite = not keeps_graph()

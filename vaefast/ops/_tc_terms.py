@@ -15,7 +15,7 @@ from .. import backends
 from .._args import grad_needed
 from ..backends._options import Weighing
 from ..backends.reference import tc_terms as reference
-from ._autograd import by_plain_pytorch, by_reference, distinct, reference_grads
+from ._autograd import by_plain_pytorch, by_reference, distinct, keep, kept, reference_grads
 from ._register import Operator, settled
 
 
@@ -45,14 +45,14 @@ class _TCTerms(torch.autograd.Function):
     ) -> Tensor:
         terms: Tensor
         terms, joint, marginals = _forward.call(backend, numbers, z, mu, logvar, weighing)
-        ctx.save_for_backward(z, mu, logvar, joint, marginals, numbers)
+        keep(ctx, (z, mu, logvar, joint, marginals, numbers))
         ctx.weighing, ctx.backend = weighing, backend
         return terms
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        (*saved, numbers), weighing = ctx.saved_tensors, ctx.weighing
-        need = ctx.needs_input_grad[:3]
+        (*saved, numbers), _, _ = kept(ctx, 6)
+        weighing, need = ctx.weighing, ctx.needs_input_grad[:3]
         if by_reference(upstream):
             grads = reference_grads(
                 lambda z, mu, logvar: (reference.tc_terms(z, mu, logvar, weighing),),
