@@ -151,7 +151,7 @@ def widened() -> Any:
 
 # What provokes each reason, and a word of what is said then.
 PROVOKED: dict[str, tuple[Callable[[], Any], str]] = {
-    "argument": (lambda: asked_with(data()[1], mask=torch.ones(B, D).bool()), "mask"),
+    "argument": (lambda: asked_with(data()[1].to_sparse_csr(), "poisson"), "sparse"),
     "operator": (lambda: vf.explain(vf.mmd, *posterior()), "mmd has no fast path"),
     "learned": (lambda: asked_with(data()[1], vf.Gaussian(torch.ones(1))), "0-dimensional"),
     "layout": (

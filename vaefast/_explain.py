@@ -122,9 +122,9 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     Example:
         >>> import torch, vaefast as vf
         >>> mu, logvar = torch.zeros(8, 2), torch.zeros(8, 2)
-        >>> print(vf.explain(vf.sample_kl, mu, logvar, num_samples=4))
+        >>> print(vf.explain(vf.sample_kl, mu, logvar[0]))
         sample_kl: native, slow path, past torch's dispatcher
-            the fast path does not take num_samples
+            the fast path takes operands of one shape, got [8, 2] and [2]
     """
     given = (*args, *kwargs.values())
     with _states_kept(g for g in given if isinstance(g, torch.Generator)):

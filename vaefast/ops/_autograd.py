@@ -87,25 +87,30 @@ def by_plain_pytorch(
 Kind = tuple[Sequence[int], torch.dtype, torch.device] | None
 
 
-def kind_of(tensor: Tensor | None) -> Kind:
-    return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device)
+def kinds_of(tensors: Sequence[Tensor | None]) -> list[Kind]:
+    return [None if t is None else (t.shape, t.dtype, t.device) for t in tensors]
 
 
-def as_saved(tensor: Tensor | None, kind: Kind) -> Tensor | None:
-    """What a hook on a saved tensor has brought back, in the dtype that was saved.
+def as_saved(saved: Sequence[Any], kinds: Sequence[Kind]) -> Sequence[Any]:
+    """What hooks on saved tensors have brought back, in the dtypes that were saved.
 
     Raises:
-        RuntimeError: it is of another shape, or on another device.
+        RuntimeError: one is of another shape, or on another device.
     """
-    if tensor is None or kind is None or (tensor.shape, tensor.dtype, tensor.device) == kind:
-        return tensor
-    shape, dtype, device = kind
-    if tensor.shape != shape or tensor.device != device:
-        raise RuntimeError(
-            f"a hook on a saved tensor must bring back one of shape {list(shape)} on {device}, as "
-            f"was saved, got {list(tensor.shape)} on {tensor.device}"
-        )
-    return tensor.to(dtype)
+    if kinds_of(saved) == kinds:
+        return saved
+    found: list[Any] = []
+    for tensor, kind in zip(saved, kinds, strict=True):
+        if tensor is not None and kind is not None:
+            shape, dtype, device = kind
+            if tensor.shape != shape or tensor.device != device:
+                raise RuntimeError(
+                    f"a hook on a saved tensor must bring back one of shape {list(shape)} on "
+                    f"{device}, as was saved, got {list(tensor.shape)} on {tensor.device}"
+                )
+            tensor = tensor.to(dtype)
+        found.append(tensor)
+    return found
 
 
 def keep(ctx: Any, tensors: Sequence[Tensor | None], made: Sequence[Tensor | None] = ()) -> None:
@@ -120,7 +125,7 @@ def keep(ctx: Any, tensors: Sequence[Tensor | None], made: Sequence[Tensor | Non
     ctx.save_for_backward(*saved)
     ctx.made = None if hooked else made
     # A compiler's hooks are on what it saves itself.
-    ctx.kinds = None if traced else [kind_of(t) for t in saved]
+    ctx.kinds = None if traced else kinds_of(saved)
 
 
 def kept(
@@ -131,7 +136,7 @@ def kept(
     if saved is None:
         saved = ctx.saved_tensors
     if ctx.kinds is not None and not is_dynamo_compiling():
-        saved = [as_saved(t, kind) for t, kind in zip(saved, ctx.kinds, strict=True)]
+        saved = as_saved(saved, ctx.kinds)
     made = ctx.made
     if made is None:
         return saved[:count], saved[count:], False

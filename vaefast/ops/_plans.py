@@ -46,7 +46,9 @@ class Plan(Protocol):
 kept: MutableMapping[Hashable, Plan] = {}
 
 
-def find(tensors: tuple[Tensor, ...], settings: tuple[object, ...]) -> tuple[Hashable | None, Any]:
+def find(
+    tensors: tuple[Tensor | None, ...], settings: tuple[object, ...]
+) -> tuple[Hashable | None, Any]:
     """What to keep this call's plan under, None for nothing; and the plan that is kept there."""
     if is_dynamo_compiling():
         return None, None
@@ -59,7 +61,16 @@ def find(tensors: tuple[Tensor, ...], settings: tuple[object, ...]) -> tuple[Has
         return None, None
 
 
-def key_of(tensors: tuple[Tensor, ...], settings: tuple[object, ...]) -> Hashable | None:
+def takes(*constants: Tensor | None) -> bool:
+    """False where a gradient is asked for to what kernels take as constant (weight, noise)."""
+    if recording():
+        for t in constants:
+            if getattr(t, "requires_grad", False):
+                return False
+    return True
+
+
+def key_of(tensors: tuple[Tensor | None, ...], settings: tuple[object, ...]) -> Hashable | None:
     """None where more may stand behind a tensor than it shows."""
     if dispatch_modes():
         declined("mode")
@@ -81,6 +92,9 @@ def key_of(tensors: tuple[Tensor, ...], settings: tuple[object, ...]) -> Hashabl
         for t in tensors:
             # A zero tensor has no memory, and to ask for its memory is an error of what a
             # transform has left behind.
+            if t is None:
+                key.append(None)
+                continue
             if type(t) not in PLAIN:
                 declined("class", type(t).__name__)
                 return None

@@ -14,7 +14,7 @@ from ..backends._options import Nll, RowNll
 from ..backends.reference._exact import clamp as closed_clamp
 from ..likelihoods import Form, Likelihood, Params, RowLikelihood
 from ..likelihoods._location import OPTIMAL_VARIANCE
-from . import _nll, _row_nll
+from . import _nll, _plans, _row_nll
 from ._plans import recording
 from ._validate import check_params, check_target
 from .gaussian_kl import inverse
@@ -74,26 +74,27 @@ def nll(
         raise TypeError(f"target must be a Tensor, got {type(target).__name__}")
     if isinstance(model, RowLikelihood):
         return row_nll(model, params, target, mask, weight, reduction, validate)
-    special = (
-        "mask"
-        if mask is not None
-        else "weight"
-        if weight is not None
-        else "a sparse target"
-        if target.layout != torch.strided
-        else ""
-    )
+    beside: _nll.Others = ()
+    if not (mask is weight is None):
+        mask, weight = (
+            _args.one_per_sample(t, target.shape) if isinstance(t, Tensor) else t
+            for t in (mask, weight)
+        )
+        beside = (mask, weight)
     key = None
     described: tuple[Tensor, ...] = ()
-    if special:
-        declined("argument", special)
-    else:
+    if target.layout != torch.strided:
+        declined("argument", "a sparse target")
+    elif _plans.takes(weight):
         graded = recording() and target.requires_grad
-        described, key, plan = _nll.find(params, target, model, reduction, graded)
+        described, key, plan = _nll.find(params, target, model, reduction, graded, beside)
         if plan is not None:
             if validate:
-                _validate(params, target, model)
-            return _nll.run_found(plan, described, target, graded)
+                _validate(params, target, model, mask)
+            loss = _nll.run_found(plan, described, target, graded, beside)
+            if reduction == "mean" and mask is not None:
+                loss = _args.over_kept(loss, _args.count(target.shape), mask, target.shape)
+            return loss
     given = _checked_params(params)
     form = model.form_for(given, target)
     sparse = check_layout(target)
