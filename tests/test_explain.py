@@ -158,6 +158,12 @@ PROVOKED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: vf.explain(vf.gaussian_kl, *torch.zeros(2, B, 3, D).transpose(2, 3)),
         "another order",
     ),
+    "copied": (
+        lambda: vf.explain(
+            vf.nll, torch.zeros(B, D).half(), torch.zeros(B, dtype=torch.int64), "categorical"
+        ),
+        "another dtype",
+    ),
     "dtype": (widened, "bfloat16"),
     "shape": (
         lambda: vf.explain(vf.nll, (torch.randn(B, D), torch.randn(B, 1)), data()[1], "gaussian"),

@@ -46,7 +46,25 @@ def of_recipe(recipe):
     return lambda: tracer_cases.outputs(recipe.call(*leaves, *rest)), leaves
 
 
+def of_rows(case):
+    """A likelihood with a class dimension."""
+    name, reduction, beside = case
+    params, target = tracer_cases.LIKELIHOODS[f"nll, {name}"].tensors(6)
+    positions = vf.nll(params, target, name, reduction="none").shape
+    given = {"mask": torch.rand(positions) < 0.6, "weight": torch.rand(positions)} if beside else {}
+    leaf = params.requires_grad_()
+    return lambda: (vf.nll(leaf, target, name, reduction=reduction, **given),), [leaf]
+
+
 CASES = [
+    *(
+        pytest.param(of_rows, case, id=" ".join(case))
+        for case in itertools.product(
+            vf.likelihoods.registered_rows(),
+            ("none", "sample", "batchmean", "sum", "mean"),
+            ("", "mask, weight"),
+        )
+    ),
     *(
         pytest.param(of_call, call, id=str(call))
         for name in operator_calls.operators()

@@ -25,6 +25,7 @@ REASONS = {
     "operator": "{} has no fast path",
     "learned": "the fast path takes one learned number of a likelihood, as a 0-dimensional tensor",
     "layout": "{}: what is made of it would lie so too, and no plan is kept of that",
+    "copied": "the kernel reads or writes another dtype or layout than was given",
     "dtype": "the target asks for a gradient, for which the location in {} is widened first",
     "shape": "the fast path takes operands of one shape, got {}",
     "device": "the fast path is for the CPU and for CUDA, got {}",
@@ -167,7 +168,7 @@ class _Log:
 
 
 # The operators that plans are kept of, and those of backward passes, which have their call's.
-PLANNED = ("sample_kl", "nll")
+PLANNED = ("sample_kl", "nll", "row_nll")
 _BACKWARD = ("sample_kl_backward",)
 
 _log: ContextVar[_Log | None] = ContextVar("vaefast.explain", default=None)

@@ -40,7 +40,8 @@ recording = torch.is_grad_enabled
 class Plan(Protocol):
     """`operator`: its name in `torch.ops.vaefast`."""
 
-    operator: str
+    @property
+    def operator(self) -> str: ...
 
 
 kept: MutableMapping[Hashable, Plan] = {}

@@ -153,8 +153,21 @@ def row_nll(
     validate: bool,
 ) -> Tensor:
     """`nll` of a likelihood with a class dimension: its elements are positions."""
-    if check_layout(target) and not model.takes_sparse:
+    sparse = check_layout(target)
+    if sparse and not model.takes_sparse:
         raise ValueError(f"target of likelihood {model.name!r} must be dense, got sparse")
+    key, plan, given = None, None, (mask, weight)
+    if sparse:
+        declined("argument", "a sparse target")
+    else:
+        key, plan = _row_nll.find(params, target, given, model, reduction)
+    if plan is not None:
+        if validate:
+            check_target(target, model, model.inside(params, target), mask)
+        loss = _row_nll.run_found(plan, params, target, mask, weight)
+        if reduction == "mean" and mask is not None:
+            loss = _args.over_kept(loss, _args.count(mask.shape), mask, mask.shape)
+        return loss
     rows = model.rows(params, target)
     positions, lead = rows.positions, rows.lead
     per_sample = positions[lead - 1 :]
@@ -172,11 +185,11 @@ def row_nll(
     mask = None if mask is None else mask.expand(per_sample).reshape(flat)
     weight = None if weight is None else weight.expand(per_sample).reshape(flat)
     options = RowNll(rows.form, rows.numbers, rows.segments, how, factor, factor)
-    loss = _row_nll.run(rows.params, rows.target, mask, weight, options)
-    if reduction == "none":
-        return loss.view(positions)
-    if reduction == "sample":
-        return loss.view(positions[:lead])
+    shape = {"none": positions, "sample": positions[:lead]}.get(reduction, torch.Size())
+    own = (*likelihoods.as_tuple(params), *given, target)
+    loss = _row_nll.run(rows.params, rows.target, mask, weight, options, key, own, shape)
+    if reduction in ("none", "sample"):
+        return loss.view(shape)
     if reduction == "mean" and mask is not None:
         loss = _args.over_kept(loss, _args.count(per_sample), mask, mask.shape)
     return loss
