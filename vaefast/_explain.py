@@ -160,16 +160,15 @@ class _Log:
         seen = {"class", "negated", "memory", "mode"}
         if path == "registered" and not seen & {reason for reason, _ in self.pending}:
             self.declined("graph", ())
-        if path in ("direct", "registered") and operator not in (*PLANNED, *_BACKWARD):
+        if path in ("direct", "registered") and operator in UNPLANNED:
             self.declined("operator", (operator,))
         words = dict.fromkeys(words for _, words in self.pending)
         self.calls.append(Served(operator, backend, path, tuple(words)))
         self.pending = []
 
 
-# The operators that plans are kept of, and those of backward passes, which have their call's.
-PLANNED = ("sample_kl", "nll", "row_nll")
-_BACKWARD = ("sample_kl_backward",)
+# The operators that no plans are kept of.
+UNPLANNED = ("linear_nll",)
 
 _log: ContextVar[_Log | None] = ContextVar("vaefast.explain", default=None)
 

@@ -102,16 +102,18 @@ def sample_kl(
     if balance is not None:
         balance = checked_balance(balance, prior_mu, prior_scale)
     key, plan = None, None
-    if estimator != "closed":
-        declined("argument", "estimator")
-    elif stop_posterior:
-        declined("argument", "stop_posterior")
-    elif noise is None or (seed is None and generator is None):
+    if noise is None or (seed is None and generator is None):
         settings = (
             *("sample_kl", param, min_std, clamp, temperature, offset, reduction),
-            *(num_samples, free, free_bits_per),
+            *(num_samples, free, free_bits_per, estimator, stop_posterior, balance is None),
         )
         others, key, plan = _sample_kl.find(mu, scale, others, settings)
+    if plan is not None and estimator != "closed":
+        state = noise_state(mu, num_samples, seed, generator, noise)
+        beside = (others[0], others[1], state, noise) if others else (None, None, state, None)
+        return _estimated(
+            _estimated_kl.run_found(plan, mu, scale, *beside, stop_posterior), reduction
+        )
     if plan is not None:
         found: tuple[Tensor, Tensor] = _sample_kl.run_found(
             plan, mu, scale, seed, generator, others, balance
@@ -145,6 +147,9 @@ def sample_kl(
                 "reaches the posterior through z too"
             )
         _args.one_of("reduction", reduction, ("sample", "batchmean", "sum"))
+        if key is not None and wide_scale is not scale:
+            declined("shape", f"{list(mu.shape)} and {list(scale.shape)}")
+            key = None
         return _estimated(
             _estimated_kl.run(
                 mu,
@@ -155,6 +160,7 @@ def sample_kl(
                 state=state,
                 noise=noise,
                 stop_posterior=stop_posterior,
+                key=key,
             ),
             reduction,
         )
