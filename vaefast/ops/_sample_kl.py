@@ -298,7 +298,10 @@ class _SampleKL(torch.autograd.Function):
             and mu.shape == kinds[0][0] == scale.shape
             and mu.dtype is kinds[0][1]
             and scale.dtype is kinds[1][1]
-            and mu.device == kinds[0][2] == scale.device
+            and (
+                (plan.on_cpu and mu.is_cpu and scale.is_cpu)
+                or mu.device == kinds[0][2] == scale.device
+            )
             and (made[0] is not None or kinds_of(others) == kinds[2:])
         ):
             # The end of most programs' graphs: nothing else is to be thought of.

@@ -58,7 +58,7 @@ class Plan:
     backend = "native"
 
     __slots__ = (
-        *("options", "kinds", "_forward", "_backward", "_copies", "_shape", "_strides"),
+        *("options", "kinds", "on_cpu", "_forward", "_backward", "_copies", "_shape", "_strides"),
         *("_z", "_kl", "_kl_like", "_derivative", "_grads", "_workspace"),
     )
 
@@ -89,7 +89,7 @@ class Plan:
         if grad_kl is not None and per_place is None:
             given[8] = packed(grad_kl, Place(segments, shape[0] or 1, 0, 0, ""))
         grid = (rows // max(samples, 1), cols, segments)
-        on_cpu = is_on_cpu(device)
+        self.on_cpu = on_cpu = is_on_cpu(device)
         summed = [
             on_cpu and sums_broadcast(k, shape, p)
             for k, p in zip(parameters, found[:4], strict=True)
