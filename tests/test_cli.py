@@ -9,13 +9,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from command import vaefast
 from PIL import Image
 from sklearn.datasets import load_digits
-from typer.testing import CliRunner
 
 from vaefast import _install
 from vaefast.cli import main
-from vaefast.cli.app import app
 from vaefast.cli.bench import find_checkout
 from vaefast.cli.common import default_folder
 from vaefast.cli.info import build_record, missing
@@ -36,13 +35,6 @@ def digits(tmp_path):
     path = tmp_path / "digits.npy"
     np.save(path, (load_digits().images[:300] * 15.9375).astype(np.uint8))
     return str(path)
-
-
-def vaefast(*arguments, code=0):
-    """The output of the command, in one process with the test."""
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, result.output + repr(result.exception)
-    return result.output
 
 
 def rows(folder):

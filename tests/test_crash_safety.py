@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command import vaefast
 from program import python
-from typer.testing import CliRunner
 
-from vaefast.cli.app import app
 from vaefast.train import InputError
 from vaefast.train.files import part_of, whole
 from vaefast.train.run_folder import RunFolder, load
@@ -34,13 +33,6 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 def save_data():
     np.save("x.npy", np.random.default_rng(0).random((40, 6)).astype(np.float32))
-
-
-def vaefast(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, result.output + repr(result.exception)
-    assert "Traceback" not in result.output
-    return result.output
 
 
 def train(*arguments, code=0):

@@ -151,12 +151,23 @@ def widened() -> Any:
 
 # What provokes each reason, and a word of what is said then.
 PROVOKED: dict[str, tuple[Callable[[], Any], str]] = {
-    "argument": (lambda: asked_with(data()[1], mask=torch.ones(B, D).bool()), "mask"),
-    "operator": (lambda: vf.explain(vf.mmd, *posterior()), "mmd has no fast path"),
+    "argument": (lambda: asked_with(data()[1].to_sparse_csr(), "poisson"), "sparse"),
+    "operator": (
+        lambda: vf.explain(
+            vf.linear_nll, torch.randn(B, 2), torch.randn(D, 2), None, data()[1], "bernoulli"
+        ),
+        "linear_nll has no fast path",
+    ),
     "learned": (lambda: asked_with(data()[1], vf.Gaussian(torch.ones(1))), "0-dimensional"),
     "layout": (
         lambda: vf.explain(vf.gaussian_kl, *torch.zeros(2, B, 3, D).transpose(2, 3)),
         "another order",
+    ),
+    "copied": (
+        lambda: vf.explain(
+            vf.nll, torch.zeros(B, D).half(), torch.zeros(B, dtype=torch.int64), "categorical"
+        ),
+        "another dtype",
     ),
     "dtype": (widened, "bfloat16"),
     "shape": (

@@ -7,12 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from command import vaefast
 from html_page import Page as Read
 from scipy import stats
-from typer.testing import CliRunner
 
 import vaefast as vf
-from vaefast.cli.app import app
 from vaefast.lecture import CLAIMS, blur, bounds, coin, labels, pixelcnn, samples, walks
 from vaefast.lecture.claim import Difference, difference, judge, listed, mean_std, spread
 from vaefast.lecture.context import Context, Digits, Part, load_digits
@@ -21,12 +20,6 @@ from vaefast.lecture.levels import Levels, gaussian_log_mass
 from vaefast.lecture.models import KINDS, LATENT, Autoencoder
 
 GRID = torch.arange(17, dtype=torch.float64) / 16
-
-
-def vaefast(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, result.output + repr(result.exception)
-    return result.output
 
 
 @pytest.fixture(scope="module")

@@ -4,20 +4,12 @@ import json
 import re
 
 import pytest
-from typer.testing import CliRunner
+from command import vaefast
 
 from vaefast import lecture
-from vaefast.cli.app import app
 from vaefast.lecture import context as contexts
 
 CLAIMS = "coin,samples,walks"
-
-
-def vaefast(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, result.output + repr(result.exception)
-    assert "Traceback" not in result.output
-    return result.output
 
 
 @pytest.fixture(autouse=True)

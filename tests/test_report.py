@@ -10,11 +10,10 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from command import vaefast
 from html_page import Page as Read
 from PIL import Image
-from typer.testing import CliRunner
 
-from vaefast.cli.app import app
 from vaefast.report import draw, page
 from vaefast.report.page import Page
 from vaefast.report.run import keep_held_out, write_report
@@ -32,12 +31,6 @@ SECTIONS = [
     "Map of the latent space",
     "Settings",
 ]
-
-
-def vaefast(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, result.output + repr(result.exception)
-    return result.output
 
 
 def read(folder):

@@ -8,10 +8,9 @@ import signal
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
+from command import vaefast
 
 from vaefast import _torch
-from vaefast.cli.app import app
 from vaefast.train import finish
 from vaefast.train.checkpoints import read
 from vaefast.train.data import Parts, Samples
@@ -23,13 +22,6 @@ from vaefast.train.trained import Batch, Means, Trained, means
 
 CPU = ("--accelerator", "cpu")
 SMALL = ("--width", 8, "--latent", 2, "--batch-size", 10, "--warmup", 2)
-
-
-def vaefast(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, result.output + repr(result.exception)
-    assert "Traceback" not in result.output
-    return result.output
 
 
 @pytest.fixture(scope="module")

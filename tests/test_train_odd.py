@@ -9,21 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command import vaefast
 from program import python
-from typer.testing import CliRunner
 
-from vaefast.cli.app import app
 from vaefast.train import load
 
 CPU = ("--accelerator", "cpu")
 SMALL = ("--width", 8, "--latent", 2, *CPU)
-
-
-def vaefast(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, result.output + repr(result.exception)
-    assert "Traceback" not in result.output
-    return result.output
 
 
 def refused(*arguments):

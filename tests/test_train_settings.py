@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from typer.testing import CliRunner
+from command import vaefast
 
-from vaefast.cli.app import app
 from vaefast.train import InputError, load
 from vaefast.train.settings import known, merged, of_run, parse_sets, read_yaml, to_yaml
 
@@ -20,13 +19,6 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VAEFAST_CACHE", str(tmp_path / "cache"))
     np.save("x.npy", np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32))
-
-
-def vaefast(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, result.output + repr(result.exception)
-    assert "Traceback" not in result.output
-    return result.output
 
 
 def test_later_layers_go_first_and_another_name_drops_the_old_ones_settings():

@@ -6,21 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from command import vaefast
 from PIL import Image
-from typer.testing import CliRunner
 
 import vaefast as vf
-from vaefast.cli.app import app
 from vaefast.train import load
 
 CPU = ("--accelerator", "cpu")
-
-
-def vaefast(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, result.output + repr(result.exception)
-    assert "Traceback" not in result.output
-    return result.output
 
 
 @pytest.fixture(scope="module")

@@ -167,10 +167,17 @@ def broadcastable(name: str, tensor: Tensor, shape: torch.Size, per_sample: bool
     With `per_sample`, a `[B]` tensor is one value per sample: `[B, 1, ..., 1]`, also where the
     last dimension happens to be of size B.
     """
-    if per_sample and tensor.dim() == 1 and len(shape) > 1 and tensor.shape[0] == shape[0]:
-        return tensor.view(-1, *([1] * (len(shape) - 1)))
+    if per_sample:
+        tensor = one_per_sample(tensor, shape)
     if not _broadcasts(tensor.shape, shape):
         raise ValueError(f"{name} must broadcast to {list(shape)}, got {list(tensor.shape)}")
+    return tensor
+
+
+def one_per_sample(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """A tensor of `[B]` as one value per sample of `shape`, `[B, 1, ..., 1]`; any other itself."""
+    if tensor.dim() == 1 and len(shape) > 1 and tensor.shape[0] == shape[0]:
+        return tensor.view(-1, *([1] * (len(shape) - 1)))
     return tensor
 
 

@@ -25,6 +25,7 @@ REASONS = {
     "operator": "{} has no fast path",
     "learned": "the fast path takes one learned number of a likelihood, as a 0-dimensional tensor",
     "layout": "{}: what is made of it would lie so too, and no plan is kept of that",
+    "copied": "the kernel reads or writes another dtype or layout than was given",
     "dtype": "the target asks for a gradient, for which the location in {} is widened first",
     "shape": "the fast path takes operands of one shape, got {}",
     "device": "the fast path is for the CPU and for CUDA, got {}",
@@ -122,9 +123,9 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     Example:
         >>> import torch, vaefast as vf
         >>> mu, logvar = torch.zeros(8, 2), torch.zeros(8, 2)
-        >>> print(vf.explain(vf.sample_kl, mu, logvar, num_samples=4))
+        >>> print(vf.explain(vf.sample_kl, mu, logvar[0]))
         sample_kl: native, slow path, past torch's dispatcher
-            the fast path does not take num_samples
+            the fast path takes operands of one shape, got [8, 2] and [2]
     """
     given = (*args, *kwargs.values())
     with _states_kept(g for g in given if isinstance(g, torch.Generator)):
@@ -159,16 +160,15 @@ class _Log:
         seen = {"class", "negated", "memory", "mode"}
         if path == "registered" and not seen & {reason for reason, _ in self.pending}:
             self.declined("graph", ())
-        if path in ("direct", "registered") and operator not in (*PLANNED, *_BACKWARD):
+        if path in ("direct", "registered") and operator in UNPLANNED:
             self.declined("operator", (operator,))
         words = dict.fromkeys(words for _, words in self.pending)
         self.calls.append(Served(operator, backend, path, tuple(words)))
         self.pending = []
 
 
-# The operators that plans are kept of, and those of backward passes, which have their call's.
-PLANNED = ("sample_kl", "nll")
-_BACKWARD = ("sample_kl_backward",)
+# The operators that no plans are kept of.
+UNPLANNED = ("linear_nll",)
 
 _log: ContextVar[_Log | None] = ContextVar("vaefast.explain", default=None)
 

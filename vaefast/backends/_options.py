@@ -113,6 +113,11 @@ class RowNll(NamedTuple):
     factor: float
     grad_factor: float
 
+    def loss_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Of the loss for parameters [R, C, S]."""
+        rows, _, inner = shape
+        return {"elem": (rows, inner), "sample": (rows // self.segments,)}.get(self.reduce, ())
+
 
 class LinearNll(NamedTuple):
     """Settings of `linear_nll`.

@@ -82,15 +82,50 @@ def by_plain_pytorch(
     return True
 
 
-def keep(ctx: Any, tensors: Sequence[Tensor | None], made: Sequence[Tensor | None]) -> None:
+# A saved tensor's shape, dtype and device, which a kernel takes for what they were: it reads by
+# address. None for an absent one.
+Kind = tuple[Sequence[int], torch.dtype, torch.device] | None
+
+
+def kinds_of(tensors: Sequence[Tensor | None]) -> list[Kind]:
+    return [None if t is None else (t.shape, t.dtype, t.device) for t in tensors]
+
+
+def as_saved(saved: Sequence[Any], kinds: Sequence[Kind]) -> Sequence[Any]:
+    """What hooks on saved tensors have brought back, in the dtypes that were saved.
+
+    Raises:
+        RuntimeError: one is of another shape, or on another device.
+    """
+    if kinds_of(saved) == kinds:
+        return saved
+    found: list[Any] = []
+    for tensor, kind in zip(saved, kinds, strict=True):
+        if tensor is not None and kind is not None:
+            shape, dtype, device = kind
+            if tensor.shape != shape or tensor.device != device:
+                raise RuntimeError(
+                    f"a hook on a saved tensor must bring back one of shape {list(shape)} on "
+                    f"{device}, as was saved, got {list(tensor.shape)} on {tensor.device}"
+                )
+            tensor = tensor.to(dtype)
+        found.append(tensor)
+    return found
+
+
+def keep(ctx: Any, tensors: Sequence[Tensor | None], made: Sequence[Tensor | None] = ()) -> None:
     """Saves `tensors` for the backward pass, and what the forward pass has `made` for it.
 
     The latter may be written over, as nobody else can hold it: `ctx` alone does, but where a hook
     sees all that is saved, or a compiler does.
     """
-    hooked = is_dynamo_compiling() or saved_tensor_hooks(True) is not None
-    ctx.save_for_backward(*tensors, *(made if hooked else ()))
+    traced = is_dynamo_compiling()
+    hooked = traced or saved_tensor_hooks(True) is not None
+    saved = (*tensors, *made) if hooked else tensors
+    ctx.save_for_backward(*saved)
     ctx.made = None if hooked else made
+    # A compiler's hooks are on what it saves itself.
+    ctx.kinds = None if traced else kinds_of(saved)
 
 
 def kept(
@@ -100,6 +135,8 @@ def kept(
     `ctx.saved_tensors`, where that was asked for before, as a hook may bring each back but once."""
     if saved is None:
         saved = ctx.saved_tensors
+    if ctx.kinds is not None and not is_dynamo_compiling():
+        saved = as_saved(saved, ctx.kinds)
     made = ctx.made
     if made is None:
         return saved[:count], saved[count:], False

@@ -40,7 +40,7 @@ class _ELBO(torch.autograd.Function):
         ctx.mark_non_differentiable(*found[1:])
         # What `keep` does: whoever found a plan has asked for hooks.
         ctx.save_for_backward(target, *params)
-        ctx.made = grads
+        ctx.made, ctx.kinds = grads, plan.kinds
         ctx.plan, ctx.beta, ctx.shape, ctx.dtypes = plan, beta, kl.shape, (nll.dtype, kl.dtype)
         return found
 

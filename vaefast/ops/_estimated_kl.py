@@ -7,6 +7,7 @@ would: z is never read again, as the noise is made anew.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from .. import backends
 from .._args import compute_dtype, grad_needed
+from .._torch import apply_of
 from ..backends._options import Posterior, z_shape
 from ..backends.reference import estimated_kl as reference
-from ._autograd import by_plain_pytorch, by_reference, distinct, reference_grads
-from ._register import Operator, settled
+from . import _plans
+from ._autograd import by_plain_pytorch, by_reference, distinct, keep, kept, reference_grads
+from ._register import Operator
 
 _TENSORS = (
     "Tensor mu, Tensor scale, Tensor? prior_mu, Tensor? prior_scale, Tensor? state, Tensor? noise"
@@ -34,43 +37,68 @@ def run(
     state: Tensor | None = None,
     noise: Tensor | None = None,
     stop_posterior: bool = False,
+    key: Hashable | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(z, log q(z|x) - log p(z)) by the backend that serves."""
+    """(z, log q(z|x) - log p(z)) by the backend that serves. `key`: what the call's plan may be
+    kept under."""
     backend = backends.select(mu.device, "estimated_kl", dtype=mu.dtype)
     tensors = (mu, scale, prior_mu, prior_scale, state, noise)
     if by_plain_pytorch("estimated_kl", backend, noise, like=mu):
         return reference.estimated_kl(*tensors, options, stop_posterior)
-    options, numbers = settled(options)
+    plan, numbers = _plans.settings_of("estimated_kl", backend, tensors, (options,), key)
+    result: tuple[Tensor, Tensor]
+    if plan.planned:
+        return run_found(plan, *tensors, stop_posterior)
+    if grad_needed(mu, scale, prior_mu, prior_scale):
+        result = _EstimatedKL.apply(*distinct(plan, stop_posterior, *tensors, numbers))
+    else:
+        result = plan.run(_forward, tensors, numbers)
+    return result
+
+
+def run_found(
+    plan: _plans.Settings,
+    mu: Tensor,
+    scale: Tensor,
+    prior_mu: Tensor | None,
+    prior_scale: Tensor | None,
+    state: Tensor | None,
+    noise: Tensor | None,
+    stop_posterior: bool,
+) -> tuple[Tensor, Tensor]:
+    """(z, log q(z|x) - log p(z)) by a plan."""
+    tensors = (mu, scale, prior_mu, prior_scale, state, noise)
     result: tuple[Tensor, Tensor]
     if grad_needed(mu, scale, prior_mu, prior_scale):
-        result = _EstimatedKL.apply(*distinct(*tensors, numbers, options, stop_posterior, backend))
+        result = _apply(plan, stop_posterior, *tensors, None)
     else:
-        result = _forward.call(backend, numbers, *tensors, options)
+        result = plan.run(_forward, tensors)
     return result
 
 
 class _EstimatedKL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
-        *tensors, numbers, options, stop_posterior, backend = args
+    def forward(ctx: Any, plan: Any, stop_posterior: bool, *args: Any) -> tuple[Tensor, Tensor]:
+        *tensors, numbers = args
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, numbers)
-        ctx.options, ctx.stop_posterior, ctx.backend = options, stop_posterior, backend
-        z, kl = _forward.call(backend, numbers, *tensors, options)
-        if not any(ctx.needs_input_grad[:2]):
+        keep(ctx, (*tensors, numbers))
+        ctx.plan, ctx.stop_posterior = plan, stop_posterior
+        z, kl = plan.run(_forward, tensors, numbers)
+        if not any(ctx.needs_input_grad[2:4]):
             # A sample does not depend on the prior.
             ctx.mark_non_differentiable(z)
         return z, kl
 
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Any:
-        (*tensors, numbers), need = ctx.saved_tensors, list(ctx.needs_input_grad[:4])
-        options, stop_posterior = ctx.options, ctx.stop_posterior
+        (*tensors, numbers), _, _ = kept(ctx, 7)
+        need = list(ctx.needs_input_grad[2:6])
+        (options,), stop_posterior = ctx.plan.options, ctx.stop_posterior
         if grad_kl is None:
             # The prior's parameters enter the KL alone.
             need[2:] = [False, False]
         if (grad_z is None and grad_kl is None) or not any(need):
-            return (None,) * 10
+            return (None,) * 9
         if by_reference(grad_z, grad_kl):
             state, noise = tensors[4:]
             grads = reference_grads(
@@ -81,14 +109,13 @@ class _EstimatedKL(torch.autograd.Function):
                 need,
                 (grad_z, grad_kl),
             )
-            return (*grads, *_NO_GRADS)
+            return (None, None, *grads, None, None, None)
         call = (grad_z, grad_kl, *tensors, options, stop_posterior, need)
-        found = iter(_backward.call(ctx.backend, numbers, *call))
-        return (*[next(found) if n else None for n in need], *_NO_GRADS)
+        found = iter(_backward.call(ctx.plan.backend, numbers, *call))
+        return (None, None, *[next(found) if n else None for n in need], None, None, None)
 
 
-# For state, noise, numbers, options, stop_posterior and backend.
-_NO_GRADS = (None,) * 6
+_apply = apply_of(_EstimatedKL)
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, Tensor]:

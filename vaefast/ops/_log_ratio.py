@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from .. import _args, backends
 from .._args import compute_dtype, grad_needed
+from .._torch import apply_of
 from ..backends._options import Transform
 from ..backends.reference import log_ratio as reference
-from ._autograd import by_plain_pytorch, by_reference, distinct, reference_grads
-from ._register import Operator, settled
+from . import _plans
+from ._autograd import by_plain_pytorch, by_reference, distinct, keep, kept, reference_grads
+from ._register import Operator
 
 _TENSORS = "Tensor z, Tensor mu, Tensor scale, Tensor? prior_mu, Tensor? prior_scale"
 
@@ -42,36 +45,61 @@ def run(
     prior_mu: Tensor | None = None,
     prior_scale: Tensor | None = None,
     prior: bool = True,
+    key: Hashable | None = None,
 ) -> Tensor:
-    """log p(z) - log q(z|x), or -log q(z|x) where `prior` is False: `[K, B]`, or `[B]`."""
+    """log p(z) - log q(z|x), or -log q(z|x) where `prior` is False: `[K, B]`, or `[B]`. `key`: what
+    the call's plan may be kept under."""
     if z.dim() == mu.dim():
         options = {"prior_mu": prior_mu, "prior_scale": prior_scale}
-        return run(z.unsqueeze(0), mu, scale, transform, prior=prior, **options).squeeze(0)
+        one = z.unsqueeze(0)
+        return run(one, mu, scale, transform, prior=prior, key=key, **options).squeeze(0)
     tensors = (z, mu, scale, prior_mu, prior_scale)
     backend = backends.select(z.device, "log_ratio", dtype=z.dtype)
     if by_plain_pytorch("log_ratio", backend, like=z):
         return reference.log_ratio(*tensors, transform, prior)
-    transform, numbers = settled(transform)
+    plan, numbers = _plans.settings_of("log_ratio", backend, tensors, (transform, prior), key)
+    if plan.planned:
+        return run_found(plan, *tensors)
     if grad_needed(*tensors):
-        value: Tensor = _LogRatio.apply(*distinct(*tensors, numbers, transform, prior, backend))
+        value: Tensor = _LogRatio.apply(*distinct(plan, *tensors, numbers))
     else:
-        value = _forward.call(backend, numbers, *tensors, transform, prior)
+        value = plan.run(_forward, tensors, numbers)
+    return value
+
+
+def run_found(
+    plan: _plans.Settings,
+    z: Tensor,
+    mu: Tensor,
+    scale: Tensor,
+    prior_mu: Tensor | None = None,
+    prior_scale: Tensor | None = None,
+) -> Tensor:
+    """As `run`, by a plan."""
+    if z.dim() == mu.dim():
+        return run_found(plan, z.unsqueeze(0), mu, scale, prior_mu, prior_scale).squeeze(0)
+    tensors = (z, mu, scale, prior_mu, prior_scale)
+    if grad_needed(*tensors):
+        value: Tensor = _apply(plan, *tensors, None)
+    else:
+        value = plan.run(_forward, tensors)
     return value
 
 
 class _LogRatio(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
-        *tensors, numbers, transform, prior, backend = args
-        ctx.save_for_backward(*tensors, numbers)
-        ctx.transform, ctx.prior, ctx.backend = transform, prior, backend
-        value: Tensor = _forward.call(backend, numbers, *tensors, transform, prior)
+    def forward(ctx: Any, plan: Any, *args: Any) -> Tensor:
+        *tensors, numbers = args
+        keep(ctx, (*tensors, numbers))
+        ctx.plan = plan
+        value: Tensor = plan.run(_forward, tensors, numbers)
         return value
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        (*tensors, numbers), need = ctx.saved_tensors, list(ctx.needs_input_grad[:5])
-        transform, prior, backend = ctx.transform, ctx.prior, ctx.backend
+        (*tensors, numbers), _, _ = kept(ctx, 6)
+        need = list(ctx.needs_input_grad[1:6])
+        transform, prior = ctx.plan.options
         if by_reference(upstream):
             grads = reference_grads(
                 lambda z, mu, scale, prior_mu, prior_scale: (
@@ -81,10 +109,13 @@ class _LogRatio(torch.autograd.Function):
                 need,
                 (upstream,),
             )
-            return (*grads, None, None, None, None)
+            return (None, *grads, None)
         call = (upstream, *tensors, transform, prior, need)
-        found = iter(_backward.call(backend, numbers, *call))
-        return (*[next(found) if n else None for n in need], None, None, None, None)
+        found = iter(_backward.call(ctx.plan.backend, numbers, *call))
+        return (None, *[next(found) if n else None for n in need], None)
+
+
+_apply = apply_of(_LogRatio)
 
 
 def _forward_fake(*args: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -9,49 +10,75 @@ from torch import Tensor
 
 from .. import backends
 from .._args import grad_needed
+from .._torch import apply_of
 from ..backends.reference import mixture_log_prob as reference
-from ._autograd import by_plain_pytorch, by_reference, distinct, reference_grads
+from . import _plans
+from ._autograd import by_plain_pytorch, by_reference, distinct, keep, kept, reference_grads
 from ._register import Operator
 
 _TENSORS = "Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights"
 
 
-def run(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> Tensor:
-    """The log density `[B]` of z `[B, D]` under mu, logvar `[K, D]`, all of one dtype."""
+def run(
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    log_weights: Tensor | None,
+    key: Hashable | None = None,
+) -> Tensor:
+    """The log density `[B]` of z `[B, D]` under mu, logvar `[K, D]`, all of one dtype. `key`: what
+    the call's plan may be kept under."""
     tensors = (z, mu, logvar, log_weights)
     backend = backends.select(z.device, "mixture_log_prob", dtype=z.dtype)
     if by_plain_pytorch("mixture_log_prob", backend, like=mu if z.numel() else z):
         return reference.mixture_log_prob(*tensors)
+    plan, _ = _plans.settings_of("mixture_log_prob", backend, tensors, (), key)
+    if plan.planned:
+        return run_found(plan, *tensors)
     if grad_needed(*tensors):
-        values: Tensor = _Mixture.apply(*distinct(*tensors, backend))
+        values: Tensor = _Mixture.apply(*distinct(plan, *tensors))
     else:
-        values = _forward.call(backend, None, *tensors)[0]
+        values = plan.run(_forward, tensors)[0]
+    return values
+
+
+def run_found(
+    plan: _plans.Settings, z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None
+) -> Tensor:
+    """As `run`, by a plan."""
+    tensors = (z, mu, logvar, log_weights)
+    if grad_needed(*tensors):
+        values: Tensor = _apply(plan, *tensors)
+    else:
+        values = plan.run(_forward, tensors)[0]
     return values
 
 
 class _Mixture(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
-        *tensors, backend = args
+    def forward(ctx: Any, plan: Any, *tensors: Any) -> Tensor:
         values: Tensor
-        values, joint = _forward.call(backend, None, *tensors)
-        ctx.save_for_backward(*tensors, joint)
-        ctx.backend = backend
+        values, joint = plan.run(_forward, tensors)
+        keep(ctx, (*tensors, joint))
+        ctx.plan = plan
         return values
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        *tensors, joint = ctx.saved_tensors
-        need = ctx.needs_input_grad[:4]
+        (*tensors, joint), _, _ = kept(ctx, 5)
+        need = ctx.needs_input_grad[1:5]
         if by_reference(upstream):
             grads = reference_grads(
                 lambda *t: (reference.mixture_log_prob(*t),), tensors, need, (upstream,)
             )
-            return (*grads, None)
-        made = _backward.call(ctx.backend, None, upstream, *tensors, joint)
+            return (None, *grads)
+        made = _backward.call(ctx.plan.backend, None, upstream, *tensors, joint)
         if len(made) < 4:
             made = [*made, None]
-        return (*[grad if n else None for grad, n in zip(made, need, strict=True)], None)
+        return (None, *[grad if n else None for grad, n in zip(made, need, strict=True)])
+
+
+_apply = apply_of(_Mixture)
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, Tensor]:

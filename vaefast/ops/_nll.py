@@ -43,10 +43,16 @@ Others = tuple[Tensor | None, ...]
 
 
 def find(
-    params: Params, target: Tensor, model: Likelihood, reduction: str, graded: bool
+    params: Params,
+    target: Tensor,
+    model: Likelihood,
+    reduction: str,
+    graded: bool,
+    beside: Others = (),
 ) -> tuple[tuple[Tensor, ...], Hashable | None, Any]:
     """The parameters, a learned scalar of the likelihood among them; what to keep the call's plan
-    under; and the one that is kept there. `graded`: the target asks for a gradient.
+    under; and the one that is kept there. `graded`: the target asks for a gradient. `beside`: mask
+    and weight, () for neither.
 
     A likelihood made anew at every step is the one before if its settings are.
     """
@@ -59,7 +65,7 @@ def find(
             tensors = (*tensors, value)
             value = None
         settings.append(value)
-    return tensors, *_plans.find((*tensors, target), tuple(settings))
+    return tensors, *_plans.find((*tensors, target, *beside), tuple(settings))
 
 
 def are_taken(given: Sequence[Tensor], taken: Sequence[Tensor], scalar: int | None) -> bool:
@@ -126,11 +132,7 @@ def run(
         plan = backends.load(backend, "nll").plan(params, target, others, options)
         _plans.keep(key, plan)
         served("nll", backend, "direct")
-        if grad_needed(*params, target):
-            loss = _apply(plan, len(others), target, *params, *others)
-        else:
-            loss = plan.forward(params, target, others, ())[0]
-        return loss
+        return _planned(plan, params, target, others)
     options, numbers = settled(options)
     if grad_needed(*params, target):
         unplanned = Unplanned(options, backend)
@@ -142,9 +144,24 @@ def run(
     return loss
 
 
-def run_found(plan: Any, params: tuple[Tensor, ...], target: Tensor, graded: bool) -> Tensor:
-    """The loss by a plan that was found; `graded`: the target asks for a gradient."""
+def _planned(plan: Any, params: tuple[Tensor, ...], target: Tensor, others: Others) -> Tensor:
+    """The loss by a plan."""
     loss: Tensor
+    if grad_needed(*params, target):
+        loss = _apply(plan, len(others), target, *params, *others)
+    else:
+        loss = plan.forward(params, target, others, ())[0]
+    return loss
+
+
+def run_found(
+    plan: Any, params: tuple[Tensor, ...], target: Tensor, graded: bool, beside: Others = ()
+) -> Tensor:
+    """The loss by a plan that was found; `graded`: the target asks for a gradient. `beside`: as
+    `find`'s."""
+    loss: Tensor
+    if beside:
+        return _planned(plan, params, target, (*beside, None, None, None))
     if recording():
         if graded:
             loss = _apply(plan, None, target, *params)
@@ -227,7 +244,7 @@ class _NLL(torch.autograd.Function):
         if rest is None:
             # What `keep` does: whoever found a plan has asked for hooks.
             ctx.save_for_backward(target, *tensors)
-            ctx.made = grads
+            ctx.made, ctx.kinds = grads, plan.kinds
         else:
             keep(ctx, (target, *tensors), grads)
         return loss

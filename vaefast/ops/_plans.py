@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import threading
 from collections import UserDict
-from collections.abc import Hashable, Iterator, MutableMapping
+from collections.abc import Hashable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from .._torch import (
     transforms_active,
 )
 from ..backends import asked
-from ._register import PLAIN
+from ._register import PLAIN, Operator, direct, settled
 
 # More signatures than any one program calls with.
 LIMIT = 1024
@@ -40,13 +40,16 @@ recording = torch.is_grad_enabled
 class Plan(Protocol):
     """`operator`: its name in `torch.ops.vaefast`."""
 
-    operator: str
+    @property
+    def operator(self) -> str: ...
 
 
 kept: MutableMapping[Hashable, Plan] = {}
 
 
-def find(tensors: tuple[Tensor, ...], settings: tuple[object, ...]) -> tuple[Hashable | None, Any]:
+def find(
+    tensors: tuple[Tensor | None, ...], settings: tuple[object, ...]
+) -> tuple[Hashable | None, Any]:
     """What to keep this call's plan under, None for nothing; and the plan that is kept there."""
     if is_dynamo_compiling():
         return None, None
@@ -59,7 +62,16 @@ def find(tensors: tuple[Tensor, ...], settings: tuple[object, ...]) -> tuple[Has
         return None, None
 
 
-def key_of(tensors: tuple[Tensor, ...], settings: tuple[object, ...]) -> Hashable | None:
+def takes(*constants: Tensor | None) -> bool:
+    """False where a gradient is asked for to what kernels take as constant (weight, noise)."""
+    if recording():
+        for t in constants:
+            if getattr(t, "requires_grad", False):
+                return False
+    return True
+
+
+def key_of(tensors: tuple[Tensor | None, ...], settings: tuple[object, ...]) -> Hashable | None:
     """None where more may stand behind a tensor than it shows."""
     if dispatch_modes():
         declined("mode")
@@ -81,6 +93,9 @@ def key_of(tensors: tuple[Tensor, ...], settings: tuple[object, ...]) -> Hashabl
         for t in tensors:
             # A zero tensor has no memory, and to ask for its memory is an error of what a
             # transform has left behind.
+            if t is None:
+                key.append(None)
+                continue
             if type(t) not in PLAIN:
                 declined("class", type(t).__name__)
                 return None
@@ -103,6 +118,16 @@ def key_of(tensors: tuple[Tensor, ...], settings: tuple[object, ...]) -> Hashabl
     return tuple(key)
 
 
+def if_taken(
+    key: Hashable | None, given: Sequence[Tensor | None], taken: Sequence[Tensor | None]
+) -> Hashable | None:
+    """The key, where the tensors that it was made of are those that the kernel takes."""
+    if key is not None and any(a is not b for a, b in zip(given, taken, strict=True)):
+        declined("copied")
+        return None
+    return key
+
+
 def keep(key: Hashable | None, plan: Plan) -> None:
     """Keeps a plan for the calls that are alike."""
     if key is None:
@@ -113,6 +138,49 @@ def keep(key: Hashable | None, plan: Plan) -> None:
     if len(kept) >= LIMIT:
         kept.clear()
     kept[key] = plan
+
+
+class Settings(NamedTuple):
+    """The plan of an operator whose kernels look at their operands at each call: the settings that
+    the checks have left, and who serves.
+
+    `options`: what a backend's function takes behind the tensors. `planned`: torch's dispatcher
+    need not see the call.
+    """
+
+    operator: str
+    options: tuple[Any, ...]
+    backend: str
+    planned: bool
+
+    def run(self, by: Operator, tensors: Sequence[Any], numbers: Tensor | None = None) -> Any:
+        """The results; `numbers`: those that a compiler does not know of the options."""
+        if self.planned:
+            return by.by(self.backend, *tensors, *self.options)
+        return by.call(self.backend, numbers, *tensors, *self.options)
+
+
+def settings_of(
+    operator: str,
+    backend: str,
+    tensors: Sequence[Tensor | None],
+    options: tuple[Any, ...],
+    key: Hashable | None,
+) -> tuple[Settings, Tensor | None]:
+    """A call's plan, kept under the key where that is right, and the numbers of its first option
+    that a compiler does not know."""
+    if backend == "native" and direct(*tensors):
+        plan = Settings(operator, options, backend, True)
+        keep(key, plan)
+        served(operator, backend, "direct")
+        return plan, None
+    if key is not None and backend != "native":
+        declined("backend", backend)
+    numbers = None
+    if options:
+        first, numbers = settled(options[0])
+        options = (first, *options[1:])
+    return Settings(operator, options, backend, False), numbers
 
 
 def _settings(key: Hashable) -> Iterator[object]:

@@ -124,9 +124,10 @@ class Operator:
     def direct(self, backend: str, *args: Any) -> Any:
         """The results for (*tensors, options, *also) by a backend, past torch's dispatcher."""
         served(self.name, backend, "direct")
-        return self._served(backend, *args)
+        return self.by(backend, *args)
 
-    def _served(self, backend: str, *args: Any) -> Any:
+    def by(self, backend: str, *args: Any) -> Any:
+        """As `direct`, of which nothing is said to `explain`."""
         if self.serve is not None:
             return self.serve(*args, backend)
         return getattr(backends.load(backend, self.module), self.name)(*args)
@@ -151,7 +152,7 @@ class Operator:
         # A CPU tensor's numbers: nothing waits for a device.
         call = self._call(args, None if numbers is None else iter(numbers.tolist()))
         served(self.name, args[-1], "registered")
-        results = self._served(args[-1], *call)
+        results = self.by(args[-1], *call)
         return results if self.finish is None else self.finish(results, call[0])
 
     def _call(self, args: Sequence[Any], floats: Iterator[float] | None) -> list[Any]:

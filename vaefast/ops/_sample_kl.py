@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import backends, random
+from .. import _args, backends, random
 from .._args import compute_dtype, grad_needed, operand
 from .._explain import declined, served
 from .._torch import apply_of, keeps_graph
@@ -24,6 +24,7 @@ from ._autograd import (
     distinct,
     keep,
     kept,
+    kinds_of,
     needs_reference,
     reference_grads,
 )
@@ -83,12 +84,7 @@ def run(
         _plans.keep(key, plan)
         served("sample_kl", backend, "direct")
         kind = 0 if state is None else state.dim() - 1
-        if not grad_needed(mu, scale, *others[:2]):
-            z, kl, _ = plan.forward(mu, scale, others, state, kind, False)
-        elif balance is None:
-            z, kl = _apply(plan, state, kind, False, mu, scale, *others)
-        else:
-            z, kl = _apply(plan, state, kind, False, mu, scale, *others, None, balance)
+        z, kl = _beside(plan, mu, scale, others, state, kind, balance)
         return z, kl
     options, numbers = settled(options)
     if grad_needed(mu, scale, prior_mu, prior_scale):
@@ -102,29 +98,76 @@ def run(
     return z if options.num_samples >= 0 else None, kl if options.reduce else None
 
 
+def find(
+    mu: Tensor, scale: Tensor, others: Others, settings: tuple[object, ...]
+) -> tuple[Others, Hashable | None, Any]:
+    """The others, where one of `[B]` is one value per sample; what to keep the call's plan under;
+    and the one that is kept there."""
+    if not others:
+        return others, *_plans.find((mu, scale), settings)
+    prior_mu, prior_scale, mask, weight, noise = others
+    if not _plans.takes(weight, noise):
+        return others, None, None
+    if isinstance(mu, Tensor):
+        mask, weight = (
+            _args.one_per_sample(t, mu.shape) if isinstance(t, Tensor) else t
+            for t in (mask, weight)
+        )
+    others = prior_mu, prior_scale, mask, weight, noise
+    return others, *_plans.find((mu, scale, *others), settings)
+
+
 def run_found(
     plan: Any,
     mu: Tensor,
     scale: Tensor,
     seed: random.Seed | None,
     generator: random.Generator | None,
+    others: Others = (),
+    balance: float | None = None,
 ) -> Any:
     """(z, kl) by a plan that was found."""
-    if seed is None and generator is None:
+    state: Tensor | None
+    if others and others[4] is not None:
+        state, kind = None, 0
+    elif seed is None and generator is None:
         state, kind = random.drawn(mu), 2
     else:
         state = random.make_state(mu, mu.shape[0], seed, generator)
         kind = state.dim() - 1
+    if others:
+        return _beside(plan, mu, scale, others, state, kind, balance)
     if recording() and (mu.requires_grad or scale.requires_grad):
         return _apply(plan, state, kind, True, mu, scale)
     return plan.forward(mu, scale, (), state, kind, False)[:2]
 
 
-def kl_found(plan: Any, mu: Tensor, scale: Tensor) -> Any:
+def kl_found(
+    plan: Any, mu: Tensor, scale: Tensor, others: Others = (), balance: float | None = None
+) -> Any:
     """The KL by a plan that was found."""
+    if others:
+        return _beside(plan, mu, scale, others, None, 0, balance)[1]
     if recording() and (mu.requires_grad or scale.requires_grad):
         return _apply(plan, None, 0, True, mu, scale)[1]
     return plan.forward(mu, scale, (), None, 0, False)[1]
+
+
+def _beside(
+    plan: Any,
+    mu: Tensor,
+    scale: Tensor,
+    others: Others,
+    state: Tensor | None,
+    state_kind: int,
+    balance: float | None,
+) -> Any:
+    """(z, kl) by a plan, with operands beside mu and scale or none."""
+    if not grad_needed(mu, scale, *others[:2]):
+        return plan.forward(mu, scale, others, state, state_kind, False)[:2]
+    if balance is None:
+        return _apply(plan, state, state_kind, False, mu, scale, *others)
+    return _apply(plan, state, state_kind, False, mu, scale, *others, None, balance)
 
 
 class Unplanned(NamedTuple):
@@ -216,6 +259,7 @@ class _SampleKL(torch.autograd.Function):
             # What follows, in fewer bytecodes: whoever found a plan has asked for hooks.
             ctx.materialize_grads = False
             ctx.made = (derivative,)
+            ctx.kinds = plan.kinds[3 if state is None else state_kind]
             if state is None:
                 ctx.save_for_backward(mu, scale)
             else:
@@ -238,6 +282,7 @@ class _SampleKL(torch.autograd.Function):
     def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Any:
         plan, made, saved = ctx.plan, ctx.made, ctx.saved_tensors
         mu, scale, *others = saved
+        kinds = ctx.kinds
         need = ctx.needs_input_grad[4:]
         grads: Sequence[Tensor | None]
         if (
@@ -250,6 +295,14 @@ class _SampleKL(torch.autograd.Function):
             and not mu.is_neg()
             and not scale.is_neg()
             and (grad_z is not None or grad_kl is not None)
+            and mu.shape == kinds[0][0] == scale.shape
+            and mu.dtype is kinds[0][1]
+            and scale.dtype is kinds[1][1]
+            and (
+                (plan.on_cpu and mu.is_cpu and scale.is_cpu)
+                or mu.device == kinds[0][2] == scale.device
+            )
+            and (made[0] is not None or kinds_of(others) == kinds[2:])
         ):
             # The end of most programs' graphs: nothing else is to be thought of.
             overwrite = not keeps_graph()

@@ -6,6 +6,7 @@ the pairs anew from them, tile by tile.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -13,46 +14,57 @@ from torch import Tensor
 
 from .. import backends
 from .._args import grad_needed
+from .._torch import apply_of
 from ..backends._options import Weighing
 from ..backends.reference import tc_terms as reference
-from ._autograd import by_plain_pytorch, by_reference, distinct, reference_grads
-from ._register import Operator, settled
+from . import _plans
+from ._autograd import by_plain_pytorch, by_reference, distinct, keep, kept, reference_grads
+from ._register import Operator
 
 
-def run(z: Tensor, mu: Tensor, logvar: Tensor, weighing: Weighing) -> Tensor:
-    """mi, tc and dim_kl `[3, B]` of z `[B, D]` under mu, logvar `[M, D]`, all of one dtype."""
+def run(
+    z: Tensor, mu: Tensor, logvar: Tensor, weighing: Weighing, key: Hashable | None = None
+) -> Tensor:
+    """mi, tc and dim_kl `[3, B]` of z `[B, D]` under mu, logvar `[M, D]`, all of one dtype. `key`:
+    what the call's plan may be kept under."""
     backend = backends.select(z.device, "tc_terms", dtype=z.dtype)
     if by_plain_pytorch("tc_terms", backend, like=z):
         return reference.tc_terms(z, mu, logvar, weighing)
-    weighing, numbers = settled(weighing)
-    if grad_needed(z, mu, logvar):
-        terms: Tensor = _TCTerms.apply(*distinct(z, mu, logvar, numbers, weighing, backend))
+    tensors = (z, mu, logvar)
+    plan, numbers = _plans.settings_of("tc_terms", backend, tensors, (weighing,), key)
+    if plan.planned:
+        return run_found(plan, *tensors)
+    if grad_needed(*tensors):
+        terms: Tensor = _TCTerms.apply(*distinct(plan, *tensors, numbers))
     else:
-        terms = _forward.call(backend, numbers, z, mu, logvar, weighing)[0]
+        terms = plan.run(_forward, tensors, numbers)[0]
+    return terms
+
+
+def run_found(plan: _plans.Settings, z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    """As `run`, by a plan."""
+    if grad_needed(z, mu, logvar):
+        terms: Tensor = _apply(plan, z, mu, logvar, None)
+    else:
+        terms = plan.run(_forward, (z, mu, logvar))[0]
     return terms
 
 
 class _TCTerms(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        z: Tensor,
-        mu: Tensor,
-        logvar: Tensor,
-        numbers: Tensor | None,
-        weighing: Weighing,
-        backend: str,
+        ctx: Any, plan: Any, z: Tensor, mu: Tensor, logvar: Tensor, numbers: Tensor | None
     ) -> Tensor:
         terms: Tensor
-        terms, joint, marginals = _forward.call(backend, numbers, z, mu, logvar, weighing)
-        ctx.save_for_backward(z, mu, logvar, joint, marginals, numbers)
-        ctx.weighing, ctx.backend = weighing, backend
+        terms, joint, marginals = plan.run(_forward, (z, mu, logvar), numbers)
+        keep(ctx, (z, mu, logvar, joint, marginals, numbers))
+        ctx.plan = plan
         return terms
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        (*saved, numbers), weighing = ctx.saved_tensors, ctx.weighing
-        need = ctx.needs_input_grad[:3]
+        (*saved, numbers), _, _ = kept(ctx, 6)
+        (weighing,), need = ctx.plan.options, ctx.needs_input_grad[1:4]
         if by_reference(upstream):
             grads = reference_grads(
                 lambda z, mu, logvar: (reference.tc_terms(z, mu, logvar, weighing),),
@@ -60,9 +72,12 @@ class _TCTerms(torch.autograd.Function):
                 need,
                 (upstream,),
             )
-            return (*grads, None, None, None)
-        made = _backward.call(ctx.backend, numbers, upstream, *saved, weighing)
-        return (*[g if n else None for g, n in zip(made, need, strict=True)], None, None, None)
+            return (None, *grads, None)
+        made = _backward.call(ctx.plan.backend, numbers, upstream, *saved, weighing)
+        return (None, *[g if n else None for g, n in zip(made, need, strict=True)], None)
+
+
+_apply = apply_of(_TCTerms)
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,7 @@ from .._args import Clamp, Param, Reduction
 from .._explain import declined
 from ..backends._options import Posterior
 from ..backends.reference._exact import clamp as closed_clamp
-from . import _plans, _sample_kl
+from . import _sample_kl
 from .rsample import transform_of
 
 FreeBitsPer = Literal["dim", "sample", "total"]
@@ -75,38 +75,30 @@ def gaussian_kl(
     Source: Kingma & Welling 2014, appendix B; free bits: Kingma et al. 2016, appendix C.8; balance:
     Hafner et al. 2021, "Mastering Atari with Discrete World Models", algorithm 2.
     """
-    special = (
-        "prior_mu"
-        if prior_mu is not None
-        else "prior_scale"
-        if prior_scale is not None
-        else "mask"
-        if mask is not None
-        else "weight"
-        if weight is not None
-        else "balance"
-        if balance is not None
-        else "free_bits"
-        if (free_bits == 0) is not True
-        else ""
-    )
-    key = None
-    if special:
-        declined("argument", special)
-    else:
-        settings = ("gaussian_kl", param, min_std, clamp, reduction, free_bits_per)
-        key, plan = _plans.find((mu, scale), settings)
-        if plan is not None:
-            found: Tensor = _sample_kl.kl_found(plan, mu, scale)
+    others: _sample_kl.Others = ()
+    if not (prior_mu is prior_scale is mask is weight is None):
+        others = (prior_mu, prior_scale, mask, weight, None)
+    free = (free_bits == 0) is not True
+    if free:
+        free_bits = _args.number("free_bits", free_bits)
+        free = free_bits > 0
+        before_free_bits(reduction, free_bits, free_bits_per)
+    if balance is not None:
+        balance = checked_balance(balance, prior_mu, prior_scale)
+    settings = ("gaussian_kl", param, min_std, clamp, reduction, free, free_bits_per)
+    others, key, plan = _sample_kl.find(mu, scale, others, settings)
+    if plan is not None:
+        found: Tensor = _sample_kl.kl_found(plan, mu, scale, others, balance)
+        if not free and reduction != "mean":
             return found
+        kept = others[2] if others else None
+        return finished(found, mu, kept, reduction, free_bits, free_bits_per)
     wide_scale = check_prior(mu, scale, prior_mu, prior_scale)
     mask, weight = _args.mask_and_weight(mask, weight, mu.shape, mu)
     _args.one_of("reduction", reduction, (*_args.REDUCTIONS, "dim"))
     _args.one_of("free_bits_per", free_bits_per, ("dim", "sample", "total"))
     transform = transform_of(param, min_std, clamp)
-    free_bits = _args.number("free_bits", free_bits)
     first = before_free_bits(reduction, free_bits, free_bits_per)
-    balance = checked_balance(balance, prior_mu, prior_scale)
     how, factor = kernel_reduction(first, mu.shape)
     options = Posterior(transform, -1, 1.0, 0, how, factor)
     if key is not None and wide_scale is not scale:
@@ -124,8 +116,15 @@ def gaussian_kl(
         key=key,
     )
     assert kl is not None
+    return finished(kl, mu, mask, reduction, free_bits, free_bits_per)
+
+
+def finished(
+    kl: Tensor, mu: Tensor, mask: Tensor | None, reduction: str, free_bits: float, per: str
+) -> Tensor:
+    """The kernel's KL with its free bits granted, a mean taken over what the mask keeps."""
     if free_bits > 0:
-        kl = with_free_bits(kl, free_bits, free_bits_per, reduction, mu.shape)
+        kl = with_free_bits(kl, free_bits, per, reduction, mu.shape)
     if reduction == "mean" and mask is not None:
         kl = _args.over_kept(kl, mu.numel(), mask, mu.shape)
     return kl

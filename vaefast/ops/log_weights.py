@@ -6,8 +6,9 @@ from torch import Tensor
 
 from .. import _args, random
 from .._args import Clamp, Param
+from .._explain import declined
 from ..likelihoods import Likelihood, Params
-from . import _log_ratio
+from . import _log_ratio, _plans
 from ._validate import check_scale
 from .gaussian_kl import check_prior
 from .nll import nll
@@ -75,9 +76,16 @@ def log_weights(
     Source: Burda, Grosse & Salakhutdinov 2016, "Importance Weighted Autoencoders", section 3;
     Roeder, Wu & Duvenaud 2017, "Sticking the Landing", for `stop_posterior`.
     """
-    scale = check_prior(mu, scale, prior_mu, prior_scale)
-    _log_ratio.check_samples(z, mu)
-    transform = transform_of(param, min_std, clamp)
+    own = scale
+    settings = ("log_weights", param, min_std, clamp, log_prior is None)
+    key, plan = _plans.find((z, mu, scale, prior_mu, prior_scale), settings)
+    if plan is None:
+        scale = check_prior(mu, scale, prior_mu, prior_scale)
+        _log_ratio.check_samples(z, mu)
+        transform = transform_of(param, min_std, clamp)
+        if scale is not own and key is not None:
+            declined("shape", f"{list(mu.shape)} and {list(own.shape)}")
+            key = None
     if validate:
         check_scale("scale", scale, param, clamp)
         check_scale("prior_scale", prior_scale, param)
@@ -110,15 +118,19 @@ def log_weights(
             )
     if stop_posterior:
         mu, scale = mu.detach(), scale.detach()
-    ratio = _log_ratio.run(
-        z,
-        mu,
-        scale,
-        transform,
-        prior_mu=prior_mu,
-        prior_scale=prior_scale,
-        prior=log_prior is None,
-    )
+    if plan is not None:
+        ratio = _log_ratio.run_found(plan, z, mu, scale, prior_mu, prior_scale)
+    else:
+        ratio = _log_ratio.run(
+            z,
+            mu,
+            scale,
+            transform,
+            prior_mu=prior_mu,
+            prior_scale=prior_scale,
+            prior=log_prior is None,
+            key=key,
+        )
     if log_prior is not None:
         ratio = ratio + log_prior
     return ratio - reconstruction

@@ -7,7 +7,7 @@ from torch import Tensor
 from .. import _args
 from .._args import Clamp, Param, compute_dtype
 from ..backends.reference.sample_kl import log_variance
-from . import _mixture_log_prob
+from . import _mixture_log_prob, _plans
 from .rsample import transform_of
 
 
@@ -49,6 +49,10 @@ def mixture_log_prob(
 
     Source: Tomczak & Welling 2018, "VAE with a VampPrior", equation 9.
     """
+    given = (z, mu, scale, log_weights)
+    key, plan = _plans.find(given, ("mixture_log_prob", param, min_std, clamp))
+    if plan is not None:
+        return _mixture_log_prob.run_found(plan, *given)
     _args.float_tensor("z", z)
     scale = _args.posterior(mu, scale)
     latent = mu.shape[1:]
@@ -69,10 +73,11 @@ def mixture_log_prob(
     dtype = compute_dtype(z, mu, scale, log_weights)
     dims = _args.count(latent)
     logvar = log_variance(scale.to(dtype), transform)
-    values = _mixture_log_prob.run(
+    taken = (
         _args.matrix(z, _args.count(z.shape[:lead]), dims, dtype),
         _args.matrix(mu, mu.shape[0], dims, dtype),
         _args.matrix(logvar, mu.shape[0], dims, dtype),
         None if log_weights is None else log_weights.to(dtype),
     )
+    values = _mixture_log_prob.run(*taken, _plans.if_taken(key, given, taken))
     return values if lead == 1 else values.view(z.shape[:lead])

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _args
 from .._args import compute_dtype
 from ..backends._options import Mmd
-from . import _mmd
+from . import _mmd, _plans
 
 Kernel = Literal["imq", "rbf"]
 
@@ -59,6 +59,11 @@ def mmd(
     Source: Gretton et al. 2012, "A Kernel Two-Sample Test", equations 3 and 5; Tolstikhin et al.
     2018, "Wasserstein Auto-Encoders", section 4.
     """
+    # One that can be looked up by.
+    of_scales = tuple(scales) if isinstance(scales, list) else scales
+    key, plan = _plans.find((x, y), ("mmd", kernel, of_scales, unbiased))
+    if plan is not None:
+        return _mmd.run_found(plan, x, y)
     _args.float_tensor("x", x)
     _args.float_tensor("y", y)
     if x.dim() < 1 or x.shape[1:] != y.shape[1:] or y.dim() != x.dim():
@@ -81,9 +86,8 @@ def mmd(
         return (x.sum() + y.sum()).to(compute_dtype(x, y))
     options = Mmd(kernel == "rbf", denominators(kernel, scales, dims), unbiased)
     dtype = compute_dtype(x, y)
-    return _mmd.run(
-        _args.matrix(x, x.shape[0], dims, dtype), _args.matrix(y, y.shape[0], dims, dtype), options
-    )
+    taken = _args.matrix(x, x.shape[0], dims, dtype), _args.matrix(y, y.shape[0], dims, dtype)
+    return _mmd.run(*taken, options, _plans.if_taken(key, (x, y), taken))
 
 
 def denominators(kernel: str, scales: Sequence[float] | None, dims: int) -> tuple[float, ...]:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .. import _args
 from .._args import Clamp, Param
-from . import _log_ratio
+from .._explain import declined
+from . import _log_ratio, _plans
 from .rsample import transform_of
 
 Prior = tuple[Tensor, Tensor] | Callable[[Tensor], Tensor] | Tensor | None
@@ -62,7 +63,30 @@ def monte_carlo_kl(
 
     Source: Rezende & Mohamed 2015, "Variational Inference with Normalizing Flows", equation 15.
     """
+    key, plan = None, None
+    special = (
+        "z_flow"
+        if z_flow is not None
+        else "a prior that is no pair of tensors"
+        if prior is not None and not isinstance(prior, tuple)
+        else ""
+    )
+    if special:
+        declined("argument", special)
+    else:
+        given = (z, mu, scale, *(prior if isinstance(prior, tuple) else ()))
+        settings = ("monte_carlo_kl", param, min_std, clamp, stop_posterior, reduction)
+        key, plan = _plans.find(given, settings)
+    if plan is not None:
+        if stop_posterior:
+            given = (z, mu.detach(), scale.detach(), *given[3:])
+        lead = z.shape[: z.dim() - mu.dim() + 1]
+        return _finished(-_log_ratio.run_found(plan, *given), log_det, lead, reduction)
+    own = scale
     scale = _args.posterior(mu, scale)
+    if scale is not own and key is not None:
+        declined("shape", f"{list(mu.shape)} and {list(own.shape)}")
+        key = None
     _log_ratio.check_samples(z, mu)
     _args.one_of("reduction", reduction, ("sample", "batchmean", "sum"))
     transform = transform_of(param, min_std, clamp)
@@ -74,7 +98,9 @@ def monte_carlo_kl(
     prior_mu, prior_scale = prior if isinstance(prior, tuple) else (None, None)
     gaussian = prior is None or isinstance(prior, tuple)
     if gaussian and z_flow is None:
-        kl = -_log_ratio.run(z, mu, scale, transform, prior_mu=prior_mu, prior_scale=prior_scale)
+        kl = -_log_ratio.run(
+            z, mu, scale, transform, prior_mu=prior_mu, prior_scale=prior_scale, key=key
+        )
     else:
         kl = -_log_ratio.run(z, mu, scale, transform, prior=False)
         at = z if z_flow is None else z_flow
@@ -87,6 +113,11 @@ def monte_carlo_kl(
             kl = kl + _log_ratio.run(at, wide[0], wide[1], unclamped, prior=False)
         else:
             kl = kl - _log_prior(prior, at, lead)
+    return _finished(kl, log_det, lead, reduction)
+
+
+def _finished(kl: Tensor, log_det: Tensor | None, lead: torch.Size, reduction: str) -> Tensor:
+    """The flow's part taken off, and reduced."""
     if log_det is not None:
         _expect("log_det", log_det, lead)
         kl = kl - log_det

@@ -14,7 +14,7 @@ from ..backends._options import Nll, RowNll
 from ..backends.reference._exact import clamp as closed_clamp
 from ..likelihoods import Form, Likelihood, Params, RowLikelihood
 from ..likelihoods._location import OPTIMAL_VARIANCE
-from . import _nll, _row_nll
+from . import _nll, _plans, _row_nll
 from ._plans import recording
 from ._validate import check_params, check_target
 from .gaussian_kl import inverse
@@ -74,26 +74,27 @@ def nll(
         raise TypeError(f"target must be a Tensor, got {type(target).__name__}")
     if isinstance(model, RowLikelihood):
         return row_nll(model, params, target, mask, weight, reduction, validate)
-    special = (
-        "mask"
-        if mask is not None
-        else "weight"
-        if weight is not None
-        else "a sparse target"
-        if target.layout != torch.strided
-        else ""
-    )
+    beside: _nll.Others = ()
+    if not (mask is weight is None):
+        mask, weight = (
+            _args.one_per_sample(t, target.shape) if isinstance(t, Tensor) else t
+            for t in (mask, weight)
+        )
+        beside = (mask, weight)
     key = None
     described: tuple[Tensor, ...] = ()
-    if special:
-        declined("argument", special)
-    else:
+    if target.layout != torch.strided:
+        declined("argument", "a sparse target")
+    elif _plans.takes(weight):
         graded = recording() and target.requires_grad
-        described, key, plan = _nll.find(params, target, model, reduction, graded)
+        described, key, plan = _nll.find(params, target, model, reduction, graded, beside)
         if plan is not None:
             if validate:
-                _validate(params, target, model)
-            return _nll.run_found(plan, described, target, graded)
+                _validate(params, target, model, mask)
+            loss = _nll.run_found(plan, described, target, graded, beside)
+            if reduction == "mean" and mask is not None:
+                loss = _args.over_kept(loss, _args.count(target.shape), mask, target.shape)
+            return loss
     given = _checked_params(params)
     form = model.form_for(given, target)
     sparse = check_layout(target)
@@ -152,8 +153,21 @@ def row_nll(
     validate: bool,
 ) -> Tensor:
     """`nll` of a likelihood with a class dimension: its elements are positions."""
-    if check_layout(target) and not model.takes_sparse:
+    sparse = check_layout(target)
+    if sparse and not model.takes_sparse:
         raise ValueError(f"target of likelihood {model.name!r} must be dense, got sparse")
+    key, plan, given = None, None, (mask, weight)
+    if sparse:
+        declined("argument", "a sparse target")
+    else:
+        key, plan = _row_nll.find(params, target, given, model, reduction)
+    if plan is not None:
+        if validate:
+            check_target(target, model, model.inside(params, target), mask)
+        loss = _row_nll.run_found(plan, params, target, mask, weight)
+        if reduction == "mean" and mask is not None:
+            loss = _args.over_kept(loss, _args.count(mask.shape), mask, mask.shape)
+        return loss
     rows = model.rows(params, target)
     positions, lead = rows.positions, rows.lead
     per_sample = positions[lead - 1 :]
@@ -171,11 +185,11 @@ def row_nll(
     mask = None if mask is None else mask.expand(per_sample).reshape(flat)
     weight = None if weight is None else weight.expand(per_sample).reshape(flat)
     options = RowNll(rows.form, rows.numbers, rows.segments, how, factor, factor)
-    loss = _row_nll.run(rows.params, rows.target, mask, weight, options)
-    if reduction == "none":
-        return loss.view(positions)
-    if reduction == "sample":
-        return loss.view(positions[:lead])
+    shape = {"none": positions, "sample": positions[:lead]}.get(reduction, torch.Size())
+    own = (*likelihoods.as_tuple(params), *given, target)
+    loss = _row_nll.run(rows.params, rows.target, mask, weight, options, key, own, shape)
+    if reduction in ("none", "sample"):
+        return loss.view(shape)
     if reduction == "mean" and mask is not None:
         loss = _args.over_kept(loss, _args.count(per_sample), mask, mask.shape)
     return loss

@@ -8,7 +8,7 @@ from .. import _args, random
 from .._args import Clamp, Param
 from .._explain import declined
 from ..backends._options import Posterior, Transform, z_shape
-from . import _plans, _sample_kl
+from . import _sample_kl
 
 
 def rsample(
@@ -60,16 +60,14 @@ def rsample(
 
     Source: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", section 2.4.
     """
-    key = None
-    special = "num_samples" if num_samples is not None else "noise" if noise is not None else ""
-    if special:
-        declined("argument", special)
-    else:
-        settings = ("rsample", param, min_std, clamp, temperature, offset)
-        key, plan = _plans.find((mu, scale), settings)
-        if plan is not None:
-            found: Tensor = _sample_kl.run_found(plan, mu, scale, seed, generator)[0]
-            return found
+    key, plan = None, None
+    others: _sample_kl.Others = () if noise is None else (None, None, None, None, noise)
+    if noise is None or (seed is None and generator is None):
+        settings = ("rsample", param, min_std, clamp, temperature, offset, num_samples)
+        others, key, plan = _sample_kl.find(mu, scale, others, settings)
+    if plan is not None:
+        found: Tensor = _sample_kl.run_found(plan, mu, scale, seed, generator, others)[0]
+        return found
     wide_scale = _args.posterior(mu, scale)
     transform = transform_of(param, min_std, clamp)
     state = noise_state(mu, num_samples, seed, generator, noise)

@@ -10,14 +10,14 @@ from .. import _args, random
 from .._args import Clamp, Param, Reduction
 from .._explain import declined
 from ..backends._options import Posterior
-from . import _estimated_kl, _plans, _sample_kl
+from . import _estimated_kl, _sample_kl
 from .gaussian_kl import (
     FreeBitsPer,
     before_free_bits,
     check_prior,
     checked_balance,
+    finished,
     kernel_reduction,
-    with_free_bits,
 )
 from .rsample import noise_state, transform_of
 
@@ -91,45 +91,42 @@ def sample_kl(
     Source: Kingma & Welling 2014, section 2.4 and appendix B; Burda et al. 2016 and Roeder et al.
     2017 for `"monte_carlo"` and `stop_posterior`.
     """
-    special = (
-        "prior_mu"
-        if prior_mu is not None
-        else "prior_scale"
-        if prior_scale is not None
-        else "mask"
-        if mask is not None
-        else "weight"
-        if weight is not None
-        else "noise"
-        if noise is not None
-        else "num_samples"
-        if num_samples is not None
-        else "estimator"
-        if estimator != "closed"
-        else "stop_posterior"
-        if stop_posterior
-        else "free_bits"
-        if (free_bits == 0) is not True or free_bits_per != "sample"
-        else "balance"
-        if balance is not None
-        else ""
-    )
-    key = None
-    if special:
-        declined("argument", special)
-    else:
-        settings = ("sample_kl", param, min_std, clamp, temperature, offset, reduction)
-        key, plan = _plans.find((mu, scale), settings)
-        if plan is not None:
-            found: tuple[Tensor, Tensor] = _sample_kl.run_found(plan, mu, scale, seed, generator)
+    others: _sample_kl.Others = ()
+    if not (prior_mu is prior_scale is mask is weight is noise is None):
+        others = (prior_mu, prior_scale, mask, weight, noise)
+    free = (free_bits == 0) is not True
+    if free:
+        free_bits = _args.number("free_bits", free_bits)
+        free = free_bits > 0
+        before_free_bits(reduction, free_bits, free_bits_per)
+    if balance is not None:
+        balance = checked_balance(balance, prior_mu, prior_scale)
+    key, plan = None, None
+    if noise is None or (seed is None and generator is None):
+        settings = (
+            *("sample_kl", param, min_std, clamp, temperature, offset, reduction),
+            *(num_samples, free, free_bits_per, estimator, stop_posterior, balance is None),
+        )
+        others, key, plan = _sample_kl.find(mu, scale, others, settings)
+    if plan is not None and estimator != "closed":
+        state = noise_state(mu, num_samples, seed, generator, noise)
+        beside = (others[0], others[1], state, noise) if others else (None, None, state, None)
+        return _estimated(
+            _estimated_kl.run_found(plan, mu, scale, *beside, stop_posterior), reduction
+        )
+    if plan is not None:
+        found: tuple[Tensor, Tensor] = _sample_kl.run_found(
+            plan, mu, scale, seed, generator, others, balance
+        )
+        if not free and reduction != "mean":
             return found
+        kept = others[2] if others else None
+        return found[0], finished(found[1], mu, kept, reduction, free_bits, free_bits_per)
     wide_scale = check_prior(mu, scale, prior_mu, prior_scale)
     mask, weight = _args.mask_and_weight(mask, weight, mu.shape, mu)
     _args.one_of("reduction", reduction, (*_args.REDUCTIONS, "dim"))
     _args.one_of("estimator", estimator, ("closed", "monte_carlo"))
     _args.one_of("free_bits_per", free_bits_per, ("dim", "sample", "total"))
-    free_bits = _args.number("free_bits", free_bits)
-    balance = checked_balance(balance, prior_mu, prior_scale)
     first = before_free_bits(reduction, free_bits, free_bits_per)
     transform = transform_of(param, min_std, clamp)
     state = noise_state(mu, num_samples, seed, generator, noise)
@@ -150,6 +147,9 @@ def sample_kl(
                 "reaches the posterior through z too"
             )
         _args.one_of("reduction", reduction, ("sample", "batchmean", "sum"))
+        if key is not None and wide_scale is not scale:
+            declined("shape", f"{list(mu.shape)} and {list(scale.shape)}")
+            key = None
         return _estimated(
             _estimated_kl.run(
                 mu,
@@ -160,6 +160,7 @@ def sample_kl(
                 state=state,
                 noise=noise,
                 stop_posterior=stop_posterior,
+                key=key,
             ),
             reduction,
         )
@@ -184,11 +185,7 @@ def sample_kl(
         key=key,
     )
     assert z is not None and kl is not None
-    if free_bits > 0:
-        kl = with_free_bits(kl, free_bits, free_bits_per, reduction, mu.shape)
-    if reduction == "mean" and mask is not None:
-        kl = _args.over_kept(kl, mu.numel(), mask, mu.shape)
-    return z, kl
+    return z, finished(kl, mu, mask, reduction, free_bits, free_bits_per)
 
 
 def _estimated(result: tuple[Tensor, Tensor], reduction: str) -> tuple[Tensor, Tensor]:

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from .. import _args
 from .._args import Clamp, Param, compute_dtype
+from .._explain import declined
 from ..backends._options import Weighing
 from ..backends.reference.sample_kl import log_variance
-from . import _tc_terms
+from . import _plans, _tc_terms
 from ._gather import gathered
 from .rsample import transform_of
 
@@ -81,6 +82,14 @@ def tc_terms(
     Source: Chen et al. 2018, "Isolating Sources of Disentanglement in VAEs", equation 2 and
     appendix C.
     """
+    key, plan, given = None, None, (z, mu, scale)
+    if gather:
+        declined("argument", "gather")
+    else:
+        settings = ("tc_terms", dataset_size, method, param, min_std, clamp)
+        key, plan = _plans.find(given, settings)
+    if plan is not None:
+        return TCTerms(*_tc_terms.run_found(plan, *given).unbind(0))
     scale = _args.posterior(mu, scale)
     _args.float_tensor("z", z)
     if z.shape != mu.shape:
@@ -97,7 +106,8 @@ def tc_terms(
     if gather:
         wide_mu, logvar, first = gathered(wide_mu, logvar, group)
     weighing = weights(wide_mu.shape[0], dataset_size, method, first)
-    terms = _tc_terms.run(_args.matrix(z, batch, dims, dtype), wide_mu, logvar, weighing)
+    taken = _args.matrix(z, batch, dims, dtype), wide_mu, logvar
+    terms = _tc_terms.run(*taken, weighing, _plans.if_taken(key, given, taken))
     return TCTerms(*terms.unbind(0))
 
 

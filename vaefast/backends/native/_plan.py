@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,11 @@ def is_on_cpu(device: torch.device) -> bool:
 
 def operand_of(tensor: Tensor | None) -> Operand:
     return None if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype)
+
+
+def kind(operand: Operand, device: torch.device) -> tuple[Any, ...] | None:
+    """What a saved operand must come back as: its shape, dtype and device."""
+    return None if operand is None else (operand[0], operand[2], device)
 
 
 def packed(operand: Operand, place: Place | None, divisor: float = 1.0) -> Packed | None:

@@ -16,7 +16,7 @@ from .._options import Nll
 from ..layout import laid_out, places
 from ._pack import DTYPES, REDUCE
 from ._place import place_with
-from ._plan import LIKE, Operand, is_on_cpu, operand_of, packed, room
+from ._plan import LIKE, Operand, is_on_cpu, kind, operand_of, packed, room
 
 _FORMS = _C.forms()
 
@@ -47,6 +47,7 @@ class Plan:
     __slots__ = (
         *(
             "options",
+            "kinds",
             "casts",
             "_run",
             "_scale",
@@ -104,6 +105,8 @@ class Plan:
             tuple([DTYPES[d] for d in stored]),
         )
         self.options = options
+        # Of what a call that found this plan saves.
+        self.kinds = [kind(k, device) for k in (target, *params)]
         # Whether a gradient is stored in another dtype than its parameter's.
         self.casts = any(k is not None and k[2] != d for k, d in zip(params, stored, strict=True))
         self._shape = shape

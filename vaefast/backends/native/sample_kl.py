@@ -15,7 +15,7 @@ from .._options import Posterior, z_shape
 from ..layout import Place, dense_strides, fitted, laid_out, places
 from ._pack import DTYPES, REDUCE
 from ._place import place_with
-from ._plan import LIKE, Operand, Room, is_dense, is_on_cpu, operand_of, packed, room
+from ._plan import LIKE, Operand, Room, is_dense, is_on_cpu, kind, operand_of, packed, room
 from ._posterior import settings_of
 
 # The core's kPriorBlocks.
@@ -58,8 +58,8 @@ class Plan:
     backend = "native"
 
     __slots__ = (
-        *("options", "_forward", "_backward", "_copies", "_shape", "_strides", "_workspace"),
-        *("_z", "_kl", "_kl_like", "_derivative", "_grads"),
+        *("options", "kinds", "on_cpu", "_forward", "_backward", "_copies", "_shape", "_strides"),
+        *("_z", "_kl", "_kl_like", "_derivative", "_grads", "_workspace"),
     )
 
     def __init__(
@@ -89,7 +89,7 @@ class Plan:
         if grad_kl is not None and per_place is None:
             given[8] = packed(grad_kl, Place(segments, shape[0] or 1, 0, 0, ""))
         grid = (rows // max(samples, 1), cols, segments)
-        on_cpu = is_on_cpu(device)
+        self.on_cpu = on_cpu = is_on_cpu(device)
         summed = [
             on_cpu and sums_broadcast(k, shape, p)
             for k, p in zip(parameters, found[:4], strict=True)
@@ -111,6 +111,10 @@ class Plan:
             ),
         )
         self.options = options
+        # Of what a call that found this plan saves: by the kind of its state, and without one.
+        pair = [kind(k, device) for k in (mu, scale)]
+        states = torch.Size((2,)), torch.Size((*shape[:1], 2)), torch.Size((2,))
+        self.kinds = [*([*pair, (s, torch.int64, device)] for s in states), pair]
         self._shape = of_z
         self._strides = [None if k is None else k[1] for k in operands]
         self._copies = [(i, p) for i, p in enumerate(found) if p is not None and p.copy]
