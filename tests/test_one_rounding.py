@@ -57,7 +57,6 @@ CALLS = [
     fused_normal,
     fused_normal_of_vectors,
     fused_normals_kl,
-    poisson,
     scale,
     prior,
 ]

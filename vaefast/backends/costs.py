@@ -1,9 +1,9 @@
 """What an operator costs on a GPU by each backend that has kernels there, from `gpu_costs.csv`: by
 it `auto` chooses between backends that could both serve.
 
-A row is of one operator, likelihood's form, pass and dtype, in a unit of its own: the time over that
-of moving its bytes, counted in machine code, until a GPU has been measured. The passes of one kind
-are added up. A kind that has no row, or a cost of one backend alone, is the native backend's.
+A row is of one operator, likelihood's form, pass and dtype, in a unit of its own: the time over
+that of moving its bytes, counted in machine code, until a GPU has been measured. The passes of one
+kind are added up. A kind that has no row, or a cost of one backend alone, is the native backend's.
 """
 
 from __future__ import annotations
