@@ -24,8 +24,8 @@ VAEFAST_FN T exp_minus(T a, T far) {
   return exp_normal(-(a > far ? far : a));
 }
 
-// e^x for x <= 0, <= 1 ulp, and 0 below e^-87.3 (double: e^-708): no result is denormal. A row's sum
-// of them is multiplied by its counts, so that a GPU too has it to the last digit.
+// e^x for x <= 0, <= 1 ulp, and 0 below e^-87.3 (double: e^-708): no result is denormal. A row's
+// sum of them is multiplied by its counts, so that a GPU too has it to the last digit.
 template <class T>
 VAEFAST_FN T exp_or_zero(T x) {
   const T far = sizeof(T) == 4 ? T(-87.3) : T(-708);
