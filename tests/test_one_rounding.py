@@ -37,6 +37,12 @@ def fused_normal_of_vectors(one: Tensor, rest: dict[str, Tensor]) -> Tensor:
     return own.log_prob(rest["z"]).sum()
 
 
+def fused_normals_kl(one: Tensor, rest: dict[str, Tensor]) -> Tensor:
+    own = FusedNormal(one, torch.ones_like(one))
+    other = FusedNormal(rest["z"], torch.ones_like(rest["z"]))
+    return torch.distributions.kl_divergence(own, other).sum()
+
+
 def scale(one: Tensor, rest: dict[str, Tensor]) -> Tensor:
     return vf.gaussian_kl(rest["mu"], one, reduction="sum")
 
@@ -45,7 +51,15 @@ def prior(one: Tensor, rest: dict[str, Tensor]) -> Tensor:
     return vf.gaussian_kl(rest["mu"], 0 * rest["mu"], one, reduction="sum")
 
 
-CALLS = [monte_carlo_kl, nll, fused_normal, fused_normal_of_vectors, scale, prior]
+CALLS = [
+    monte_carlo_kl,
+    nll,
+    fused_normal,
+    fused_normal_of_vectors,
+    fused_normals_kl,
+    scale,
+    prior,
+]
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)

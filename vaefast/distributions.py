@@ -89,7 +89,7 @@ def normal_log_prob(p: Normal, value: Tensor, event_dims: int) -> Tensor:
     if p.batch_shape[len(own) :] != shape[len(lead) :] or lead[len(lead) - len(own) :] != own:
         own = lead
     flat = math.prod(own), math.prod(shape[len(lead) :])
-    loc, scale = (t.expand(*own, *shape[len(lead) :]).reshape(flat) for t in (loc, scale))
+    loc, scale = (_of_shape(t, Size((*own, *shape[len(lead) :])), flat) for t in (loc, scale))
     z = value.expand(shape).reshape(math.prod(lead[: len(lead) - len(own)]), *flat)
     return -_log_ratio.run(z, loc, scale, _STD, prior=False).view(lead)
 
@@ -152,7 +152,9 @@ def _common_shape(one: Tensor, other: Tensor) -> Size:
 
 def _of_shape(tensor: Tensor, shape: Size, flat: Sequence[int]) -> Tensor:
     """`tensor` expanded to `shape` and viewed as `flat`, itself where it is so."""
-    return tensor if tensor.shape == flat else tensor.expand(shape).reshape(flat)
+    if tensor.shape == flat:
+        return tensor
+    return (tensor if tensor.shape == shape else _args.expanded(tensor, shape)).reshape(flat)
 
 
 def _at_least_1d(tensor: Tensor, shape: Size) -> Tensor:

@@ -247,7 +247,7 @@ def log_prob(likelihood: Likelihood, params: tuple[Tensor, ...], value: Tensor) 
     rows = full[1:] if value.dim() == len(full) - 1 and value.dim() > 0 else full
     if value.dtype not in likelihood.target_dtypes:
         value = value.to(torch.int64)
-    tensors = tuple(p if p.shape == full else p.expand(full) for p in params)
+    tensors = tuple(p if p.shape == full else _args.expanded(p, full) for p in params)
     target = value if value.shape == rows else value.expand(rows)
     return -nll(tensors, target, likelihood, reduction="none").view(shape)
 
