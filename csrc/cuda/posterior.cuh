@@ -45,7 +45,16 @@ struct Transform {
     for (int j = 0; j < V; ++j) {
       clamp_grad[j] = T(1);
       if (how == Clamp::kHard) s[j] = clamp_hard(s[j], low, high, clamp_grad[j]);
-      if (how == Clamp::kSoft) s[j] = clamp_soft(s[j], low, high, clamp_grad[j]);
+    }
+    if (how == Clamp::kSoft) {
+      // One after the other: side by side they take registers that a prior has filled.
+#pragma unroll 1
+      for (int i = 0; i < V; ++i) {
+        T slope;
+        const T value = clamp_soft(pick<V>(s, i), low, high, slope);
+        place<V>(s, i, true, value);
+        place<V>(clamp_grad, i, true, slope);
+      }
     }
     switch (param) {
       case Param::kLogvar:
