@@ -211,11 +211,9 @@ bool backward(const EstimatedKlArgs& args) {
       b.latent.load_tile(q, tile);
       memset(&sums, 0, sizeof sums);
       for (int64_t k = 0; k < q.samples; ++k) {
-        Tile place = tile, next = tile;
-        place.row += k * q.shape.rows;
-        next.row = place.row + q.shape.rows;
+        const Tile place = of_sample(tile, k, q.shape);
         Prefetch prefetch;
-        if (k + 1 < q.samples && q.grad_z) prefetch.read(q.grad_z, next);
+        if (k + 1 < q.samples && q.grad_z) prefetch.read(q.grad_z, of_sample(tile, k + 1, q.shape));
         prefetch.issue(0, n);
         const T* eps = load_noise(q, tile, k, b.latent.noise);
         const T* grad_z = load_or_zero(q.grad_z, place, b.grad_z);

@@ -103,13 +103,10 @@ bool forward(const LogRatioArgs& args) {
       const int64_t n = tile.size();
       b.load_tile(args, tile);
       for (int64_t k = 0; k < q.samples; ++k) {
-        Tile place = tile, next = tile;
-        place.row += k * q.shape.rows;
-        next.row = place.row + q.shape.rows;
         Prefetch prefetch;
-        if (k + 1 < q.samples) prefetch.read(args.z, next);
+        if (k + 1 < q.samples) prefetch.read(args.z, of_sample(tile, k + 1, q.shape));
         prefetch.issue(0, n);
-        const T* z = load(args.z, place, buffer);
+        const T* z = load(args.z, of_sample(tile, k, q.shape), buffer);
         ratios_any(b, n, z, value);
         sum_rows(tiling, index, tile, value, slot + k * n_slots);
       }
@@ -167,11 +164,10 @@ template <class T>
 void sample_gradients(const LogRatioArgs& args, const Tile& tile, int64_t k, const Densities<T>& b,
                       T* z_buffer, T* upstream_buffer, T* out_buffer, Gradients<T>& sums) {
   const int64_t n = tile.size();
-  Tile place = tile, next = tile;
-  place.row += k * args.q.shape.rows;
-  next.row = place.row + args.q.shape.rows;
+  const Tile place = of_sample(tile, k, args.q.shape);
   Prefetch prefetch;
   if (k + 1 < args.q.samples) {
+    const Tile next = of_sample(tile, k + 1, args.q.shape);
     prefetch.read(args.z, next);
     prefetch.write(args.grad_z, next.start(args.q.shape));
   }

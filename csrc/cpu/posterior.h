@@ -7,6 +7,11 @@
 namespace vaefast {
 namespace VAEFAST_ISA {
 
+// A tile's place in sample k of several, which lie one behind the other.
+inline Tile of_sample(const Tile& tile, int64_t k, const Shape& shape) {
+  return {tile.row + k * shape.rows, tile.rows, tile.col, tile.cols};
+}
+
 template <class T>
 struct ScaleBuffers {
   T raw[kTile<T>], logvar[kTile<T>], std[kTile<T>], slope[kTile<T>];

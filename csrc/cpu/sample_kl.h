@@ -9,11 +9,7 @@ namespace VAEFAST_ISA {
 
 template <class T>
 const T* load_noise(const SampleKlArgs& args, const Tile& tile, int64_t k, NoiseBuffer<T>& buffer) {
-  if (args.noise) {
-    Tile place = tile;
-    place.row += k * args.shape.rows;
-    return load(args.noise, place, buffer.row);
-  }
+  if (args.noise) return load(args.noise, of_sample(tile, k, args.shape), buffer.row);
   return tile_noise(args.stream, args.shape, tile, static_cast<uint32_t>(k),
                     static_cast<uint32_t>(Purpose::kPosterior), true, buffer);
 }

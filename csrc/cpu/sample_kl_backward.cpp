@@ -71,13 +71,10 @@ const T* samples_gradients(const SampleKlArgs& args, const Tile& tile, BackwardB
   memset(b.z_mu, 0, static_cast<size_t>(n) * sizeof(T));
   memset(b.derivative, 0, static_cast<size_t>(n) * sizeof(T));
   for (int64_t k = 0; k < args.samples; ++k) {
-    Tile place = tile, next = tile;
-    place.row += k * args.shape.rows;
-    next.row = place.row + args.shape.rows;
     Prefetch prefetch;
-    if (k + 1 < args.samples) prefetch.read(args.grad_z, next);
+    if (k + 1 < args.samples) prefetch.read(args.grad_z, of_sample(tile, k + 1, args.shape));
     prefetch.issue(0, n);
-    const T* upstream = load(args.grad_z, place, b.spare);
+    const T* upstream = load(args.grad_z, of_sample(tile, k, args.shape), b.spare);
     if (args.grad_scale) {
       add_sample(n, upstream, load_noise(args, tile, k, b.noise), b.z_mu, b.derivative);
     } else {
