@@ -183,7 +183,7 @@ class UserCase(OpCase):
     """A user's likelihood, which no kernel serves but its Triton implementation."""
 
     def implementations(self, device: torch.device) -> tuple[str, ...]:
-        serving = backends.select_form(device.type, self.variant)
+        serving = backends.select_form(device.type, self.variant, self.op, torch.float32)
         fused = () if serving == "reference" else (FUSED + serving,)
         return (*self.formulas, COMPILED, *fused)
 
