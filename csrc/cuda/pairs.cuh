@@ -211,7 +211,11 @@ template <class Op>
 __global__ void __launch_bounds__(kThreads, Op::kBlocksPerSm)
     pairs_kernel(const __grid_constant__ Op op) {
   __shared__ typename Op::Shared shared;
-  for (int64_t block = blockIdx.x; block < op.blocks; block += gridDim.x) op.run(block, shared);
+  for (int64_t block = blockIdx.x; block < op.blocks; block += gridDim.x) {
+    op.run(block, shared);
+    // The next share is written where this one may still be read.
+    __syncthreads();
+  }
 }
 
 #if defined(__CUDACC__)
