@@ -37,8 +37,8 @@ def test_one_of_each_kind(tmp_path):
     ("file", "least"),
     [
         ("kernel_checks.py", 200),
-        ("row_checks.py", 35),
-        ("pair_checks.py", 90),
+        pytest.param("row_checks.py", 35, marks=pytest.mark.further),
+        pytest.param("pair_checks.py", 90, marks=pytest.mark.further),
         ("edge_checks.py", 60),
         ("hardware_checks.py", 25),
     ],
