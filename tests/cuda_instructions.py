@@ -63,6 +63,7 @@ CASES = [
     Case("sample_kl", "", "forward", _FORWARD, 3, {"float32": 85, "bfloat16": 80}, (NOISE, KL)),
     Case("sample_kl", "", "backward", _BACKWARD, 5, {"float32": 120}, (NOISE, GROWTH), 4),
     Case("gaussian_kl", "", "forward", _FORWARD, 2, {"float32": 34}, (KL,)),
+    Case("noise", "", "forward", r"noise_cu.*4FillIfLi8E", 1, {"bfloat16": 44}, (NOISE,)),
     _likelihood("bernoulli", 1, (SLOPE,), float32=47, bfloat16=47),
     _likelihood("gaussian", 2, float32=50),
     _likelihood("poisson", 1, float32=94),

@@ -315,7 +315,8 @@ class _SampleKL(torch.autograd.Function):
             return None, None, None, None, grad_mu, grad_scale
         hooked = made is None
         (mu, scale, *others), (derivative,), overwrite = kept(ctx, len(saved) - hooked, saved)
-        state = others.pop() if others else None
+        # Starred, it is a tuple to the compiler of torch 2.11.
+        state, others = (others[-1], others[:-1]) if others else (None, others)
         if hooked and not isinstance(plan, Unplanned):
             # What a hook brings back may be of any layout and dtype.
             plan = backends.load("native", "sample_kl").plan(mu, scale, others[:5], plan.options)
