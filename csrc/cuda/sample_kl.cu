@@ -12,7 +12,7 @@ struct Forward {
   static constexpr int kStored = K::kStored, V = K::V;
   static constexpr bool kPlain = K::kPlain;
   static constexpr int kSums = 1;
-  static constexpr int kBlocksPerSm = sizeof(T) == 8 ? 1 : !kPlain || V > 4 ? 2 : 3;
+  static constexpr int kBlocksPerSm = sizeof(T) == 8 ? 1 : !kPlain || V > 4 || kPerDim ? 2 : 3;
   using Sum = T;
   Work work;
   Inputs<K> in;
