@@ -8,12 +8,11 @@ is needed; what is counted, and what a GPU can issue, is said in tests/sass.py.
 
 from __future__ import annotations
 
-import csv
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +21,6 @@ import sass
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "cuda-instructions-sm_90.csv"
 PAGE = ROOT / "docs" / "cuda.md"
-BEGIN, END = "<!-- instructions -->\n", "<!-- /instructions -->\n"
-COLUMNS = ("operator", "form", "pass", "dtype", "bytes", "instructions", "integer", "mufu", "bound")
 REGISTERS = RESULT.with_name("cuda-registers-sm_90.csv")
 REGISTER_COLUMNS = ("kernel", "registers", "shared_bytes", "stack_bytes")
 # As core/args.h numbers them.
@@ -107,16 +104,6 @@ def rows(code: dict[str, Code]) -> Iterator[tuple[str, ...]]:
             yield (*case[:3], dtype, str(moved), *each, f"{found.bound():.2f}")
 
 
-def table(lines: Sequence[Sequence[str]]) -> str:
-    """The lines in Markdown."""
-    head = "| operator | pass | dtype | bytes | all | integer | MUFU | arithmetic / memory |"
-    made = [head, "|---|---|---|---:|---:|---:|---:|---:|"]
-    for operator, form, *rest in lines:
-        name = f"`{operator}` {form}".strip()
-        made.append("| " + " | ".join([name, *rest]) + " |")
-    return "\n".join(made) + "\n"
-
-
 def resources(module: Path) -> list[list[str]]:
     """(kernel, registers, bytes of shared memory, bytes of stack) by the kernels' names."""
     tools = sass.tool("cuobjdump"), sass.tool("c++filt")
@@ -139,15 +126,8 @@ def resources(module: Path) -> list[list[str]]:
 def main() -> None:
     module = Path(sys.argv[1])
     lines = list(rows(kernels(module)))
-    found = ((RESULT, COLUMNS, lines), (REGISTERS, REGISTER_COLUMNS, resources(module)))
-    for path, columns, written in found:
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns)
-            writer.writerows(written)
-    before, rest = PAGE.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    PAGE.write_text(before + BEGIN + table(lines) + END + after)
+    sass.publish(lines, RESULT, PAGE)
+    sass.write(REGISTERS, REGISTER_COLUMNS, resources(module))
 
 
 if __name__ == "__main__":

@@ -19,11 +19,12 @@ their source; compilers add those of a division. A loop within that the path mus
 from __future__ import annotations
 
 import argparse
+import csv
 import importlib.util
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -319,6 +320,37 @@ def count(
             kinds = (True, INTEGER.match(i.operation), SPECIAL.match(i.operation))
             totals = [n + times * bool(k) for n, k in zip(totals, kinds, strict=True)]
     return Count(name, elements, moved, totals[0], totals[1], totals[2], by_opcode, tuple(path))
+
+
+# Of a table of counts: its results file, and the lines around it in a page.
+COLUMNS = ("operator", "form", "pass", "dtype", "bytes", "instructions", "integer", "mufu", "bound")
+BEGIN, END = "<!-- instructions -->\n", "<!-- /instructions -->\n"
+
+
+def table(lines: Iterable[Sequence[object]]) -> str:
+    """Lines of COLUMNS in Markdown."""
+    head = "| operator | pass | dtype | bytes | all | integer | MUFU | arithmetic / memory |"
+    made = [head, "|---|---|---|---:|---:|---:|---:|---:|"]
+    for operator, form, *rest in lines:
+        name = f"`{operator}` {form}".strip()
+        made.append("| " + " | ".join([name, *map(str, rest)]) + " |")
+    return "\n".join(made) + "\n"
+
+
+def write(path: Path, columns: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
+    """A results file."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(lines)
+
+
+def publish(lines: Sequence[Sequence[object]], result: Path, page: Path) -> None:
+    """Writes counts to their results file, and to the table of a page."""
+    write(result, COLUMNS, lines)
+    before, rest = page.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    page.write_text(before + BEGIN + table(lines) + END + after)
 
 
 def main() -> None:

@@ -105,15 +105,13 @@ def test_no_more_instructions_than_the_budget(elements, case, dtype):
 def test_the_results_are_of_every_case():
     with cuda_instructions.RESULT.open() as file:
         rows = list(csv.reader(file))
-    assert tuple(rows[0]) == cuda_instructions.COLUMNS
+    assert tuple(rows[0]) == sass.COLUMNS
     found = {(*row[:3], row[3]): float(row[5]) for row in rows[1:]}
     budgets = {(*c[:3], d): most for c in cuda_instructions.CASES for d, most in c.budget.items()}
     assert found.keys() == budgets.keys()
     assert all(found[key] <= budgets[key] for key in found)
     page = cuda_instructions.PAGE.read_text()
-    assert (
-        cuda_instructions.BEGIN + cuda_instructions.table(rows[1:]) + cuda_instructions.END in page
-    )
+    assert sass.BEGIN + sass.table(rows[1:]) + sass.END in page
 
 
 def test_dense_operands_move_16_bytes_at_a_time(machine_code):

@@ -263,8 +263,7 @@ VAEFAST_FN float factorial_quick(float x, float w) {
 
 // negative_binomial_nll for counts to 1e6, and means and dispersions between 1e-6 and 1e6.
 template <bool kGrad>
-VAEFAST_FN float negative_binomial_quick(float x, float mu, float theta, float& grad_mu,
-                                         float& grad_theta, bool& odd) {
+VAEFAST_FN float negative_binomial_quick(float x, float mu, float theta, float* grad, bool& odd) {
   odd = !((x >= 0.0f) & (x < 1e6f) & between(mu, 1e-6f, 1e6f) & between(theta, 1e-6f, 1e6f));
   const bool none = x == 0.0f, above = x > mu;
   const float rest = x - mu, d = abs(rest);
@@ -282,12 +281,12 @@ VAEFAST_FN float negative_binomial_quick(float x, float mu, float theta, float& 
   const float log_spread = device::log_near(sum * w_theta);
   const float binomial = madd(0.5f, log_spread, stirling) + factorial_quick(x, w_x);
   if constexpr (kGrad) {
-    grad_mu = -theta * w_mean * (rest * w_mu);
+    grad[0] = -theta * w_mean * (rest * w_mu);
     const float b = rest * w_mean;
     const float known = b - (above ? second : -second);
     const float rise = abs(b) < 0.25f ? minus_log1p_near(b) : known;
     // For a count of 0 the sum is theta, and their difference 0.
-    grad_theta = rise - madd(0.5f * x, w_theta * w_sum, psi_sum - psi_theta);
+    grad[1] = rise - madd(0.5f * x, w_theta * w_sum, psi_sum - psi_theta);
   }
   return (above ? deviance : -deviance) + (none ? 0.0f : binomial);
 }
@@ -315,14 +314,7 @@ struct negative_binomial {
 #if VAEFAST_DEVICE
   template <bool kGrad>
   VAEFAST_MEMBER float quick(float x, const float* theta, float* grad, bool& odd) const {
-    float grad_mu = 0.0f, grad_theta = 0.0f;
-    const float value =
-        negative_binomial_quick<kGrad>(x, theta[0] + eps, theta[1], grad_mu, grad_theta, odd);
-    if constexpr (kGrad) {
-      grad[0] = grad_mu;
-      grad[1] = grad_theta;
-    }
-    return value;
+    return negative_binomial_quick<kGrad>(x, theta[0] + eps, theta[1], grad, odd);
   }
 #endif
 };
@@ -364,13 +356,7 @@ struct zero_inflated_negative_binomial {
 #if VAEFAST_DEVICE
   template <bool kGrad>
   VAEFAST_MEMBER float quick(float x, const float* theta, float* grad, bool& odd) const {
-    float grad_mu = 0.0f, grad_theta = 0.0f;
-    const float n =
-        negative_binomial_quick<kGrad>(x, theta[0] + eps, theta[1], grad_mu, grad_theta, odd);
-    if constexpr (kGrad) {
-      grad[0] = grad_mu;
-      grad[1] = grad_theta;
-    }
+    const float n = negative_binomial_quick<kGrad>(x, theta[0] + eps, theta[1], grad, odd);
     return outer<kGrad, Counts::kAny>(x, n, theta, grad);
   }
 #endif

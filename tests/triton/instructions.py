@@ -5,7 +5,6 @@ benchmarks/results/triton-instructions-sm_90.csv and the table. No GPU is needed
 and what a GPU can issue, is said in tests/sass.py.
 """
 
-import csv
 import sys
 import tempfile
 from pathlib import Path
@@ -23,8 +22,6 @@ from vaefast.backends.triton.likelihoods import HEAVY  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "triton-instructions-sm_90.csv"
 PAGE = ROOT / "docs" / "triton.md"
-BEGIN, END = "<!-- instructions -->\n", "<!-- /instructions -->\n"
-COLUMNS = ("operator", "form", "pass", "dtype", "bytes", "instructions", "integer", "mufu", "bound")
 _NAMES = {F32: "float32", BF16: "bfloat16"}
 
 
@@ -98,25 +95,8 @@ def rows():
             )
 
 
-def table(lines):
-    """The lines in Markdown."""
-    head = "| operator | pass | dtype | bytes | all | integer | MUFU | arithmetic / memory |"
-    made = [head, "|---|---|---|---:|---:|---:|---:|---:|"]
-    for operator, form, *rest in lines:
-        name = f"`{operator}` {form}".strip()
-        made.append("| " + " | ".join([name, *map(str, rest)]) + " |")
-    return "\n".join(made) + "\n"
-
-
 def main():
-    lines = list(rows())
-    with RESULT.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(lines)
-    before, rest = PAGE.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    PAGE.write_text(before + BEGIN + table(lines) + END + after)
+    sass.publish(list(rows()), RESULT, PAGE)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("triton.language")
 
 import instructions
+import sass
 import torch
 from instructions import CASES
 
@@ -37,7 +38,7 @@ def test_within_the_budget(case, dtype):
 def test_the_results_are_of_every_case_and_within_the_budget():
     with instructions.RESULT.open() as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == instructions.COLUMNS
+    assert tuple(rows[0]) == sass.COLUMNS
     found = {
         (r["operator"], r["form"], r["pass"], r["dtype"]): float(r["instructions"]) for r in rows
     }
@@ -54,5 +55,5 @@ def test_the_page_has_the_results():
     with instructions.RESULT.open() as file:
         rows = list(csv.reader(file))[1:]
     page = instructions.PAGE.read_text()
-    table = re.search(f"{instructions.BEGIN}(.*){instructions.END}", page, re.DOTALL)
-    assert table.group(1) == instructions.table(rows)
+    table = re.search(f"{sass.BEGIN}(.*){sass.END}", page, re.DOTALL)
+    assert table.group(1) == sass.table(rows)
