@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from vaefast import _looks, _torch
 from vaefast.ops import _plans
 
 _ASKED: Any = torch._C.TensorBase
@@ -25,6 +26,11 @@ class Posing:
 
     def names(self) -> list[str]:
         return [name for name, _, _ in self.launches]
+
+    def look_of(self, *tensors: torch.Tensor) -> Callable[..., bool]:
+        """Tensors are on one device, which their look does not say."""
+        looks_so, device = _torch.look_of(*tensors), self.device
+        return lambda *given: self.device == device and looks_so(*given)
 
     def wrapped(self, name: str, prepared: Callable[..., None]) -> Callable[..., None]:
         def call(where: Any, *given: Any) -> None:
@@ -74,5 +80,6 @@ def pose(monkeypatch: pytest.MonkeyPatch) -> Posing:
         # Those of the CPU stay where they are.
         cache = functools.lru_cache(maxsize=64)
         monkeypatch.setattr(module, "_made", cache(module._made.__wrapped__))
-    monkeypatch.setattr(_plans, "kept", {})
+    monkeypatch.setattr(_plans, "kept", _plans.Kept())
+    monkeypatch.setattr(_looks, "look_of", made.look_of)
     return made

@@ -249,6 +249,8 @@ def test_what_is_asked_is_what_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[bool] = []
 
     class Counted(dict[Any, Any]):
+        looks = None
+
         def get(self, key: Any, default: Any = None) -> Any:
             plan = super().get(key, default)
             found.append(plan is not None)
@@ -318,7 +320,7 @@ def test_two_may_ask_at_once() -> None:
     found = vf.explain(outer)
     assert [c.operator for c in found.calls] == ["mmd"]
     assert [c.path for c in inner[-1].calls] == ["fast"]
-    assert type(_plans.kept) is dict
+    assert type(_plans.kept) is _plans.Kept
 
 
 def test_an_error_is_the_functions() -> None:

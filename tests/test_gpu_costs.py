@@ -173,7 +173,7 @@ def test_every_operator_says_what_it_is(name, monkeypatch):
     monkeypatch.setattr(backends, "select", select)
     monkeypatch.setattr(backends, "select_form", select_form)
     # A plan that is found was chosen for before.
-    monkeypatch.setattr(_plans, "kept", {})
+    monkeypatch.setattr(_plans, "kept", _plans.Kept())
     for call in operator_calls.calls(name, operator_calls.Sizes()):
         call()
     named = [kind for kind in kinds if kind[0]]

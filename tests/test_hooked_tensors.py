@@ -77,7 +77,7 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def no_plans(monkeypatch):
-    monkeypatch.setattr(_plans, "kept", {})
+    monkeypatch.setattr(_plans, "kept", _plans.Kept())
     torch.manual_seed(0)
     with vf.backend("native"):
         yield

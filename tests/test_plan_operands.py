@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def served(monkeypatch):
-    monkeypatch.setattr(_plans, "kept", {})
+    monkeypatch.setattr(_plans, "kept", _plans.Kept())
     with vf.backend("native"):
         yield
 

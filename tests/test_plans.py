@@ -23,6 +23,8 @@ def found(monkeypatch):
     log = []
 
     class Counted(dict):
+        looks = None
+
         def get(self, key):
             plan = super().get(key)
             log.append(plan is not None)

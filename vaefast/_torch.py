@@ -6,6 +6,7 @@ torch by its public names only.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -99,6 +100,54 @@ def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
         return plain
     node.apply = function.backward
     return cast(Callable[..., Any], super(torch.autograd.Function, function).apply)  # type: ignore[misc]
+
+
+# What a compiled graph asks of its tensors before it runs, in C++: of each it costs what two of
+# Python's questions to it do.
+_guards: Callable[..., Any] = _private(
+    "_dynamo.guards.TensorGuards", lambda *tensors, **static: None
+)
+
+Look = Callable[..., bool]
+
+
+def _looks_like_none(*tensors: object) -> bool:
+    return False
+
+
+def _guard_of(*tensors: Tensor) -> Look:
+    sizes, strides = ([[*of(t)] for t in tensors] for of in (Tensor.size, Tensor.stride))
+    try:
+        made = _guards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
+    except TypeError:
+        return _looks_like_none
+    return _looks_like_none if made is None else cast(Look, made.check)
+
+
+@functools.cache
+def _guards_tell_apart() -> bool:
+    """Whether guards do what `look_of` says, by this torch."""
+    own: Any = {"dtype": torch.float32, "device": "cpu"}
+    with torch.no_grad():
+        plain, column = torch.zeros(2, 3, **own), torch.zeros(2, 1, **own)
+        others = (
+            *(plain[:1], plain[:, :2], plain[0], plain[None], torch.zeros(3, 2, **own)),
+            *(torch.zeros(3, 2, **own).t(), column.expand(2, 3)),
+            *(plain.double(), plain.bool(), plain.to("meta"), torch._neg_view(plain)),
+            *(torch.zeros(2, 3, requires_grad=True, **own), torch.nn.Parameter(plain)),
+        )
+        same = _guard_of(plain, plain)
+        return same(plain, torch.ones(2, 3, **own)) and not any(
+            same(a, b) for t in others for a, b in ((t, plain), (plain, t))
+        )
+
+
+def look_of(*tensors: Tensor) -> Look:
+    """Whether as many tensors, given one by one, look like these: each of the same class, dtype,
+    device, shape and strides, asking for a gradient or not, and to torch's dispatcher, here and
+    now, the same: a negated view, a zero tensor, one that a transform or `torch.jit.trace` follows
+    does not look like a plain one. Where that cannot be told, none does."""
+    return _guard_of(*tensors) if _guards_tell_apart() else _looks_like_none
 
 
 def has_autocast(device: str) -> bool:

@@ -5,12 +5,16 @@
 
 #include <algorithm>
 #include <new>
+#include <stdexcept>
+#include <string>
 
 #include "python/grid_ops.h"
 
 namespace vaefast {
 namespace python {
 
+// An absent tensor's and an empty one's is null. That of one with elements can be too: a storage
+// may have been resized to nothing.
 inline void* data_of(PyObject* tensor) {
   static PyObject* const name = PyUnicode_InternFromString("data_ptr");
   if (tensor == Py_None) return nullptr;
@@ -18,7 +22,14 @@ inline void* data_of(PyObject* tensor) {
   if (found == nullptr) throw py::error_already_set();
   void* const data = PyLong_AsVoidPtr(found);
   Py_DECREF(found);
-  if (data == nullptr && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  if (data == nullptr) {
+    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+    const py::handle given(tensor);
+    if (given.attr("numel")().cast<int64_t>() > 0)
+      throw std::runtime_error("a tensor of shape " +
+                               py::str(given.attr("shape")).cast<std::string>() +
+                               " has no memory: its storage was resized to nothing");
+  }
   return data;
 }
 

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import threading
 from collections import UserDict
-from collections.abc import Hashable, Iterator, MutableMapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from .._explain import declined, served
+from .._looks import Looks
 from .._torch import (
     dispatch_modes,
     forward_mode,
@@ -35,6 +36,7 @@ from ._register import PLAIN, Operator, direct, settled
 LIMIT = 1024
 
 recording = torch.is_grad_enabled
+_data_ptr: Any = Tensor.data_ptr
 
 
 class Plan(Protocol):
@@ -44,7 +46,24 @@ class Plan(Protocol):
     def operator(self) -> str: ...
 
 
-kept: MutableMapping[Hashable, Plan] = {}
+class Kept(dict[Hashable, Plan]):
+    """Plans by their keys, which say of each tensor what a plan goes by.
+
+    `looks`: by number of tensors and settings, the key and the plan of tensors that look so, and
+    the backend that was asked for.
+    """
+
+    __slots__ = ("looks",)
+
+    def __init__(self) -> None:
+        self.looks: Looks | None = Looks()
+
+    def clear(self) -> None:
+        super().clear()
+        self.looks = Looks()
+
+
+kept: Kept | _Watched = Kept()
 
 
 def find(
@@ -54,8 +73,23 @@ def find(
     if is_dynamo_compiling():
         return None, None
     try:
+        kind, looks = (len(tensors), settings), kept.looks
+        seen = None if looks is None else looks.find(kind, tensors)
+        if (
+            seen is not None
+            and seen[1] is asked()
+            and not dispatch_modes()
+            and not forward_mode()
+            and saved_tensor_hooks(True) is None
+            and all(map(_data_ptr, tensors))
+        ):
+            found: tuple[Hashable, Plan] = seen[0]
+            return found
         key = key_of(tensors, settings)
-        return key, kept.get(key)
+        plan = kept.get(key)
+        if plan is not None and seen is None and looks is not None:
+            looks.add(kind, tensors, ((key, plan), asked()))
+        return key, plan
     except TypeError:
         # A clamp may be a list, and a likelihood of the user's may hold anything.
         declined("settings", "it is not hashable")
@@ -197,7 +231,7 @@ def watched() -> Iterator[None]:
     """Until it is closed, plans that are found tell `explain`; it may be open several times."""
     global kept, _watchers
     with _watching:
-        if not _watchers:
+        if not isinstance(kept, _Watched):
             kept = _Watched(kept)
         _watchers += 1
     try:
@@ -214,10 +248,12 @@ _watchers = 0
 
 
 class _Watched(UserDict[Hashable, Plan]):
-    """The plans kept; to find one is to use it."""
+    """The plans kept; to find one is to use it, by its key alone."""
 
-    def __init__(self, plans: MutableMapping[Hashable, Plan]) -> None:
-        self.data = cast(dict[Hashable, Plan], plans)
+    looks = None
+
+    def __init__(self, plans: Kept) -> None:
+        self.data: Kept = plans
 
     def get(self, key: Hashable, default: Any = None) -> Any:
         found = self.data.get(key)

@@ -31,12 +31,16 @@ def direct(*tensors: Tensor | None) -> bool:
     Not under a mode or a tracer that must see the operator, for a subclass with a dispatcher of
     its own, or for a tensor whose memory holds other numbers than it shows (a negated view), or
     is not there (a zero tensor, a batch that vmap shows one by one).
+
+    Raises:
+        RuntimeError: a tensor's storage was resized to nothing.
     """
     if is_dynamo_compiling():
         return False
     if dispatch_modes():
         declined("mode")
         return False
+    emptied: Tensor | None = None
     try:
         # A plain loop: a generator in all() takes twice the time.
         for t in tensors:
@@ -48,12 +52,20 @@ def direct(*tensors: Tensor | None) -> bool:
             if t.is_neg():
                 declined("negated")
                 return False
-            if not t.data_ptr() and is_zero_tensor(t):
-                declined("memory")
-                return False
+            if not t.data_ptr():
+                if is_zero_tensor(t):
+                    declined("memory")
+                    return False
+                if t.numel() and not t.is_meta:
+                    emptied = t
     except RuntimeError:
         declined("memory")
         return False
+    if emptied is not None:
+        raise RuntimeError(
+            f"a tensor of shape {list(emptied.shape)} has no memory: its storage was resized to "
+            "nothing"
+        )
     return True
 
 

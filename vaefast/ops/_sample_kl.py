@@ -24,13 +24,12 @@ from ._autograd import (
     distinct,
     keep,
     kept,
-    kinds_of,
     needs_reference,
     reference_grads,
 )
 from ._memory_order import inverse, memory_order, ordered
 from ._plans import recording
-from ._register import PLAIN, Operator, direct, settled
+from ._register import Operator, direct, settled
 
 _TENSORS = (
     "Tensor mu, Tensor scale, Tensor? prior_mu, Tensor? prior_scale, Tensor? mask, "
@@ -281,38 +280,21 @@ class _SampleKL(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> Any:
         plan, made, saved = ctx.plan, ctx.made, ctx.saved_tensors
-        mu, scale, *others = saved
-        kinds = ctx.kinds
         need = ctx.needs_input_grad[4:]
         grads: Sequence[Tensor | None]
-        if (
-            made
-            and len(others) < 2
-            and not recording()
-            and direct(grad_z, grad_kl)
-            and type(mu) in PLAIN
-            and type(scale) in PLAIN
-            and not mu.is_neg()
-            and not scale.is_neg()
-            and (grad_z is not None or grad_kl is not None)
-            and mu.shape == kinds[0][0] == scale.shape
-            and mu.dtype is kinds[0][1]
-            and scale.dtype is kinds[1][1]
-            and (
-                (plan.on_cpu and mu.is_cpu and scale.is_cpu)
-                or mu.device == kinds[0][2] == scale.device
-            )
-            and (made[0] is not None or kinds_of(others) == kinds[2:])
-        ):
-            # The end of most programs' graphs: nothing else is to be thought of.
+        if made and len(saved) < 4 and not recording():
             overwrite = not keeps_graph()
-            if overwrite:
-                ctx.made = ()
-            state = others[0] if others else None
-            grad_mu, grad_scale = plan.backward(
-                grad_z, grad_kl, mu, scale, (), state, made[0], need, overwrite
-            )
-            return None, None, None, None, grad_mu, grad_scale
+            how = plan.seen(saved, grad_z, grad_kl, made[0] if overwrite else None)
+            if how is not None:
+                # The end of most programs' graphs: nothing else is to be thought of.
+                if overwrite:
+                    ctx.made = ()
+                mu, scale, *others = saved
+                state = others[0] if others else None
+                grad_mu, grad_scale = plan.backward(
+                    grad_z, grad_kl, mu, scale, (), state, made[0], need, overwrite, how
+                )
+                return None, None, None, None, grad_mu, grad_scale
         hooked = made is None
         (mu, scale, *others), (derivative,), overwrite = kept(ctx, len(saved) - hooked, saved)
         # Starred, it is a tuple to the compiler of torch 2.11.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ... import _C
+from ..._looks import Looks
 from .._options import Posterior, z_shape
 from ..layout import Place, dense_strides, fitted, laid_out, places
 from ._pack import DTYPES, REDUCE
@@ -24,6 +25,10 @@ _BLOCKS = 16
 # What is beside mu and scale: prior_mu, prior_scale, mask, weight, noise; () for none of them.
 Others = Sequence[Tensor | None]
 _ABSENT = (None,) * 5
+
+# How a backward pass walks the upstream gradients: whether z's is one number, and from one sample's
+# of the KL to the next one's, -1 where it is laid out as the plan has it.
+How = tuple[bool, int]
 
 
 def plan(
@@ -58,8 +63,8 @@ class Plan:
     backend = "native"
 
     __slots__ = (
-        *("options", "kinds", "on_cpu", "_forward", "_backward", "_copies", "_shape", "_strides"),
-        *("_z", "_kl", "_kl_like", "_derivative", "_grads", "_workspace"),
+        *("options", "kinds", "_forward", "_backward", "_copies", "_shape", "_strides"),
+        *("_z", "_kl", "_kl_like", "_derivative", "_grads", "_workspace", "_looks"),
     )
 
     def __init__(
@@ -89,7 +94,7 @@ class Plan:
         if grad_kl is not None and per_place is None:
             given[8] = packed(grad_kl, Place(segments, shape[0] or 1, 0, 0, ""))
         grid = (rows // max(samples, 1), cols, segments)
-        self.on_cpu = on_cpu = is_on_cpu(device)
+        on_cpu = is_on_cpu(device)
         summed = [
             on_cpu and sums_broadcast(k, shape, p)
             for k, p in zip(parameters, found[:4], strict=True)
@@ -111,6 +116,7 @@ class Plan:
             ),
         )
         self.options = options
+        self._looks = Looks()
         # Of what a call that found this plan saves: by the kind of its state, and without one.
         pair = [kind(k, device) for k in (mu, scale)]
         states = torch.Size((2,)), torch.Size((*shape[:1], 2)), torch.Size((2,))
@@ -184,9 +190,23 @@ class Plan:
         derivative: Tensor | None,
         need: Sequence[bool],
         overwrite: bool,
+        how: How | None = None,
     ) -> Sequence[Tensor | None]:
         """The gradients in mu and scale, and where there are `others` in prior_mu and prior_scale.
-        `overwrite`: the one in scale may take the place of `derivative`."""
+        `overwrite`: the one in scale may take the place of `derivative`. `how`: what `seen` gave.
+        """
+        if how is None:
+            how = self._how(grad_z, grad_kl, mu, scale, others)
+            if how is None:
+                again = plan(mu, scale, others, self.options, grad_z, grad_kl)
+                found = again.backward(
+                    grad_z, grad_kl, mu, scale, others, state, derivative, need, overwrite
+                )
+                return found
+            if not others:
+                saved = (mu, scale) if state is None else (mu, scale, state)
+                spare = derivative if overwrite else None
+                self._looks.add(*self._given(saved, grad_z, grad_kl, spare), how)
         if derivative is not None and self._kl is None and overwrite:
             assert grad_z is not None
             # dz/dmu is 1.
@@ -194,31 +214,7 @@ class Plan:
                 grad_z.contiguous() if need[0] else None,
                 derivative.mul_(grad_z) if need[1] else None,
             )
-        strides = self._strides
-        expanded, step = False, 0
-        same = mu.stride() == strides[0] and scale.stride() == strides[1]
-        if grad_z is not None and grad_z.stride() != strides[7]:
-            expanded = not any(grad_z.stride())
-            same = same and expanded
-        if grad_kl is not None:
-            if strides[8] is None:
-                step = grad_kl.stride(0) if grad_kl.dim() else 0
-            elif grad_kl.stride() == strides[8]:
-                step = -1
-            else:
-                # Of a sum over the latent dimensions it is one number a sample.
-                per_sample = self.options.reduce == "elem"
-                step = grad_kl.stride(0) if per_sample else 0
-                same = same and not any(grad_kl.stride()[1 if per_sample else 0 :])
-        if others:
-            for tensor, stride in zip(others, strides[2:7], strict=True):
-                same = same and (tensor is None or tensor.stride() == stride)
-        if not same:
-            again = plan(mu, scale, others, self.options, grad_z, grad_kl)
-            found = again.backward(
-                grad_z, grad_kl, mu, scale, others, state, derivative, need, overwrite
-            )
-            return found
+        expanded, step = how
         kind = 0
         if derivative is not None:
             state = None
@@ -252,6 +248,67 @@ class Plan:
         if rest is None or not others:
             return grad_mu, grad_scale
         return grad_mu, grad_scale, _fitted(rest[5], others[0]), _fitted(rest[6], others[1])
+
+    def seen(
+        self,
+        saved: tuple[Tensor, ...],
+        grad_z: Tensor | None,
+        grad_kl: Tensor | None,
+        derivative: Tensor | None,
+    ) -> How | None:
+        """`how` of a backward pass with nothing beside mu, scale and a state, where one such has
+        passed all checks. `derivative`: where it may be overwritten."""
+        kind, given = self._given(saved, grad_z, grad_kl, derivative)
+        for looks_so, how in self._looks.get(kind, ()):
+            if looks_so(*given):
+                found: How = how
+                return found
+        return None
+
+    def _given(
+        self,
+        saved: tuple[Tensor, ...],
+        grad_z: Tensor | None,
+        grad_kl: Tensor | None,
+        derivative: Tensor | None,
+    ) -> tuple[int, tuple[Tensor | None, ...]]:
+        """What a backward pass looks at, and a number for each way of that: as `Looks` has it."""
+        if grad_z is None:
+            return len(saved), (*saved, grad_kl)
+        if grad_kl is not None:
+            return -len(saved), (*saved, grad_z, grad_kl)
+        if derivative is not None and self._kl is None:
+            return 1, (grad_z,)
+        return 4 + len(saved), (*saved, grad_z)
+
+    def _how(
+        self,
+        grad_z: Tensor | None,
+        grad_kl: Tensor | None,
+        mu: Tensor,
+        scale: Tensor,
+        others: Others,
+    ) -> How | None:
+        """None where the operands lie in another way than the plan was made for."""
+        strides = self._strides
+        expanded, step = False, 0
+        same = mu.stride() == strides[0] and scale.stride() == strides[1]
+        if grad_z is not None and grad_z.stride() != strides[7]:
+            expanded = not any(grad_z.stride())
+            same = same and expanded
+        if grad_kl is not None:
+            if strides[8] is None:
+                step = grad_kl.stride(0) if grad_kl.dim() else 0
+            elif grad_kl.stride() == strides[8]:
+                step = -1
+            else:
+                # Of a sum over the latent dimensions it is one number a sample.
+                per_sample = self.options.reduce == "elem"
+                step = grad_kl.stride(0) if per_sample else 0
+                same = same and not any(grad_kl.stride()[1 if per_sample else 0 :])
+        for tensor, stride in zip(others, strides[2:7], strict=False):
+            same = same and (tensor is None or tensor.stride() == stride)
+        return (expanded, step) if same else None
 
     def _laid_out(
         self,
