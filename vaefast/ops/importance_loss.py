@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _args
+from ..backends.reference._exact import logsumexp
 from ..backends.reference.sample_kl import expm1_rest
 from ._weighed import weighing_z
 
@@ -141,7 +142,7 @@ def importance_loss(
 
 def logmeanexp(values: Tensor, dim: int = 0) -> Tensor:
     """log of the mean of exp(values) over `dim`."""
-    return torch.logsumexp(values, dim) - math.log(values.shape[dim])
+    return logsumexp(values, dim) - math.log(values.shape[dim])
 
 
 def _renyi(log_w: Tensor, power: float) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._options import Weighing
+from ._exact import logsumexp
 from .mixture_log_prob import normal_log_prob
 
 
@@ -16,8 +17,8 @@ def tc_terms(z: Tensor, mu: Tensor, logvar: Tensor, weighing: Weighing) -> Tenso
     first = weighing.first
     pairs = normal_log_prob(z[:, None], mu, logvar)
     weights = log_weight_matrix(z, mu.shape[0], weighing)
-    log_qz = torch.logsumexp(weights + pairs.sum(-1), 1)
-    log_product = torch.logsumexp(weights[..., None] + pairs, 1).sum(-1)
+    log_qz = logsumexp(weights + pairs.sum(-1), 1)
+    log_product = logsumexp(weights[..., None] + pairs, 1).sum(-1)
     own = slice(first, first + z.shape[0])
     log_qzx = normal_log_prob(z, mu[own], logvar[own]).sum(-1)
     log_pz = (-0.5 * (z**2 + math.log(2 * math.pi))).sum(-1)
