@@ -3,6 +3,7 @@ what their gradients weigh by adds up to 1 wherever the sum's own rounding lies.
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import vaefast as vf
 
@@ -75,3 +76,13 @@ def test_logits(backend, far):
             (grad,) = torch.autograd.grad(vf.nll(leaf, target, likelihood), leaf)
             # A constant added to all logits changes nothing.
             assert abs(grad[:, :width].sum()) < 1e-5
+
+
+def test_the_number_of_samples_is_not_compiled_anew():
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(vf.importance_loss, fullgraph=True, backend=counter)
+    for samples in (3, 5, 8, 2):
+        log_w = torch.arange(samples * 2.0).view(samples, 2) - 1e5
+        torch.testing.assert_close(compiled(log_w), vf.importance_loss(log_w))
+    assert counter.frame_count <= 2

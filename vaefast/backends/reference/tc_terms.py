@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._options import Weighing
-from ._exact import logsumexp
+from ._exact import left_open, log_of, logsumexp
 from .mixture_log_prob import normal_log_prob
 
 
@@ -27,14 +27,15 @@ def tc_terms(z: Tensor, mu: Tensor, logvar: Tensor, weighing: Weighing) -> Tenso
 
 def log_weight_matrix(like: Tensor, components: int, weighing: Weighing) -> Tensor:
     """log W `[B, M]`: the logarithm of each posterior's weight in each point's estimate."""
-    matrix = like.new_full((like.shape[0], components), weighing.log_weight)
+    weight = left_open(weighing.log_weight, like)
+    matrix: Tensor = like.new_zeros((like.shape[0], components)) + weight
     if weighing.own == 1 and weighing.stratum == 1:
         return matrix
     own = torch.arange(like.shape[0], device=like.device) + weighing.first
     # The order matters only where a component is its own successor.
     successor = ((own + 1) % components).unsqueeze(1)
     component = torch.arange(components, device=like.device)
-    of_stratum = weighing.log_weight + math.log(weighing.stratum)
+    of_stratum = weight + log_of(weighing.stratum, like)
     matrix = torch.where(component == successor, of_stratum, matrix)
-    of_own = weighing.log_weight + math.log(weighing.own)
+    of_own = weight + log_of(weighing.own, like)
     return torch.where(component == own.unsqueeze(1), of_own, matrix)
