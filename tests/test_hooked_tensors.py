@@ -1,5 +1,6 @@
 """What a hook on a saved tensor brings back, of whatever operator: a kernel reads by address, so
-that another dtype is read as the one that was saved, and another shape or device is an error."""
+that another dtype or other strides are read as those that were saved, and another shape or device
+is an error."""
 
 import itertools
 
@@ -113,13 +114,24 @@ def gradients(call, leaves, place=None, bring=None):
     outputs = outputs_of(call)
     if place is not None:
         saved(outputs)[place].register_hooks(lambda t: t, bring)
-    upstream = [torch.linspace(-1, 1, o.numel()).view(o.shape).to(o.dtype) for o in outputs]
+    # Of each output another, or sums that cancel in the whole hide what is wrong in the parts.
+    upstream = [
+        torch.linspace(-1, 1 + number, o.numel()).view(o.shape).to(o.dtype)
+        for number, o in enumerate(outputs)
+    ]
     return torch.autograd.grad(outputs, leaves, upstream, allow_unused=True)
 
 
 def same(got, want):
     return all(
         a is b is None or torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+        for a, b in zip(got, want, strict=True)
+    )
+
+
+def close(got, want):
+    return all(
+        a is b is None or torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
         for a, b in zip(got, want, strict=True)
     )
 
@@ -131,6 +143,26 @@ def test_another_dtype_is_read_as_it_was(of, case):
     want = gradients(call, leaves)
     for place in places:
         assert same(gradients(call, leaves, place, lambda t: t.to(OTHER[t.dtype])), want), place
+
+
+LAYOUTS = {
+    "every other": lambda t: torch.stack([t, t + 1], -1)[..., 0] if t.is_floating_point() else t,
+    "backwards": lambda t: t.mT.contiguous().mT if t.dim() > 1 else t,
+}
+
+
+@pytest.mark.parametrize(("of", "case"), CASES)
+def test_other_strides_are_read_as_they_were(of, case):
+    """Of each tensor that is saved, and where a hook sees all that is, what is made for the
+    backward pass among them. Of sums of other strides the order may be another."""
+    call, leaves = of(case)
+    places = saved(outputs_of(call))
+    want = gradients(call, leaves)
+    for name, bring in LAYOUTS.items():
+        for place in places:
+            assert close(gradients(call, leaves, place, bring), want), (name, place)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, bring):
+            assert close(gradients(call, leaves), want), name
 
 
 @pytest.mark.parametrize(("of", "case"), CASES)

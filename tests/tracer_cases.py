@@ -222,13 +222,14 @@ def _mean(v: float, m: Tensor) -> Any:
 
 
 # What people change from step to step: the setting's value is the function's first argument.
+INTEGERS = {"rsample offset", "tc_terms dataset_size"}
 SETTINGS: dict[str, tuple[Call, tuple[Any, ...]]] = {
     "rsample temperature": (lambda v, m, s: vf.rsample(m, s, seed=1, temperature=v), (P, P)),
     "rsample clamp": (lambda v, m, s: vf.rsample(m, s, seed=1, clamp=(-v, v)), (P, P)),
     "rsample soft clamp": (lambda v, m, s: vf.rsample(m, s, seed=1, clamp=("soft", -v, v)), (P, P)),
     "rsample min_std": (
         lambda v, m, s: vf.rsample(m, s, seed=1, param="softplus", min_std=v), (P, P)),
-    "rsample offset": (lambda v, m, s: vf.rsample(m, s, seed=1, offset=int(16 * v)), (P, P)),
+    "rsample offset": (lambda v, m, s: vf.rsample(m, s, seed=1, offset=v), (P, P)),
     "sample_kl temperature": (lambda v, m, s: vf.sample_kl(m, s, seed=1, temperature=v), (P, P)),
     "sample_kl clamp": (lambda v, m, s: vf.sample_kl(m, s, seed=1, clamp=(-v, v)), (P, P)),
     "sample_kl Monte Carlo temperature": (
@@ -270,7 +271,7 @@ SETTINGS: dict[str, tuple[Call, tuple[Any, ...]]] = {
     "importance_loss beta": (
         lambda v, w: vf.importance_loss(w, bound="ciwae", beta=v), ((4, "B"),)),
     "tc_terms dataset_size": (
-        lambda v, z, m, s: vf.tc_terms(z, m, s, dataset_size=int(1000 * v)).tc, (P, P, P)),
+        lambda v, z, m, s: vf.tc_terms(z, m, s, dataset_size=v).tc, (P, P, P)),
     "tc_terms clamp": (
         lambda v, z, m, s: vf.tc_terms(z, m, s, dataset_size=100, clamp=(-v, v)).tc, (P, P, P)),
     "mixture_log_prob clamp": (

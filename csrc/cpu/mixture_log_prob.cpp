@@ -96,7 +96,8 @@ struct Backward {
     distance_rows(c, block, width, z, rows, grad);
     for (int64_t r = 0; r < rows; ++r) {
       T* g = grad + r * kPairCols;
-      const T shift = static_cast<T>(args.joint[begin + r]), factor = upstream[r];
+      const Divisor<T> by(args.joint[begin + r]);
+      const T shift = by.shift, factor = upstream[r] * by.rest;
 #pragma omp simd
       for (int64_t l = 0; l < width; ++l) {
         g[l] = factor * exp2((total[l] - g[l]) - shift);

@@ -268,8 +268,8 @@ struct Backward {
     for (int64_t r = 0; r < rows; ++r) {
       T* g = joint + r * kPairCols;
       const T* w = weights + r * kPairCols;
-      const T shift = static_cast<T>(args.joint[begin + r]);
-      const T factor = grad_tc[r] - grad_mi[r];
+      const Divisor<T> by(args.joint[begin + r]);
+      const T shift = by.shift, factor = (grad_tc[r] - grad_mi[r]) * by.rest;
 #pragma omp simd
       for (int64_t l = 0; l < width; ++l) g[l] = factor * exp2((total[l] - g[l]) - shift);
       if (weighted)

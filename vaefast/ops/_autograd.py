@@ -117,7 +117,7 @@ def keep(ctx: Any, tensors: Sequence[Tensor | None], made: Sequence[Tensor | Non
     """Saves `tensors` for the backward pass, and what the forward pass has `made` for it.
 
     The latter may be written over, as nobody else can hold it: `ctx` alone does, but where a hook
-    sees all that is saved, or a compiler does.
+    sees all that is saved, or a compiler does. It comes back with its strides.
     """
     traced = is_dynamo_compiling()
     hooked = traced or saved_tensor_hooks(True) is not None
@@ -126,6 +126,7 @@ def keep(ctx: Any, tensors: Sequence[Tensor | None], made: Sequence[Tensor | Non
     ctx.made = None if hooked else made
     # A compiler's hooks are on what it saves itself.
     ctx.kinds = None if traced else kinds_of(saved)
+    ctx.strides = [t if t is None else t.stride() for t in made] if hooked and not traced else None
 
 
 def kept(
@@ -139,12 +140,24 @@ def kept(
         saved = as_saved(saved, ctx.kinds)
     made = ctx.made
     if made is None:
-        return saved[:count], saved[count:], False
+        made = saved[count:]
+        if ctx.strides is not None and not is_dynamo_compiling():
+            made = [_strided(t, s) for t, s in zip(made, ctx.strides, strict=True)]
+        return saved[:count], made, False
     if keeps_graph():
         return saved, made, False
     # Freed with the saved tensors, and not held when autograd takes the gradients over.
     ctx.made = ()
     return saved, made, True
+
+
+def _strided(tensor: Tensor | None, strides: Sequence[int] | None) -> Tensor | None:
+    """What was made lies as it was made, whatever a hook did: no kernel asks."""
+    if tensor is None or strides is None or tensor.stride() == strides:
+        return tensor
+    return torch.empty_strided(
+        tensor.shape, strides, dtype=tensor.dtype, device=tensor.device
+    ).copy_(tensor)
 
 
 def distinct(*args: Any) -> tuple[Any, ...]:

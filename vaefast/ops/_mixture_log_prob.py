@@ -59,13 +59,13 @@ class _Mixture(torch.autograd.Function):
     def forward(ctx: Any, plan: Any, *tensors: Any) -> Tensor:
         values: Tensor
         values, joint = plan.run(_forward, tensors)
-        keep(ctx, (*tensors, joint))
+        keep(ctx, tensors, (joint,))
         ctx.plan = plan
         return values
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        (*tensors, joint), _, _ = kept(ctx, 5)
+        tensors, (joint,), _ = kept(ctx, 4)
         need = ctx.needs_input_grad[1:5]
         if by_reference(upstream):
             grads = reference_grads(

@@ -57,23 +57,23 @@ class _TCTerms(torch.autograd.Function):
     ) -> Tensor:
         terms: Tensor
         terms, joint, marginals = plan.run(_forward, (z, mu, logvar), numbers)
-        keep(ctx, (z, mu, logvar, joint, marginals, numbers))
+        keep(ctx, (z, mu, logvar, numbers), (joint, marginals))
         ctx.plan = plan
         return terms
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        (*saved, numbers), _, _ = kept(ctx, 6)
+        (*saved, numbers), sums, _ = kept(ctx, 4)
         (weighing,), need = ctx.plan.options, ctx.needs_input_grad[1:4]
         if by_reference(upstream):
             grads = reference_grads(
                 lambda z, mu, logvar: (reference.tc_terms(z, mu, logvar, weighing),),
-                saved[:3],
+                saved,
                 need,
                 (upstream,),
             )
             return (None, *grads, None)
-        made = _backward.call(ctx.plan.backend, numbers, upstream, *saved, weighing)
+        made = _backward.call(ctx.plan.backend, numbers, upstream, *saved, *sums, weighing)
         return (None, *[g if n else None for g, n in zip(made, need, strict=True)], None)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
 from .. import _args
+from ..backends.reference._exact import log_of, logsumexp
 from ..backends.reference.sample_kl import expm1_rest
 from ._weighed import weighing_z
 
@@ -141,7 +141,8 @@ def importance_loss(
 
 def logmeanexp(values: Tensor, dim: int = 0) -> Tensor:
     """log of the mean of exp(values) over `dim`."""
-    return torch.logsumexp(values, dim) - math.log(values.shape[dim])
+    total = logsumexp(values, dim)
+    return total.sub(log_of(values.shape[dim], values))
 
 
 def _renyi(log_w: Tensor, power: float) -> Tensor:

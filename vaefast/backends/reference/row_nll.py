@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..._args import compute_dtype
 from .._options import RowNll
-from ._exact import clamp, tanh
+from ._exact import clamp, logsumexp, tanh
 from .likelihoods.pixels import bin_nll
 from .sample_kl import unmasked
 
@@ -67,7 +67,7 @@ def multinomial(params: Tensor, target: Sequence[Tensor], numbers: tuple[float, 
     # The terms of a row of large counts cancel.
     logits = _double(params.squeeze(2))
     # Of no classes there are no counts, whose 0 times the logarithm of nothing is no number.
-    normaliser = torch.logsumexp(logits, 1) if logits.shape[1] else logits.sum(1)
+    normaliser = logsumexp(logits, 1) if logits.shape[1] else logits.sum(1)
     if len(target) == 1:
         x = _repeated(target[0].squeeze(-1).to(logits.dtype), params)
         dot = torch.where(x == 0, 0.0, x * torch.where(x == 0, 0.0, logits)).sum(1)
@@ -128,7 +128,7 @@ def logistic_mixture(
         log_scale = clamp(groups[:, c, 1], low=least)
         at = x[:, None, c] - mean
         losses = losses + bin_nll(at, log_scale, level[:, None, c], top, width, math.log(width))
-    return torch.logsumexp(logits, 1) - torch.logsumexp(logits - losses, 1)
+    return logsumexp(logits, 1) - logsumexp(logits - losses, 1)
 
 
 ROW_FORMULAS: dict[str, Formula] = {

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._exact import decayed, whitened
+from .._exact import decayed, log_of, whitened
 from ._base import location_formula
 
 
@@ -101,5 +101,6 @@ def _log1p_square(distance: Tensor, log_scale: Tensor, root: float) -> Tensor:
     """log(1 + r^2), r = d e^-s root, also where r or its square overflows."""
     far = decayed(distance.detach(), log_scale.detach()).abs() * root > 1e15
     r = decayed(torch.where(far, 0.0, distance), log_scale) * root
-    log_size = torch.log(torch.where(far, distance, 1.0).abs()) - log_scale + math.log(root)
+    log_size = torch.log(torch.where(far, distance, 1.0).abs()) - log_scale
+    log_size = log_size + log_of(root, distance)
     return torch.where(far, 2 * log_size, torch.log1p(r * r))
