@@ -81,6 +81,7 @@ class Block {
     kernel_ = kernel;
     op_ = op;
     order_ = &order;
+    asked_ = false;
     std::vector<int> numbers(static_cast<size_t>(threads));
     for (int i = 0; i < threads; ++i) {
       numbers[static_cast<size_t>(i)] = i;
@@ -109,12 +110,20 @@ class Block {
         fibers_[i].state = State::kReady;
         ++phases_[i].block;
       }
+      answer_ = asked_;
+      asked_ = false;
       if (order.shuffled) order.apply(numbers);
     }
     current_ = -1;
   }
 
   void wait_for_block() { leave(State::kAtBlock); }
+
+  bool wait_for_block_or(bool asked) {
+    asked_ = asked_ || asked;
+    leave(State::kAtBlock);
+    return answer_;
+  }
 
   void wait_for_warp(bool orders_memory) {
     const int first = current_ / kWarp * kWarp, end = std::min(first + kWarp, threads_);
@@ -136,6 +145,16 @@ class Block {
     // Nobody gives the next before all have taken this.
     wait_for_warp(false);
     std::memcpy(value, &taken, bytes);
+  }
+
+  void gather(const void* mine, size_t bytes, void* all) {
+    const int first = current_ / kWarp * kWarp;
+    std::memcpy(lanes_[current_], mine, bytes);
+    wait_for_warp(false);
+    for (int i = 0; i < kWarp; ++i)
+      std::memcpy(static_cast<char*>(all) + static_cast<size_t>(i) * bytes, lanes_[first + i],
+                  bytes);
+    wait_for_warp(false);
   }
 
   // Of an access to memory: the thread may stop here.
@@ -199,6 +218,9 @@ class Block {
   const void* op_ = nullptr;
   Order* order_ = nullptr;
   uint64_t given_[kMostThreads] = {};
+  char lanes_[kMostThreads][kMostGiven] = {};
+  // What sync_block_or is asked, and what the last barrier found.
+  bool asked_ = false, answer_ = false;
   Phase phases_[kMostThreads];
   Accesses accesses_;
 };
@@ -216,8 +238,10 @@ void Block::live() {
 }  // namespace
 
 void sync_block() { block.wait_for_block(); }
+int sync_block_or(int asked) { return block.wait_for_block_or(asked != 0); }
 void sync_warp() { block.wait_for_warp(true); }
 void exchange(void* value, int other, size_t bytes) { block.exchange(value, other, bytes); }
+void gather(const void* mine, size_t bytes, void* all) { block.gather(mine, bytes, all); }
 void* dynamic_shared() { return dynamic.data(); }
 void access(const void* at, size_t bytes, bool writes) { block.access(at, bytes, writes); }
 
