@@ -10,6 +10,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <memory>
 #include <optional>
@@ -67,6 +68,40 @@ struct Order {
     if (shuffled) std::shuffle(numbers.begin(), numbers.end(), *random);
   }
 };
+
+double tf32_of(uint32_t bits) {
+  bits &= 0xffffe000u;
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+double power_of_two(uint64_t exponent) {
+  const uint64_t bits = exponent << 52;
+  double x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+// sum and four products, each cut at 24 bits of the largest of the five, and the result at its own.
+float cut_sum(float sum, const double* products) {
+  double largest = std::fabs(sum);
+  for (int i = 0; i < 4; ++i) largest = std::fmax(largest, std::fabs(products[i]));
+  if (!(largest > 0 && std::isfinite(largest))) {
+    for (int i = 0; i < 4; ++i) sum += static_cast<float>(products[i]);
+    return sum;
+  }
+  // By its exponent: what is cut is that of a number of 24 bits.
+  uint64_t bits;
+  std::memcpy(&bits, &largest, sizeof bits);
+  const uint64_t exponent = bits >> 52;
+  const double step = power_of_two(exponent - 23), inverse = power_of_two(2069 - exponent);
+  int64_t cut = static_cast<int64_t>(sum * inverse);
+  for (int i = 0; i < 4; ++i) cut += static_cast<int64_t>(products[i] * inverse);
+  const double total = static_cast<double>(cut) * step;
+  const float nearest = static_cast<float>(total);
+  return std::fabs(nearest) > std::fabs(total) ? std::nextafter(nearest, 0.0f) : nearest;
+}
 
 // The fibers of one thread of the CPU, which live as long as it does.
 class Block {
@@ -147,13 +182,21 @@ class Block {
     std::memcpy(value, &taken, bytes);
   }
 
-  void gather(const void* mine, size_t bytes, void* all) {
-    const int first = current_ / kWarp * kWarp;
-    std::memcpy(lanes_[current_], mine, bytes);
+  void multiply_add(const uint32_t* a, const uint32_t* b, float* sums) {
+    const int mine = current_, lane = mine % kWarp, first = mine - lane;
+    for (int i = 0; i < 4; ++i) left_[mine][i] = tf32_of(a[i]);
+    for (int i = 0; i < 2; ++i) right_[mine][i] = tf32_of(b[i]);
     wait_for_warp(false);
-    for (int i = 0; i < kWarp; ++i)
-      std::memcpy(static_cast<char*>(all) + static_cast<size_t>(i) * bytes, lanes_[first + i],
-                  bytes);
+    for (int i = 0; i < 4; ++i) {
+      const int row = first + lane / 4 * 4, column = first + 4 * (2 * (lane % 4) + i % 2);
+      for (int half = 0; half < 2; ++half) {
+        double products[4];
+        for (int k = 0; k < 4; ++k)
+          products[k] = left_[row + k][i / 2 + 2 * half] * right_[column + k][half];
+        sums[i] = cut_sum(sums[i], products);
+      }
+    }
+    // Nobody gives the next before all have taken this.
     wait_for_warp(false);
   }
 
@@ -218,7 +261,7 @@ class Block {
   const void* op_ = nullptr;
   Order* order_ = nullptr;
   uint64_t given_[kMostThreads] = {};
-  char lanes_[kMostThreads][kMostGiven] = {};
+  double left_[kMostThreads][4] = {}, right_[kMostThreads][2] = {};
   // What sync_block_or is asked, and what the last barrier found.
   bool asked_ = false, answer_ = false;
   Phase phases_[kMostThreads];
@@ -241,7 +284,9 @@ void sync_block() { block.wait_for_block(); }
 int sync_block_or(int asked) { return block.wait_for_block_or(asked != 0); }
 void sync_warp() { block.wait_for_warp(true); }
 void exchange(void* value, int other, size_t bytes) { block.exchange(value, other, bytes); }
-void gather(const void* mine, size_t bytes, void* all) { block.gather(mine, bytes, all); }
+void multiply_add(const uint32_t* a, const uint32_t* b, float* sums) {
+  block.multiply_add(a, b, sums);
+}
 void* dynamic_shared() { return dynamic.data(); }
 void access(const void* at, size_t bytes, bool writes) { block.access(at, bytes, writes); }
 

@@ -50,9 +50,9 @@ int sync_block_or(int asked);
 void sync_warp();
 // Every lane of a warp gives `bytes`, of at most 8, and gets those of the lane `other` away by xor.
 void exchange(void* value, int other, size_t bytes);
-// Every lane of a warp gives `bytes`, of at most kMostGiven, and gets those of all 32.
-constexpr size_t kMostGiven = 32;
-void gather(const void* mine, size_t bytes, void* all);
+// A warp's product of TF32 matrices, as cuda/mma.cuh says: a lane's part of either, and of the
+// sums.
+void multiply_add(const uint32_t* a, const uint32_t* b, float* sums);
 // The shared memory that a launch has beside what its kernel declares.
 void* dynamic_shared();
 // What a block may have of that.

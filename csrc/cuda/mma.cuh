@@ -11,10 +11,6 @@
 #include "cuda/emulated.h"
 #include "math/bits.h"
 
-#if !defined(__CUDACC__)
-#include <cmath>
-#endif
-
 namespace vaefast {
 namespace VAEFAST_ISA {
 
@@ -38,31 +34,6 @@ VAEFAST_FN uint32_t nearest_tf32(float x) { return to_bits(x) + 0x1000u; }
 
 VAEFAST_FN float cut_tf32(uint32_t bits) { return as_float(bits & 0xffffe000u); }
 
-#if !defined(__CUDACC__)
-
-// sum + the four products, each cut at 24 bits of the largest, and the sum as well.
-inline float cut_sum(float sum, const double* products) {
-  double largest = sum < 0 ? -double{sum} : double{sum};
-  for (int i = 0; i < 4; ++i) {
-    const double size = products[i] < 0 ? -products[i] : products[i];
-    largest = size > largest ? size : largest;
-  }
-  const uint64_t exponent = to_bits(largest) >> 52;
-  if (exponent < 128 || exponent >= 2047) {
-    for (int i = 0; i < 4; ++i) sum += static_cast<float>(products[i]);
-    return sum;
-  }
-  const double step = as_double((exponent - 23) << 52);
-  double total = std::trunc(sum / step);
-  for (int i = 0; i < 4; ++i) total += std::trunc(products[i] / step);
-  total *= step;
-  const float rounded = static_cast<float>(total);
-  const bool beyond = rounded < 0 ? rounded < total : rounded > total;
-  return beyond ? as_float(to_bits(rounded) - 1) : rounded;
-}
-
-#endif
-
 // sums += a b, of 16 x 8 and 8 x 8.
 static __device__ __forceinline__ void multiply_add(const Tf32Left& a, const Tf32Right& b,
                                                     Sums16x8& sums) {
@@ -72,24 +43,7 @@ static __device__ __forceinline__ void multiply_add(const Tf32Left& a, const Tf3
       : "+f"(sums.v[0]), "+f"(sums.v[1]), "+f"(sums.v[2]), "+f"(sums.v[3])
       : "r"(a.v[0]), "r"(a.v[1]), "r"(a.v[2]), "r"(a.v[3]), "r"(b.v[0]), "r"(b.v[1]));
 #elif !defined(__CUDACC__)
-  struct Given {
-    Tf32Left a;
-    Tf32Right b;
-  };
-  const Given mine = {a, b};
-  Given all[32];
-  emulated::gather(&mine, sizeof mine, all);
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  for (int i = 0; i < 4; ++i) {
-    const int row = i / 2, column = 2 * (lane % 4) + i % 2;
-    for (int half = 0; half < 2; ++half) {
-      double products[4];
-      for (int k = 0; k < 4; ++k)
-        products[k] = double{cut_tf32(all[lane / 4 * 4 + k].a.v[row + 2 * half])} *
-                      double{cut_tf32(all[column * 4 + k].b.v[half])};
-      sums.v[i] = cut_sum(sums.v[i], products);
-    }
-  }
+  emulated::multiply_add(a.v, b.v, sums.v);
 #else
   (void)a, (void)b, (void)sums;
 #endif

@@ -8,19 +8,22 @@
 // something is not a number, it takes differences. (So does the CPU, for all tiles at once.)
 //
 // With R^2 = kProducts C, q the power of two with R <= 2^11 q < 2R, u = 2^-24, D <= kDims:
+// - x - c rounds: 8 u R^2 in a squared distance.
 // - x = a + b, a the nearest multiple of q, which is a TF32, |b| <= q/2. Sums of a a' are multiples
 //   of q^2 below 2^24 q^2: no tensor core rounds them, in whatever order it adds.
-// - xx' = aa' + ab' + bx', where b, b' are cut and x' is rounded to TF32: per dimension that is off
-//   by |x| q 2^-11 and q/2 |x'| 2^-11 at most, and so are the sums by 1.5 sqrt(D) R q 2^-11 <=
-//   6 sqrt(D) R^2 u. b has any sign: of random errors it is near 2 R^2 u. The sums of ab' and bx'
-//   are below 2^-10 sqrt(D) R^2, and cut 2 D/4 times, 5 addends each: below 2 R^2 u for 64.
-// - |x|^2, in sums of 16 and of 4, rounds 18 times; the sum of the three 4 times.
-// A squared distance is off by at most (12 sqrt(D) + 4 + 36 + 16) R^2 u, for 64 dimensions
-// 152 * 16 C u = 1.5e-4 C, if every rounding is the largest and all point one way, and by sqrt(D)
-// and sqrt(18) in the place of D and 18 (Higham and Mary 2019, "A new approach to probabilistic
-// rounding error analysis"), some 12 R^2 u = 1.1e-5 C, for points that are all at the limit.
-// Normal points under the default scales have |x|^2 near 5 C, and are off by 3e-6 C. A scale's
-// value is off by that over C, and the mean over pairs by far less, as the signs differ.
+// - xx' = aa' + ab' + bx', where b, b' and x' are cut to TF32: per dimension that is off by
+//   (|x| + |x'|) q 2^-11 at most, so are the sums by 16 sqrt(D) u R^2. As b has any sign, random
+//   errors are near 3 u R^2. The sums of ab' + bx' are below sqrt(D) 2^-10 R^2, and cut D/2 times
+//   where five addends meet (mma.cuh): 3 u R^2 for 64 dimensions.
+// - |x|^2 in sums of 16, added up, rounds 18 times; the three terms of a distance 8 u R^2.
+// So a squared distance is off by (8 + 2 (16 sqrt(D) + 3) + 36 + 8) u R^2 at most, for 64
+// dimensions 3e-4 C, if every error is the largest and all point one way. By random ones (Higham
+// and Mary 2019, "A new approach to probabilistic rounding error analysis") it is some 10 u R^2 =
+// 1e-5 C for points at the limit, and 3e-6 C for normal ones under the default scales, whose |x|^2
+// is near 5 C. A scale's value is off by that over it, and the mean over pairs by far less, as
+// signs differ. A pull's error is u times the sum of |slope| R, as it is for differences of points
+// that far apart: of points in narrow groups far from c, whose pulls cancel, it is more than by
+// differences.
 #pragma once
 
 #include "cuda/mma.cuh"
@@ -126,16 +129,22 @@ struct MmdProducts {
 
   static __device__ __forceinline__ void read(const Points<float>& points, int tile, int64_t dim,
                                               int thread, Part& part) {
-    const int left = left_of(points.dims, dim);
     const int64_t point = int64_t{tile} * kSide + thread / 4;
-    const float* row = points.data + point * points.dims + dim;
+    const int left = point < points.count ? left_of(points.dims, dim) : 0;
+    const int first = thread % 4 * 4;
+    const char* row =
+        reinterpret_cast<const char*>(points.data + point * points.dims + dim + first);
+    if (points.wide) {
 #pragma unroll
-    for (int p = 0; p < kParts; ++p) {
-      const int d = 16 * p + thread % 4 * 4;
-      int n = left - d < 4 ? left - d : 4;
-      if (n < 0 || point >= points.count) n = 0;
-      load_packed<4, 4>(reinterpret_cast<const char*>(row + d), points.wide && n == 4, n,
-                        part.words[p]);
+      for (int p = 0; p < kParts; ++p) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) part.words[p][i] = 0;
+        if (16 * p + first < left) load_words<16>(row + 64 * p, part.words[p]);
+      }
+    } else {
+#pragma unroll
+      for (int p = 0; p < kParts; ++p)
+        load_each<4, 4>(row + 64 * p, left - 16 * p - first, part.words[p]);
     }
   }
 
@@ -162,6 +171,18 @@ struct MmdProducts {
     const Two read = *reinterpret_cast<const Two*>(from);
     two[0] = read.v[0];
     two[1] = read.v[1];
+  }
+
+  // Of a lane's dimensions of a pull.
+  static __device__ __forceinline__ void get_two_twos(const float* from, float (&four)[4]) {
+    float near[2], far[2];
+    get(from, near);
+    get(from + 8, far);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      four[i] = near[i];
+      four[2 + i] = far[i];
+    }
   }
 
   static __device__ __forceinline__ void load(const Points<float>& points, int tile, int64_t dim,
@@ -196,12 +217,14 @@ struct MmdProducts {
       get(shared.middle + d, four);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        four[i] = here ? as_float(part.words[p][i]) - four[i] : 0.0f;
+        four[i] = as_float(part.words[p][i]) - four[i];
         norm = madd(four[i], four[i], norm);
       }
       put(shared.other + thread / 4 * kPitch + d, four);
     }
     norm = sum_lanes(norm, 4);
+    // A point that there is not is never far.
+    if (!here) norm = 0.0f;
     if (thread % 4 == 0) shared.other_norm[thread / 4] = norm;
     return !(norm <= limit * static_cast<float>(left));
   }
@@ -239,11 +262,13 @@ struct MmdProducts {
       get(shared.middle + at, middle);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float x = here ? four[i] - middle[i] : 0.0f;
+        const float x = four[i] - middle[i];
         norm = madd(x, x, norm);
       }
     }
     norm = sum_lanes(norm, 4);
+    // A point that there is not is never far.
+    if (!here) norm = 0.0f;
     if (thread % 4 == 0) shared.own_norm[thread / 4] = norm;
     return !__syncthreads_or(!(norm <= limit * static_cast<float>(left)));
   }
@@ -288,7 +313,7 @@ struct MmdProducts {
           split(other[i], top, bottom);
           a.v[i] = to_bits(top);
           b.v[i] = to_bits(bottom);
-          whole.v[i] = nearest_tf32(other[i]);
+          whole.v[i] = to_bits(other[i]);
         }
         multiply_add(low, whole, rest[n]);
         multiply_add(high, b, rest[n]);
@@ -337,7 +362,7 @@ struct MmdProducts {
   // ---- pulls: sum_j slope_ij (x_i - y_j)
 
   struct Pull {
-    // By rows row and row + 8; dimensions 16 p + 4 place + i.
+    // By rows row and row + 8; dimensions 16 p + 2 place + i % 2 + 8 (i / 2).
     float v[kParts][2][4];
   };
 
@@ -364,20 +389,20 @@ struct MmdProducts {
 #pragma unroll
     for (int p = 0; p < kParts; ++p) {
       if (16 * p >= left) continue;
+      // Apart, as what is cut of a sum is of its largest addend.
       Sums16x8 main[2] = {}, rest[2] = {};
 #pragma unroll
       for (int n = 0; n < kGroups; ++n) {
         Tf32Right a[2], b[2];
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          float other[2];
-          get(shared.other + ((j ? lane.second : lane.first) + 8 * n) * kPitch + 16 * p + 2 * group,
-              other);
+          const int column = (j ? lane.second : lane.first) + 8 * n;
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
-            const float top = cut_tf32(to_bits(other[i]));
+            const float other = shared.other[column * kPitch + 16 * p + 8 * i + group];
+            const float top = cut_tf32(to_bits(other));
             a[i].v[j] = to_bits(top);
-            b[i].v[j] = to_bits(other[i] - top);
+            b[i].v[j] = to_bits(other - top);
           }
         }
 #pragma unroll
@@ -388,11 +413,10 @@ struct MmdProducts {
         }
       }
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
+      for (int i = 0; i < 4; ++i)
 #pragma unroll
         for (int r = 0; r < 2; ++r)
-          pull.v[p][r][i] -= main[i % 2].v[2 * r + i / 2] + rest[i % 2].v[2 * r + i / 2];
-      }
+          pull.v[p][r][i] -= main[i / 2].v[2 * r + i % 2] + rest[i / 2].v[2 * r + i % 2];
     }
   }
 
@@ -402,10 +426,11 @@ struct MmdProducts {
 #pragma unroll
     for (int p = 0; p < kParts; ++p) {
       if (16 * p >= left) continue;
-      const int d = 16 * p + 4 * lane.place;
+      const int d = 16 * p + 2 * lane.place;
       float home[2][4];
-      get(shared.own + lane.row * kPitch + d, home[0]);
-      get(shared.own + (lane.row + 8) * kPitch + d, home[1]);
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        get_two_twos(shared.own + (lane.row + 8 * r) * kPitch + d, home[r]);
       // The columns of the three other lanes of these rows too.
 #pragma unroll 1
       for (int away = 0; away < 4; ++away) {
@@ -416,7 +441,7 @@ struct MmdProducts {
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
             float other[4], slope[2];
-            get(shared.other + ((j ? second : first) + 8 * n) * kPitch + d, other);
+            get_two_twos(shared.other + ((j ? second : first) + 8 * n) * kPitch + d, other);
 #pragma unroll
             for (int r = 0; r < 2; ++r)
               slope[r] = __shfl_xor_sync(0xffffffffu, slopes.v[n][2 * r + j], away);
@@ -568,7 +593,7 @@ struct MmdProducts {
       for (int p = 0; p < kParts; ++p) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const int d = 16 * p + 4 * lane.place + i;
+          const int d = 16 * p + 2 * lane.place + i % 2 + i / 2 * 8;
           if (d >= left) continue;
           const float home = shared.own[(lane.row + 8 * r) * kPitch + d] - shared.middle[d];
           const float sum = pull.v[p][r][i] + shared.shares[8 * p + 4 * r + i][mine];
