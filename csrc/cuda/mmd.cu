@@ -20,15 +20,13 @@ struct MmdPairs {
 
   struct Shared {
     Vec own[kDims * kGroups], other[kDims * kGroups];
-    union {
-      Vec slopes[kSide * kGroups];
-      double sums[kThreads];
-    };
+    Vec slopes[kSide * kGroups];
+    // Each thread's own sum of values, for which there is no register.
+    double values[kThreads];
   };
 
   struct Thread {
     T squared[kEach][kEach], pull[kEach][kHeld], home[kEach][kHeld];
-    double value;
   };
   int64_t blocks, dims, dim_chunks;
   Side<T> sides[2];
@@ -104,7 +102,7 @@ struct MmdPairs {
     const int64_t first = at.tile * kSide, dim = at.chunk * kDims;
     Thread threads[kStates];
     all_threads(threads, [&](int thread, Thread& t) {
-      t.value = 0;
+      shared.values[thread] = 0;
 #pragma unroll
       for (int i = 0; i < kEach; ++i) {
         const int64_t point = first + Tile::row(thread) * kEach + i;
@@ -126,15 +124,14 @@ struct MmdPairs {
     }
     if (side.wanted()) put(side, threads, at.split, first, dim);
     if (at.chunk > 0) return;
-    all_threads(threads, [&](int thread, Thread& t) { shared.sums[thread] = t.value; });
     all_threads(threads, [&](int thread, Thread&) {
       if (thread >= kWarp) return;
-      for (int w = 1; w < kWarps; ++w) shared.sums[thread] += shared.sums[thread + w * kWarp];
+      for (int w = 1; w < kWarps; ++w) shared.values[thread] += shared.values[thread + w * kWarp];
     });
     all_threads(threads, [&](int thread, Thread&) {
       if (thread > 0) return;
       double sum = 0;
-      for (int i = 0; i < kWarp; ++i) sum += shared.sums[i];
+      for (int i = 0; i < kWarp; ++i) sum += shared.values[i];
       values[(second ? sides[0].cut.units() : 0) + at.tile * side.cut.splits + at.split] = sum;
     });
   }
@@ -170,7 +167,7 @@ struct MmdPairs {
           }
         }
         const T sum = weigh(thread, factor, side.wanted(), shared, t);
-        if (same || side.counts_other) t.value += within * static_cast<double>(sum);
+        if (same || side.counts_other) shared.values[thread] += within * static_cast<double>(sum);
       });
     }
     if (!side.wanted()) return;
@@ -183,6 +180,10 @@ struct MmdPairs {
   VAEFAST_MEMBER void put(const Side<T>& side, Thread* threads, int64_t split, int64_t first,
                           int64_t dim) const {
     all_threads(threads, [&](int thread, const Thread& t) {
+#if defined(__CUDA_ARCH__)
+      // Else what is made of it stays in registers through all tiles, and others spill.
+      asm volatile("" : "+r"(thread));
+#endif
 #pragma unroll
       for (int i = 0; i < kEach; ++i) {
         const int64_t point = first + Tile::row(thread) * kEach + i;
