@@ -180,10 +180,6 @@ struct MmdPairs {
   VAEFAST_MEMBER void put(const Side<T>& side, Thread* threads, int64_t split, int64_t first,
                           int64_t dim) const {
     all_threads(threads, [&](int thread, const Thread& t) {
-#if defined(__CUDA_ARCH__)
-      // Else what is made of it stays in registers through all tiles, and others spill.
-      asm volatile("" : "+r"(thread));
-#endif
 #pragma unroll
       for (int i = 0; i < kEach; ++i) {
         const int64_t point = first + Tile::row(thread) * kEach + i;
