@@ -121,6 +121,11 @@ def calls() -> Iterator[tuple[str, Call, list[Tensor]]]:
                 leaves(*shapes, dtype=dtype),
             )
             yield (
+                f"mmd with one gradient, {name}",
+                lambda x, y: vf.mmd(x, y.detach()),
+                leaves(*shapes, dtype=dtype),
+            )
+            yield (
                 f"mixture_log_prob, {name}",
                 lambda z, m, s, w: vf.mixture_log_prob(z, m, s, w),
                 leaves((70, dims), (130, dims), (130, dims), (130,), dtype=dtype),
