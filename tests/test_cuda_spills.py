@@ -16,8 +16,12 @@ import sass
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 ARCHS = ("80", "100")
 # Bytes of stack that a kernel may have, by the compute capability and a regular expression on its
-# name.
-FRAMES = {("100", r"SoftmaxColumnsIfLi2ELi8E"): 8}
+# name: arrays that nothing is spilled to, but for a word of the first.
+FRAMES = {
+    ("100", r"SoftmaxColumnsIfLi2ELi8E"): 8,
+    ("100", r"zero_inflated_negative_binomialIfEEfLi[04]ELi4E"): 48,
+    ("100", r"zero_inflated_negative_binomialIfEEfLi2ELi8E"): 96,
+}
 
 pytestmark = [
     pytest.mark.slow,
