@@ -21,6 +21,7 @@ FRAMES = {
     ("100", r"SoftmaxColumnsIfLi2ELi8E"): 8,
     ("100", r"zero_inflated_negative_binomialIfEEfLi[04]ELi4E"): 48,
     ("100", r"zero_inflated_negative_binomialIfEEfLi2ELi8E"): 96,
+    ("100", r"zero_inflated_negative_binomialIdEEdLi0ELi4E"): 96,
 }
 
 pytestmark = [
