@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import cuda_instructions
+import cuda_pairs
 import pytest
 import sass
 import torch
@@ -100,6 +101,24 @@ def test_no_kernel_spills(machine_code):
 def test_no_more_instructions_than_the_budget(elements, case, dtype):
     found = cuda_instructions.measured(elements, case, dtype)
     assert found.per_element()[0] <= case.budget[dtype], found.by_opcode
+
+
+@pytest.mark.parametrize("case", cuda_pairs.CASES, ids=str)
+def test_no_more_instructions_per_pair_than_the_budget(elements, case):
+    found = cuda_pairs.measured(elements, case)
+    assert found.all / cuda_pairs.PAIRS_PER_LANE <= case.budget
+
+
+def test_the_results_of_pairs_are_of_every_case():
+    with cuda_pairs.RESULT.open() as file:
+        rows = list(csv.reader(file))
+    assert tuple(rows[0]) == cuda_pairs.COLUMNS
+    found = {(row[1], int(row[2])): float(row[3]) for row in rows[1:]}
+    budgets = {(case.way, case.dims): case.budget for case in cuda_pairs.CASES}
+    assert found.keys() == budgets.keys()
+    assert all(found[key] <= budgets[key] for key in found)
+    page = cuda_pairs.PAGE.read_text()
+    assert cuda_pairs.BEGIN + cuda_pairs.table(rows[1:]) + cuda_pairs.END in page
 
 
 def test_the_results_are_of_every_case():

@@ -10,6 +10,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <memory>
 #include <optional>
@@ -68,6 +69,40 @@ struct Order {
   }
 };
 
+double tf32_of(uint32_t bits) {
+  bits &= 0xffffe000u;
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+double power_of_two(uint64_t exponent) {
+  const uint64_t bits = exponent << 52;
+  double x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+// sum and four products, each cut at 24 bits of the largest of the five, and the result at its own.
+float cut_sum(float sum, const double* products) {
+  double largest = std::fabs(sum);
+  for (int i = 0; i < 4; ++i) largest = std::fmax(largest, std::fabs(products[i]));
+  if (!(largest > 0 && std::isfinite(largest))) {
+    for (int i = 0; i < 4; ++i) sum += static_cast<float>(products[i]);
+    return sum;
+  }
+  // By its exponent: what is cut is that of a number of 24 bits.
+  uint64_t bits;
+  std::memcpy(&bits, &largest, sizeof bits);
+  const uint64_t exponent = bits >> 52;
+  const double step = power_of_two(exponent - 23), inverse = power_of_two(2069 - exponent);
+  int64_t cut = static_cast<int64_t>(sum * inverse);
+  for (int i = 0; i < 4; ++i) cut += static_cast<int64_t>(products[i] * inverse);
+  const double total = static_cast<double>(cut) * step;
+  const float nearest = static_cast<float>(total);
+  return std::fabs(nearest) > std::fabs(total) ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
 // The fibers of one thread of the CPU, which live as long as it does.
 class Block {
  public:
@@ -81,6 +116,7 @@ class Block {
     kernel_ = kernel;
     op_ = op;
     order_ = &order;
+    asked_ = false;
     std::vector<int> numbers(static_cast<size_t>(threads));
     for (int i = 0; i < threads; ++i) {
       numbers[static_cast<size_t>(i)] = i;
@@ -109,12 +145,20 @@ class Block {
         fibers_[i].state = State::kReady;
         ++phases_[i].block;
       }
+      answer_ = asked_;
+      asked_ = false;
       if (order.shuffled) order.apply(numbers);
     }
     current_ = -1;
   }
 
   void wait_for_block() { leave(State::kAtBlock); }
+
+  bool wait_for_block_or(bool asked) {
+    asked_ = asked_ || asked;
+    leave(State::kAtBlock);
+    return answer_;
+  }
 
   void wait_for_warp(bool orders_memory) {
     const int first = current_ / kWarp * kWarp, end = std::min(first + kWarp, threads_);
@@ -136,6 +180,24 @@ class Block {
     // Nobody gives the next before all have taken this.
     wait_for_warp(false);
     std::memcpy(value, &taken, bytes);
+  }
+
+  void multiply_add(const uint32_t* a, const uint32_t* b, float* sums) {
+    const int mine = current_, lane = mine % kWarp, first = mine - lane;
+    for (int i = 0; i < 4; ++i) left_[mine][i] = tf32_of(a[i]);
+    for (int i = 0; i < 2; ++i) right_[mine][i] = tf32_of(b[i]);
+    wait_for_warp(false);
+    for (int i = 0; i < 4; ++i) {
+      const int row = first + lane / 4 * 4, column = first + 4 * (2 * (lane % 4) + i % 2);
+      for (int half = 0; half < 2; ++half) {
+        double products[4];
+        for (int k = 0; k < 4; ++k)
+          products[k] = left_[row + k][i / 2 + 2 * half] * right_[column + k][half];
+        sums[i] = cut_sum(sums[i], products);
+      }
+    }
+    // Nobody gives the next before all have taken this.
+    wait_for_warp(false);
   }
 
   // Of an access to memory: the thread may stop here.
@@ -199,6 +261,9 @@ class Block {
   const void* op_ = nullptr;
   Order* order_ = nullptr;
   uint64_t given_[kMostThreads] = {};
+  double left_[kMostThreads][4] = {}, right_[kMostThreads][2] = {};
+  // What sync_block_or is asked, and what the last barrier found.
+  bool asked_ = false, answer_ = false;
   Phase phases_[kMostThreads];
   Accesses accesses_;
 };
@@ -216,8 +281,12 @@ void Block::live() {
 }  // namespace
 
 void sync_block() { block.wait_for_block(); }
+int sync_block_or(int asked) { return block.wait_for_block_or(asked != 0); }
 void sync_warp() { block.wait_for_warp(true); }
 void exchange(void* value, int other, size_t bytes) { block.exchange(value, other, bytes); }
+void multiply_add(const uint32_t* a, const uint32_t* b, float* sums) {
+  block.multiply_add(a, b, sums);
+}
 void* dynamic_shared() { return dynamic.data(); }
 void access(const void* at, size_t bytes, bool writes) { block.access(at, bytes, writes); }
 

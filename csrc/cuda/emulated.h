@@ -28,6 +28,7 @@
 #define __launch_bounds__(...)
 #define __shared__ static thread_local
 #define __syncthreads ::vaefast::emulated::sync_block
+#define __syncthreads_or ::vaefast::emulated::sync_block_or
 #define __syncwarp ::vaefast::emulated::sync_warp
 #define __shfl_xor_sync ::vaefast::emulated::shuffle_xor
 #define threadIdx ::vaefast::emulated::thread_index
@@ -44,9 +45,14 @@ struct Index {
 extern thread_local Index thread_index, block_index, grid_dim;
 
 void sync_block();
+// Whether any thread of the block says so.
+int sync_block_or(int asked);
 void sync_warp();
 // Every lane of a warp gives `bytes`, of at most 8, and gets those of the lane `other` away by xor.
 void exchange(void* value, int other, size_t bytes);
+// A warp's product of TF32 matrices, as cuda/mma.cuh says: a lane's part of either, and of the
+// sums.
+void multiply_add(const uint32_t* a, const uint32_t* b, float* sums);
 // The shared memory that a launch has beside what its kernel declares.
 void* dynamic_shared();
 // What a block may have of that.

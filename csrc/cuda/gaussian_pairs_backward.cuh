@@ -120,6 +120,7 @@ struct GaussianPairsBackward {
 
   template <bool kPoints>
   VAEFAST_MEMBER void begin(int64_t first, int64_t dim, int thread, Thread& t) const {
+    thread = made_anew(thread);
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const int64_t own = first + Tile::row(thread) * kEach + i;
@@ -324,6 +325,7 @@ struct GaussianPairsBackward {
   template <bool kPoints, bool kLast>
   VAEFAST_MEMBER void put(const TileCut::Block& at, int chunk, bool fresh, int thread,
                           const Thread& t) const {
+    thread = made_anew(thread);
     const bool once = kMarginals && kLast && at.split == 0;
     if (kPoints) {
       put_points(at, chunk, fresh, once, thread, t);

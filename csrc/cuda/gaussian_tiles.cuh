@@ -104,10 +104,7 @@ struct GaussianTiles {
   }
 
   VAEFAST_MEMBER void put_level(int64_t first, int thread, T level, Shared& shared) const {
-#if defined(__CUDA_ARCH__)
-    // Else the place of the level stays in a register through all tiles, and another spills.
-    asm volatile("" : "+r"(thread));
-#endif
+    thread = made_anew(thread);
     const int64_t own = first + thread % kSide;
     if (own >= mu.count) {
       level = T(-kInf);

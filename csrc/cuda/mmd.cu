@@ -2,43 +2,14 @@
 //
 // Each pair is met from both sides where both gradients are wanted, so that a block adds to its own
 // points alone. Distances are sums of squared differences, not |x|^2 + |y|^2 - 2xy, which would
-// cancel for the near points that weigh most.
-#include "cuda/pairs.cuh"
+// cancel for the near points that weigh most, but where MmdProducts knows that nothing is lost.
+#include "cuda/mmd_products.cuh"
 
 namespace vaefast {
 namespace VAEFAST_ISA {
 namespace {
 
-VAEFAST_FN float inverse_of(float x) {
-#if defined(__CUDA_ARCH__)
-  // 1 ulp; the division that rounds takes eight instructions more.
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return 1.0f / x;
-#endif
-}
-
-VAEFAST_FN double inverse_of(double x) { return 1.0 / x; }
-
-// The points whose gradient a block makes, and those they are paired with: first all of their own
-// sample, then those of the other, where the gradient or the value has them.
-template <class T>
-struct Side {
-  Points<T> own, other;
-  TileCut cut;
-  // Of the own sample.
-  int64_t within_tiles = 0;
-  bool counts_other = false;
-  // Of the value; a slope's are twice the second, and four times the first: each pair of one sample
-  // is met from both of its points.
-  double within = 0, across = 0;
-  Copied<T> grad;
-
-  VAEFAST_MEMBER bool wanted() const { return grad.out != nullptr; }
-};
-
+// In float64, by differences.
 template <class T>
 struct MmdPairs {
   using Tile = PairTile<T>;
@@ -49,23 +20,18 @@ struct MmdPairs {
 
   struct Shared {
     Vec own[kDims * kGroups], other[kDims * kGroups];
-    union {
-      Vec slopes[kSide * kGroups];
-      double sums[kThreads];
-    };
+    Vec slopes[kSide * kGroups];
+    // Each thread's own sum of values, for which there is no register.
+    double values[kThreads];
   };
 
   struct Thread {
     T squared[kEach][kEach], pull[kEach][kHeld], home[kEach][kHeld];
-    double value;
   };
   int64_t blocks, dims, dim_chunks;
   Side<T> sides[2];
   double* values;
-  bool rbf;
-  int scales;
-  // The scale, or its inverse for rbf.
-  T number[kMaxScales];
+  MmdKernel<T> kernel;
 
   VAEFAST_MEMBER static void load(const Points<T>& points, int64_t first, int64_t dim, int thread,
                                   Vec* to) {
@@ -92,34 +58,11 @@ struct MmdPairs {
     }
   }
 
-  // Adds one scale's values to a sum and its slopes to those of the pairs.
-  template <bool kRbf>
-  VAEFAST_MEMBER static void add_scale(T scale, const Thread& t, T (&slope)[kEach][kEach],
-                                       T& value) {
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-#pragma unroll
-      for (int j = 0; j < kEach; ++j) {
-        const T d = t.squared[i][j], near = kRbf ? scale : inverse_of(scale + d);
-        const T k = kRbf ? exp_or_zero(-d * scale) : scale * near;
-        value += k;
-        slope[i][j] = madd(-k, near, slope[i][j]);
-      }
-    }
-  }
-
   // The kernel's slopes, to shared memory; returns the sum of its values.
   VAEFAST_MEMBER T weigh(int thread, T factor, bool wanted, Shared& shared, const Thread& t) const {
     const int col = Tile::col(thread), row = Tile::row(thread);
-    T slope[kEach][kEach] = {}, value = T(0);
-#pragma unroll 1
-    for (int s = 0; s < scales; ++s) {
-      if (rbf) {
-        add_scale<true>(number[s], t, slope, value);
-      } else {
-        add_scale<false>(number[s], t, slope, value);
-      }
-    }
+    T slope[kEach][kEach];
+    const T value = kernel.weigh(t.squared, slope);
     if (!wanted) return value;
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
@@ -159,7 +102,7 @@ struct MmdPairs {
     const int64_t first = at.tile * kSide, dim = at.chunk * kDims;
     Thread threads[kStates];
     all_threads(threads, [&](int thread, Thread& t) {
-      t.value = 0;
+      shared.values[thread] = 0;
 #pragma unroll
       for (int i = 0; i < kEach; ++i) {
         const int64_t point = first + Tile::row(thread) * kEach + i;
@@ -181,15 +124,14 @@ struct MmdPairs {
     }
     if (side.wanted()) put(side, threads, at.split, first, dim);
     if (at.chunk > 0) return;
-    all_threads(threads, [&](int thread, Thread& t) { shared.sums[thread] = t.value; });
     all_threads(threads, [&](int thread, Thread&) {
       if (thread >= kWarp) return;
-      for (int w = 1; w < kWarps; ++w) shared.sums[thread] += shared.sums[thread + w * kWarp];
+      for (int w = 1; w < kWarps; ++w) shared.values[thread] += shared.values[thread + w * kWarp];
     });
     all_threads(threads, [&](int thread, Thread&) {
       if (thread > 0) return;
       double sum = 0;
-      for (int i = 0; i < kWarp; ++i) sum += shared.sums[i];
+      for (int i = 0; i < kWarp; ++i) sum += shared.values[i];
       values[(second ? sides[0].cut.units() : 0) + at.tile * side.cut.splits + at.split] = sum;
     });
   }
@@ -225,7 +167,7 @@ struct MmdPairs {
           }
         }
         const T sum = weigh(thread, factor, side.wanted(), shared, t);
-        if (same || side.counts_other) t.value += within * static_cast<double>(sum);
+        if (same || side.counts_other) shared.values[thread] += within * static_cast<double>(sum);
       });
     }
     if (!side.wanted()) return;
@@ -252,40 +194,13 @@ struct MmdPairs {
   }
 };
 
-// Adds the shares up. A unit is a warp: the first has the value, the others parts of the gradients.
-template <class T>
-struct MmdTotals {
-  static constexpr int kSums = 1, kBlocksPerSm = 4;
-  using Sum = double;
-  Work work;
-  Copied<T> grads[2];
-  const double* values;
-  int64_t count;
-  double constant;
-  void* value;
-
-  VAEFAST_MEMBER bool sums_up() const { return true; }
-
-  VAEFAST_MEMBER void finish(int64_t unit, const double* sums) const {
-    if (unit == 0) *static_cast<T*>(value) = static_cast<T>(constant + sums[0]);
-  }
-
-  VAEFAST_MEMBER void run(int64_t unit, int lane, double* sums) const {
-    if (unit > 0) return add_up_one_of(grads, unit - 1, lane);
-    for (int64_t i = lane; i < count; i += kWarp) sums[0] += values[i];
-  }
-};
-
-template <class T>
+template <class T, class Op>
 int64_t run(const MmdArgs& args, const cuda::Place* place) {
-  using Op = MmdPairs<T>;
   Op op;
   op.dims = args.dims;
   op.dim_chunks = args.dims > Op::kDims ? divide_up(args.dims, Op::kDims) : 1;
-  op.rbf = args.rbf;
-  op.scales = args.scales;
-  for (int s = 0; s < args.scales; ++s)
-    op.number[s] = static_cast<T>(args.rbf ? 1 / args.scale[s] : args.scale[s]);
+  op.kernel = MmdKernel<T>(args);
+  if constexpr (sizeof(T) == 4) op.set_limit(args);
   const Points<T> points[] = {{args.x, args.x_points, args.dims},
                               {args.y, args.y_points, args.dims}};
   const double within[] = {args.factor_xx, args.factor_yy};
@@ -326,20 +241,16 @@ int64_t run(const MmdArgs& args, const cuda::Place* place) {
   return room.used();
 }
 
+int64_t run(const MmdArgs& args, const cuda::Place* place) {
+  return args.wide ? run<double, MmdPairs<double>>(args, place)
+                   : run<float, MmdProducts>(args, place);
+}
+
 }  // namespace
 }  // namespace VAEFAST_ISA
 
-void cuda::mmd(const MmdArgs& args, const Place& place) {
-  if (args.wide) {
-    VAEFAST_ISA::run<double>(args, &place);
-  } else {
-    VAEFAST_ISA::run<float>(args, &place);
-  }
-}
+void cuda::mmd(const MmdArgs& args, const Place& place) { VAEFAST_ISA::run(args, &place); }
 
-int64_t cuda::mmd_workspace(const MmdArgs& args) {
-  return args.wide ? VAEFAST_ISA::run<double>(args, nullptr)
-                   : VAEFAST_ISA::run<float>(args, nullptr);
-}
+int64_t cuda::mmd_workspace(const MmdArgs& args) { return VAEFAST_ISA::run(args, nullptr); }
 
 }  // namespace vaefast

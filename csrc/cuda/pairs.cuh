@@ -12,11 +12,20 @@
 namespace vaefast {
 namespace VAEFAST_ISA {
 
+// The number of a thread, from which the compiler makes all else again: kept in registers through
+// all tiles, that makes others spill.
+VAEFAST_FN int made_anew(int thread) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(thread));
+#endif
+  return thread;
+}
+
 // Calls body(thread, state) for each thread of a block, and waits for all of them.
 template <class State, class Body>
 VAEFAST_FN void all_threads(State* states, const Body& body) {
 #if defined(__CUDA_ARCH__) || !defined(__CUDACC__)
-  body(static_cast<int>(threadIdx.x), states[0]);
+  body(made_anew(static_cast<int>(threadIdx.x)), states[0]);
   __syncthreads();
 #else
   for (int thread = 0; thread < kThreads; ++thread) body(thread, states[thread]);

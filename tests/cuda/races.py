@@ -114,6 +114,17 @@ def calls() -> Iterator[tuple[str, Call, list[Tensor]]]:
                     lambda x, y, k=kernel: vf.mmd(x, y, kernel=k),
                     leaves(*shapes, dtype=dtype),
                 )
+            # Too narrow for products on the tensor cores.
+            yield (
+                f"mmd by differences, {name}",
+                lambda x, y: vf.mmd(x, y, scales=(1e-3,)),
+                leaves(*shapes, dtype=dtype),
+            )
+            yield (
+                f"mmd with one gradient, {name}",
+                lambda x, y: vf.mmd(x, y.detach()),
+                leaves(*shapes, dtype=dtype),
+            )
             yield (
                 f"mixture_log_prob, {name}",
                 lambda z, m, s, w: vf.mixture_log_prob(z, m, s, w),
