@@ -172,7 +172,7 @@ def emulated_module(tmp_path_factory):
 FIRST = ("sample_kl", "nll", "likelihood_rows", "tc_terms", "estimated_kl", "gpu_plans")
 FURTHER = ("grid_shapes", "noise", "rsample", "gaussian_kl", "determinism", "likelihood_mixture")
 FURTHER += ("row_shapes", "log_weights", "mmd", "mixture_log_prob", "kinks", "extremes")
-FURTHER += ("masked_values", "zero_sizes", "shared_rows", "neutral_settings")
+FURTHER += ("masked_values", "zero_sizes", "shared_rows", "neutral_settings", "far_sums")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are tested on the GPU itself")

@@ -295,19 +295,6 @@ struct LogSum {
   double log2() const { return (top > -kInf ? top : 0) + kLog2E * log(sum); }
 };
 
-// What a LogSum found, to divide its terms by: 2^-log2 is 2^-shift times `rest`. Of a point far
-// from every component the logarithm does not fit T to the last unit, and its rounding would be a
-// factor on all of the point's gradient. An infinite logarithm is left as it is.
-template <class T>
-struct Divisor {
-  T shift, rest;
-
-  explicit Divisor(double log2) : shift(static_cast<T>(log2)), rest(1) {
-    const double lost = static_cast<double>(shift) - log2;
-    if (lost > -64 && lost < 64) rest = static_cast<T>(exp2(lost));
-  }
-};
-
 // The gradients from the sums over pairs of g, g u and g u^2, laid out as the components' means
 // (`zeroth` with one value per component unless `per_dim`), and of g u rate for each point. With
 // t = z - mu: t / sigma^2 = 2 ln2 u rate, and t^2 / sigma^2 = 2 ln2 u^2.

@@ -147,14 +147,15 @@ struct GaussianPairsBackward {
     if (thread >= kSide) return;
     const int64_t i = first + thread, count = tiles.z.count;
     const bool here = i < count;
-    shared.joint[thread] = here ? static_cast<T>(joint[i]) : kMost;
+    const Divisor<T> by(here ? joint[i] : 0);
+    shared.joint[thread] = here ? by.shift : kMost;
     if constexpr (kMarginals) {
       // Of mi, tc and dim_kl.
       const T tc = here ? upstream[count + i] : T(0);
-      shared.factor[thread] = here ? tc - upstream[i] : T(0);
+      shared.factor[thread] = here ? (tc - upstream[i]) * by.rest : T(0);
       shared.each[thread / kEach].v[thread % kEach] = here ? upstream[2 * count + i] - tc : T(0);
     } else {
-      shared.factor[thread] = here ? upstream[i] : T(0);
+      shared.factor[thread] = here ? upstream[i] * by.rest : T(0);
     }
   }
 

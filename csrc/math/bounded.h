@@ -52,5 +52,18 @@ VAEFAST_FN float exp2(float x) {
 // Within |x| < 127 <= 96 ulp: the product's rounding, |x| times.
 VAEFAST_FN double exp2(double x) { return exp(x * kLn2); }
 
+// The base-2 logarithm of a sum, to divide its terms by: 2^-log2 is 2^-shift times `rest`. Of a
+// point far from every component the logarithm does not fit T to the last unit, and its rounding
+// would be a factor on all of the point's gradient. An infinite logarithm is left as it is.
+template <class T>
+struct Divisor {
+  T shift, rest;
+
+  VAEFAST_MEMBER explicit Divisor(double log2) : shift(static_cast<T>(log2)), rest(1) {
+    const double lost = static_cast<double>(shift) - log2;
+    if (lost > -64 && lost < 64) rest = static_cast<T>(exp2(lost));
+  }
+};
+
 }  // namespace VAEFAST_ISA
 }  // namespace vaefast

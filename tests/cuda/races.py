@@ -106,7 +106,7 @@ def calls() -> Iterator[tuple[str, Call, list[Tensor]]]:
     )
     for dtype in (torch.float32, torch.float64):
         for dims in (9, 70):
-            shapes = [(70, dims), (130, dims)]
+            shapes = [(66, dims), (70, dims)]
             name = f"{dims} dimensions, {dtype}"
             for kernel in ("imq", "rbf"):
                 yield (
@@ -114,17 +114,18 @@ def calls() -> Iterator[tuple[str, Call, list[Tensor]]]:
                     lambda x, y, k=kernel: vf.mmd(x, y, kernel=k),
                     leaves(*shapes, dtype=dtype),
                 )
-            # Too narrow for products on the tensor cores.
-            yield (
-                f"mmd by differences, {name}",
-                lambda x, y: vf.mmd(x, y, scales=(1e-3,)),
-                leaves(*shapes, dtype=dtype),
-            )
-            yield (
-                f"mmd with one gradient, {name}",
-                lambda x, y: vf.mmd(x, y.detach()),
-                leaves(*shapes, dtype=dtype),
-            )
+            if dtype == torch.float32:
+                # Too narrow for products on the tensor cores, as all of float64 is done.
+                yield (
+                    f"mmd by differences, {name}",
+                    lambda x, y: vf.mmd(x, y, scales=(1e-3,)),
+                    leaves(*shapes, dtype=dtype),
+                )
+                yield (
+                    f"mmd with one gradient, {name}",
+                    lambda x, y: vf.mmd(x, y.detach()),
+                    leaves(*shapes, dtype=dtype),
+                )
             yield (
                 f"mixture_log_prob, {name}",
                 lambda z, m, s, w: vf.mixture_log_prob(z, m, s, w),
