@@ -165,6 +165,67 @@ def test_any_saved_operand_may_come_back_in_another_layout(name, dtype):
     assert touched >= 3
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("reduction", ["none", "sample", "batchmean"])
+def test_upstream_gradients_of_any_layout(layout, reduction):
+    """The same bits as of the same numbers in a dense one."""
+    mu, logvar = leaf("dense", torch.float32, 5, 7), leaf("dense", torch.float32, 5, 7)
+    for samples in (None, 3):
+        outputs = vf.sample_kl(mu, logvar, reduction=reduction, num_samples=samples, seed=1)
+        ups = [LAYOUTS[layout](*o.shape) if o.dim() else torch.tensor(0.7) for o in outputs]
+        dense = [up.contiguous() for up in ups]
+        for which in ((0,), (1,), (0, 1)):
+            pair = []
+            for given in (ups, dense):
+                chosen = [[values[i] for i in which] for values in (outputs, given)]
+                pair.append(
+                    torch.autograd.grad(chosen[0], (mu, logvar), chosen[1], retain_graph=True)
+                )
+            for got, want in zip(*pair, strict=True):
+                assert torch.equal(got, want)
+
+
+def test_a_second_backward_pass_is_the_first_again():
+    """What the forward pass keeps for the backward one is not written over."""
+    mu, logvar = leaf("dense", torch.float32, 5, 7), leaf("dense", torch.float32, 5, 7)
+    calls = (
+        lambda: vf.sample_kl(mu, logvar, seed=1),
+        lambda: (vf.rsample(mu, logvar, seed=1),),
+        lambda: vf.sample_kl(mu, logvar, seed=1, num_samples=3),
+    )
+    for call in calls:
+        outputs = call()
+        upstream = [torch.randn_like(o) for o in outputs]
+        first, second = (
+            # Copies: the second pass may write where the first one's gradients are.
+            [g.clone() for g in torch.autograd.grad(outputs, (mu, logvar), upstream, True)]
+            for _ in range(2)
+        )
+        for a, b in zip(first, second, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("which", ["params", "target", "mask", "weight"])
+def test_operands_that_no_kernel_walks_are_those_of_their_copies(which):
+    """Three strides, none of which is a multiple of the next."""
+    shape = (5, 4, 6)
+
+    def make(name):
+        values = torch.rand(shape)
+        # [5, 4, 6] whose strides are 1, 30 and 5.
+        return values if name != which else torch.rand(4, 6, 5).permute(2, 0, 1)
+
+    params, target, weight = make("params").requires_grad_(), make("target"), make("weight")
+    mask = make("mask") < 0.5
+    results = []
+    for copied in (False, True):
+        p, t, m, w = (v.contiguous() if copied else v for v in (params, target, mask, weight))
+        loss = vf.nll(p, t, "bernoulli", reduction="sample", mask=m, weight=w)
+        results.append([loss, *torch.autograd.grad(loss.sum(), params)])
+    for got, want in zip(*results, strict=True):
+        assert torch.equal(got, want)
+
+
 def test_a_plan_holds_next_to_no_memory():
     """No operand, and nothing that grows with one."""
     mu, logvar = torch.zeros(4096, 64, requires_grad=True), torch.zeros(4096, 64)

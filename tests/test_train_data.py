@@ -10,7 +10,7 @@ from PIL import Image
 from scipy import sparse
 
 from vaefast.train import InputError
-from vaefast.train.data import Samples, load_array, load_samples
+from vaefast.train.data import Samples, check_target, load_array, load_samples
 from vaefast.train.images import ImageOptions, load_folder
 
 
@@ -236,3 +236,47 @@ def test_images_are_decoded_once(folder, monkeypatch):
     (folder.parent / "file").write_text("")
     load_folder(folder, options, cache=folder.parent / "file" / "cache", say=said.append)
     assert "cannot be written" in said[0]
+
+
+KINDS = sorted({str(v) for v in vars(torch).values() if isinstance(v, torch.dtype)})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensors_of_every_dtype_are_read_or_named(tmp_path, kind):
+    path, dtype = tmp_path / "x.pt", getattr(torch, kind.removeprefix("torch."))
+    try:
+        torch.save(torch.eye(4).to(dtype), path)
+    except Exception:
+        pytest.skip("torch does not make or save it")
+    try:
+        samples = load_samples(path)
+    except InputError as error:
+        assert f"x.pt must hold real numbers, got {kind}" in str(error)
+        return
+    check_target(samples, "gaussian")
+    samples.digest()
+    assert samples.range() == (0.0, 1.0)
+    assert samples[:].float().equal(torch.eye(4))
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: torch.eye(4).to_sparse(), "torch.sparse_coo"),
+        (lambda: torch.eye(4).to_sparse_csr(), "torch.sparse_csr"),
+        (lambda: torch.eye(4, device="meta"), "meta"),
+        (lambda: torch.nested.nested_tensor([torch.eye(2), torch.eye(3)]), "nested"),
+    ],
+)
+def test_tensors_that_are_not_dense_are_named(tmp_path, make, text):
+    torch.save(make(), tmp_path / "x.pt")
+    with pytest.raises(InputError, match=f"x.pt must hold a dense tensor, got {text}"):
+        load_samples(tmp_path / "x.pt")
+
+
+def test_a_tensor_that_is_a_view_or_wants_a_gradient_is_read(tmp_path):
+    for tensor in (torch.nn.Parameter(torch.eye(4)), (-torch.eye(4))._neg_view()):
+        torch.save(tensor, tmp_path / "x.pt")
+        samples = load_samples(tmp_path / "x.pt")
+        samples.digest()
+        assert samples[:].equal(torch.eye(4))

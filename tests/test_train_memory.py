@@ -12,7 +12,7 @@ import torch
 from program import python
 from scipy import sparse
 
-from vaefast.train import InputError, cache, formats
+from vaefast.train import InputError, cache
 from vaefast.train.data import Samples, load_samples
 
 ROWS, COLUMNS = 300, 7
@@ -20,9 +20,9 @@ ROWS, COLUMNS = 300, 7
 
 @pytest.fixture(autouse=True)
 def everything_is_large(monkeypatch):
-    monkeypatch.setattr(formats, "LIMIT", 1000)
+    monkeypatch.setattr(cache, "LIMIT", 1000)
     # So that there are several blocks of each.
-    monkeypatch.setattr(formats, "_PART", 700)
+    monkeypatch.setattr(cache, "PART", 700)
 
 
 def array(dtype="float32"):
@@ -87,7 +87,7 @@ def test_what_is_mapped_is_what_is_read(tmp_path, name, monkeypatch):
     said = []
     mapped = load_samples(path, cache=tmp_path / "cache", say=said.append)
     with monkeypatch.context() as patch:
-        patch.setattr(formats, "LIMIT", 1 << 30)
+        patch.setattr(cache, "LIMIT", 1 << 30)
         held = load_samples(path)
     assert torch.equal(mapped[:], torch.from_numpy(array()))
     assert torch.equal(mapped[:], held[:])
@@ -169,13 +169,13 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import numpy, scipy.sparse, torch
-from vaefast.train import formats
+from vaefast.train import cache
 from vaefast.train.data import check_target, load_samples
 try:
     import h5py
 except ModuleNotFoundError:
     pass
-formats.LIMIT = 1 << 20
+cache.LIMIT = 1 << 20
 load_samples("digits").range()
 print("begin", flush=True)
 samples = load_samples(sys.argv[1], cache=Path(sys.argv[2]))

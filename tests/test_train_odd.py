@@ -232,7 +232,8 @@ def test_a_disk_that_is_full_is_one_line_and_the_run_goes_on(tmp_path):
             python(code, "train", *given), capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 2, done.stderr
-        assert done.stderr.splitlines()[-1].startswith("vaefast: No space left on device")
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith(f"vaefast: No space left on device: {disk / 'run'}/"), last
         assert "Traceback" not in done.stderr
         # Images, too, of which a file of the right size is there before it is filled.
         pixels = np.random.default_rng(0).integers(0, 255, (40, 64, 64), np.uint8)

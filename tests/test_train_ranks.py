@@ -26,7 +26,13 @@ def run(*arguments):
 
 @pytest.mark.parametrize(
     ("model", "objective"),
-    [("vae", "elbo"), ("vae", "iwae"), ("full_covariance", "elbo"), ("hierarchical", "elbo")],
+    [
+        *(
+            ("vae", objective)
+            for objective in ("elbo", "iwae", "dreg", "beta_tcvae", "autoencoder")
+        ),
+        *((model, "elbo") for model in ("vamp", "full_covariance", "hierarchical")),
+    ],
 )
 def test_gradients_are_those_of_the_whole_batch(tmp_path, model, objective):
     found = []

@@ -58,7 +58,7 @@ def test_the_file_of_a_run_is_a_file_to_run():
         (["model.latent=3.5"], "model.latent must be an integer, got 3.5"),
         (["model.latent=many"], "model.latent must be an integer, got 'many'"),
         (["training.lr=0"], "training.lr must be positive and finite, got 0"),
-        (["training.lr=nan"], "training.lr must be positive and finite, got nan"),
+        (["training.lr=nan"], "training.lr must be a number, got nan"),
         (["training.epochs=0"], "training.epochs must be at least 1, got 0"),
         (["data.held_out=1"], r"data.held_out must be in \[0, 0.9\], got 1"),
         (["data.fit=squash"], "data.fit must be one of crop, resize, got 'squash'"),

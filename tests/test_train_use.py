@@ -151,15 +151,15 @@ def test_lightning_is_told_of_precision_clipping_and_tensorboard(tmp_path):
 
 
 def test_threads_are_as_asked_and_given_back(tmp_path, monkeypatch):
-    from vaefast.train import fit
+    from vaefast.train import run
 
-    seen, whole, before = [], fit.fit, torch.get_num_threads()
+    seen, whole, before = [], run.fit, torch.get_num_threads()
 
     def seeing(*arguments, **settings):
         seen.append(torch.get_num_threads())
         return whole(*arguments, **settings)
 
-    monkeypatch.setattr(fit, "fit", seeing)
+    monkeypatch.setattr(run, "fit", seeing)
     np.save("x.npy", np.random.default_rng(0).random((40, 4)).astype(np.float32))
     vaefast("train", "x.npy", "--smoke", "--threads", before + 1, "--out", "run", *CPU)
     assert seen == [before + 1]

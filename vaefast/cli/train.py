@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,50 +23,8 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
-
-    from ..train.data import Parts, Samples
-    from ..train.run_folder import RunFolder
+    from ..train.data import Samples
     from ..train.settings import Settings
-
-# Where an option's value belongs among the settings.
-_OPTIONS = {
-    "key": "data.key",
-    "labels": "data.labels",
-    "size": "data.size",
-    "fit": "data.fit",
-    "colour": "data.colour",
-    "broken": "data.broken",
-    "held_out": "data.held_out",
-    "model": "model.name",
-    "arch": "model.arch",
-    "latent": "model.latent",
-    "width": "model.width",
-    "depth": "model.depth",
-    "likelihood": "likelihood.name",
-    "objective": "objective.name",
-    "beta": "objective.beta",
-    "warmup": "training.warmup",
-    "epochs": "training.epochs",
-    "batch_size": "training.batch_size",
-    "lr": "training.lr",
-    "seed": "training.seed",
-    "clip": "training.clip",
-    "precision": "training.precision",
-    "accelerator": "training.accelerator",
-    "devices": "training.devices",
-    "nodes": "training.nodes",
-    "strategy": "training.strategy",
-    "threads": "training.threads",
-    "tensorboard": "training.tensorboard",
-}
-# What a resumed run may be given anew; all else is the run's.
-_FREE = {
-    *("training.epochs", "training.accelerator", "training.devices", "training.nodes"),
-    *("training.strategy", "training.threads", "training.tensorboard", "data.path", "data.key"),
-    "data.labels",
-}
 
 
 def train(
@@ -167,14 +124,17 @@ def train(
         need("train", "lightning", "matplotlib", "safetensors", "yaml")
         from ..train.labels import load_labels
         from ..train.machine import is_first
+        from ..train.run import described
+        from ..train.run import train as run_all
         from ..train.run_folder import RunFolder
         from ..train.settings import load_plugin, merged, parse_sets, read_yaml, sections
+        from .given import asked_for, resumed
 
         if resume and (out is None or overwrite):
             raise InputError("--resume needs --out, and excludes --overwrite")
         for path in plugin or []:
             load_plugin(path)
-        asked = sections(_asked(given), "the command line")
+        asked = sections(asked_for(given), "the command line")
         own = parse_sets(sets or [])
         layers = [*([read_yaml(config)] if config else []), asked, own]
         first = is_first()
@@ -185,7 +145,7 @@ def train(
         with contextlib.ExitStack() as stack:
             if resume:
                 stack.enter_context(run)
-                settings = _resumed(run, layers)
+                settings = resumed(run, layers)
             else:
                 settings = merged(*layers)
             training = settings["training"]
@@ -198,7 +158,7 @@ def train(
                     settings["data"][name] = str(Path(where).resolve())
             known = load_labels(settings["data"], len(samples))
             if not resume:
-                description = _described(settings, samples)
+                description = described(settings, samples)
                 run = stack.enter_context(
                     RunFolder(
                         out or default_folder("train"), overwrite=overwrite, writes=first, say=tell
@@ -206,7 +166,7 @@ def train(
                 )
             else:
                 description = run.read_config()
-            interrupted = _run(
+            interrupted = run_all(
                 run,
                 settings,
                 description,
@@ -226,58 +186,6 @@ def _nothing(text: str) -> None:
     """What processes other than the first have to say."""
 
 
-def _asked(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The options that were given, as settings."""
-    found: dict[str, dict[str, Any]] = {}
-    values = {**given, "size": _size(given["size"]), "tensorboard": given["tensorboard"] or None}
-    if given["data"] is not None:
-        found["data"] = {"path": given["data"]}
-    for option, dotted in _OPTIONS.items():
-        if values[option] is not None:
-            section, name = dotted.split(".")
-            found.setdefault(section, {})[name] = values[option]
-    return found
-
-
-def _size(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        sides = [int(part) for part in text.lower().split("x")]
-    except ValueError:
-        sides = []
-    if len(sides) not in (1, 2) or min(sides) < 1:
-        raise InputError(f"--size must be like 64 or 48x64, got {text!r}")
-    return [sides[0], sides[-1]]
-
-
-def _resumed(run: RunFolder, layers: list[Settings]) -> Settings:
-    """The run's own settings, and what of those given a resumed run may change.
-
-    Raises:
-        InputError: something else was given, or the run cannot be resumed.
-    """
-    from ..train.settings import merged, of_run
-
-    config = run.read_config()
-    if config.get("command") != "train":
-        raise InputError(f"only a run of vaefast train can be resumed, not {config.get('command')}")
-    kept = of_run(config)
-    if not config.get("settings"):
-        run.say(f"{run.path} is of an older version: going on with its settings")
-    new = merged(kept, *layers)
-    for section, values in new.items():
-        for name, value in values.items():
-            dotted = f"{section}.{name}"
-            if dotted not in _FREE and name in kept[section] and kept[section][name] != value:
-                option = next((o for o, where in _OPTIONS.items() if where == dotted), None)
-                shown = f"--{option.replace('_', '-')}" if option else dotted
-                raise InputError(
-                    f"the run has {shown} {kept[section][name]}, got {value}: leave it out"
-                )
-    return new
-
-
 def _load(settings: Settings, tell: Any) -> Samples:
     from ..train.data import load_from
     from ..train.machine import Machine
@@ -285,167 +193,6 @@ def _load(settings: Settings, tell: Any) -> Samples:
     machine = {f: settings["training"][f] for f in Machine.__dataclass_fields__}
     Machine(**machine).check()
     return load_from(settings["data"], tell)
-
-
-def _described(settings: Settings, samples: Samples) -> dict[str, Any]:
-    """What config.json says: enough to build the model and the objective again.
-
-    Raises:
-        InputError: the data, the model and the objective do not fit together.
-    """
-    from ..train import models, objectives
-    from ..train.data import check_target
-    from ..train.models.head import fitted_settings, input_for
-
-    name = settings["likelihood"]["name"]
-    with _of(settings["data"]["path"]):
-        low, high = samples.range()
-    given = {k: v for k, v in settings["likelihood"].items() if k != "name"}
-    likelihood = fitted_settings(name, given, low, high)
-    with _of(settings["data"]["path"]):
-        check_target(samples, name, likelihood)
-    parts = _parts(settings, samples)
-    own = dict(settings["model"])
-    head = models.Head(name, samples.shape, settings=likelihood)
-    look = head.values(_look(parts.train))
-    own["input"] = own["input"] or input_for(name, likelihood)
-    model = {
-        "name": own.pop("name"),
-        "shape": list(samples.shape),
-        **own,
-        "likelihood": name,
-        "likelihood_settings": likelihood,
-        "scale": max(look.std().item(), 1e-3) if look.numel() > 1 else 1.0,
-    }
-    built = models.build(**model)
-    objective = dict(settings["objective"])
-    objectives.build(**objective).check(built)
-    return {
-        "model": model,
-        "objective": objective,
-        "training": {
-            **{k: settings["training"][k] for k in ("warmup", "lr", "batch_size", "seed", "clip")},
-            "held_out": settings["data"]["held_out"],
-            "data_sha256": samples.digest(),
-        },
-    }
-
-
-# Samples, and elements, of the training data that give a model its first scale and location.
-_LOOK, _LOOK_ELEMENTS = 10_000, 1 << 24
-
-
-def _look(data: Samples) -> Tensor:
-    return data[: min(_LOOK, max(2, _LOOK_ELEMENTS // math.prod(data.shape)))]
-
-
-@contextlib.contextmanager
-def _of(path: str) -> Iterator[None]:
-    """Names the data in what is said of them."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-
-
-def _parts(settings: Settings, samples: Samples) -> Parts:
-    from ..train.data import split_samples
-
-    return split_samples(samples, settings["data"]["held_out"], settings["training"]["seed"])
-
-
-def _run(
-    run: RunFolder,
-    settings: Settings,
-    config: dict[str, Any],
-    samples: Samples,
-    labels: np.ndarray | None,
-    *,
-    resume: bool,
-    smoke: bool,
-    plugins: list[str],
-) -> bool:
-    import torch
-
-    from ..train.checkpoints import steps_done
-    from ..train.finish import measure, write_config, write_results
-    from ..train.fit import fit
-    from ..train.machine import Machine
-    from ..train.run_folder import SETTINGS
-    from ..train.settings import to_yaml, upgraded
-    from ..train.trained import Trained
-
-    config = upgraded(config)
-    model, training, own = config["model"], config["training"], settings["training"]
-    if resume and training["data_sha256"] != samples.digest():
-        raise InputError("the data is not what the run was trained on")
-    data = _parts(settings, samples)
-    torch.manual_seed(own["seed"])
-    module = Trained(model, config["objective"])
-    if not config.get("old"):
-        module.vae.begin(_look(data.train))
-    # At a given seed the model begins the same, so this is right for a resumed run too.
-    before = measure(module.vae, data.held_out, own["seed"], objective=module.objective)
-    resumed = 0
-    if resume:
-        resumed = steps_done(run)
-        run.keep_metrics(resumed)
-    else:
-        write_config(
-            run,
-            "train",
-            model,
-            training,
-            torch.device("cpu"),
-            objective=config["objective"],
-            settings=settings,
-            plugins=plugins,
-        )
-    run.write_text(SETTINGS, to_yaml(settings))
-    if run.writes:
-        say(
-            f"{len(data.train)} samples of shape {model['shape']} to train on, "
-            f"{len(data.held_out)} held out"
-        )
-    done = fit(
-        module,
-        data,
-        run,
-        epochs=1 if smoke else own["epochs"],
-        batch_size=own["batch_size"],
-        lr=own["lr"],
-        warmup=own["warmup"],
-        seed=own["seed"],
-        resume=resume,
-        batches=2 if smoke else None,
-        machine=Machine(**{f: own[f] for f in Machine.__dataclass_fields__}),
-    )
-    if not run.writes:
-        return done.interrupted
-    if resume and done.done == resumed:
-        say(f"{run.path} has its {done.epoch} epochs: --epochs {own['epochs']} adds none")
-    vae = module.vae.cpu().float().eval()
-    after = measure(vae, data.held_out, own["seed"], objective=module.objective)
-    summary = {
-        "interrupted": done.interrupted,
-        "skipped_steps": done.skipped,
-        "held_out_before": before,
-        "held_out_after": after,
-    }
-    if labels is not None:
-        labels = labels[data.held_out.index.numpy()]
-    pictures = write_results(run, vae, data.held_out, own["seed"], summary, labels)
-    if done.skipped:
-        say(f"{done.skipped} steps were skipped: their gradient was not finite")
-    what = "held-out ELBO" if config["objective"]["name"] not in _NO_ELBO else "held-out -loss"
-    say(f"{what}, nats per sample: {before['elbo']:.2f} before, {after['elbo']:.2f} after")
-    files = ["report.html", *pictures, "metrics.csv", "weights.safetensors"]
-    say(f"{run.path}/: {', '.join(files)}")
-    return done.interrupted
-
-
-# Objectives that train no posterior.
-_NO_ELBO = ("autoencoder", "wae")
 
 
 @contextlib.contextmanager

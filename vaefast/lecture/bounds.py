@@ -151,7 +151,7 @@ def _ladder(bounds: dict[int, Tensor], own: float) -> page.Html:
     axes.set_xticks(list(bounds), [f"{k:,}" for k in bounds])
     axes.minorticks_off()
     axes.set(xlabel="samples K", ylabel="nats per digit")
-    axes.legend(loc="lower right")
+    axes.legend()
     ends = f"from {means[0]:.2f} at K = 1 to {means[-1]:.2f} at K = {list(bounds)[-1]:,}"
     return svg(figure, f"The bounds rise {ends}; with its own q per digit the ELBO is {own:.2f}")
 

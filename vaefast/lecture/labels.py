@@ -145,7 +145,7 @@ def _chart(found: dict[str, dict[int, list[float]]], counts: Sequence[int]) -> p
     axes.set_xticks(list(counts), [str(c) for c in counts])
     axes.minorticks_off()
     axes.set(xlabel="labels", ylabel="accuracy (%)")
-    axes.legend(loc="lower right")
+    axes.legend()
     return svg(figure, "Accuracy by number of labels for four classifiers; the table has it all")
 
 

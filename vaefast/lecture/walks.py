@@ -233,5 +233,5 @@ def _chart(found: dict[str, dict[str, list[float]]]) -> page.Html:
     axes.grid(axis="x", visible=False)
     axes.set(ylabel="share")
     axes.margins(y=0.3)
-    axes.legend(loc="upper left")
+    axes.legend()
     return svg(figure, "Share of the strongest look by model; the table has the numbers")

@@ -6,11 +6,38 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .files import whole
+
+# Bytes of a decoded array above which it is not held in memory, where there is a cache.
+LIMIT = 64 << 20
+# Bytes that are decoded at a time.
+PART = 1 << 20
+
+
+class Source(NamedTuple):
+    """A file; `key`: which array of it; `cache`: where decoded arrays are kept, None for nowhere;
+    `say`: gets a line where they cannot be."""
+
+    path: Path
+    key: str | None
+    cache: Path | None
+    say: Callable[[str], None]
+
+    def decoded(self, size: float, what: str, write: Callable[[Path], object]) -> np.ndarray | None:
+        """The array that `write` puts into a .npy file, memory-mapped; None where it is small
+        enough for memory, or there is no room to keep it.
+
+        Args:
+            size: of the array, in bytes, or about.
+            what: which array of the file.
+        """
+        if self.cache is None or size <= LIMIT:
+            return None
+        return cached(self.cache, digest(file_state(self.path), what), write, self.say)
 
 
 def cache_folder() -> Path:

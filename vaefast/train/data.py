@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import InputError, formats
-from .cache import cache_folder
+from . import InputError, cache, formats, sparse
 from .images import ImageOptions, load_folder
 
 if TYPE_CHECKING:
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 # What is looked at of the data at a time, in elements.
 _PART = 1 << 18
 DIGITS = "digits"
+# What torch stores and does not compute with: NumPy does.
+_STORED = {torch.uint16, torch.uint32, torch.uint64}
+_REAL = {
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+}
 
 
 class Split(NamedTuple):
@@ -44,11 +50,13 @@ class Samples:
 
     Args:
         data: `[N, *shape]`: a tensor; a NumPy array, of which a batch at a time is made a tensor
-            (of what torch has no type for); or a scipy CSR matrix.
+            (of what torch has no type for); or a sparse matrix by rows, of a file or scipy's.
         index: which rows; None for all.
     """
 
-    def __init__(self, data: Tensor | np.ndarray | csr_matrix, index: Tensor | None = None) -> None:
+    def __init__(
+        self, data: Tensor | np.ndarray | sparse.Rows | csr_matrix, index: Tensor | None = None
+    ) -> None:
         self.data = data
         self.index = torch.arange(data.shape[0]) if index is None else index
 
@@ -73,7 +81,7 @@ class Samples:
             return rows if rows.dtype in (torch.uint8, torch.bool) else rows.float()
         if isinstance(self.data, np.ndarray):
             return torch.from_numpy(self.data[index.numpy()].astype(np.float32))
-        return torch.from_numpy(self.data[index.numpy()].toarray()).float()
+        return torch.from_numpy(sparse.take(self.data, index.numpy()))
 
     def subset(self, rows: Tensor) -> Samples:
         """These rows."""
@@ -93,9 +101,12 @@ class Samples:
                 part = self.data[start : start + size]
                 yield part if isinstance(part, Tensor) else torch.from_numpy(part.astype(float))
         else:
-            # The zeros are as good as any value that is not stored.
-            yield torch.zeros(1)
-            yield from torch.from_numpy(self.data.data).split(_PART)
+            stored = self.data.data
+            kind = stored.dtype if stored.dtype in (np.uint8, np.bool_) else np.float64
+            # All that are not stored.
+            yield torch.from_numpy(np.zeros(1, kind))
+            for start in range(0, len(stored), _PART):
+                yield torch.from_numpy(stored[start : start + _PART].astype(kind))
 
     def digest(self) -> str:
         """SHA-256 of the data, by which a resumed run knows them again."""
@@ -105,8 +116,15 @@ class Samples:
                 part = part if part.dtype in (torch.uint8, torch.bool) else part.float()
                 found.update(np.ascontiguousarray(part.numpy()).data)
         else:
-            for array in (self.data.indptr, self.data.indices, self.data.data):
-                found.update(np.ascontiguousarray(array).data)
+            narrow = max(*self.data.shape, len(self.data.data)) < 2**31
+            places = np.int32 if narrow else np.int64
+            for array, kind in (
+                (self.data.indptr, places),
+                (self.data.indices, places),
+                (self.data.data, self.data.data.dtype),
+            ):
+                for start in range(0, len(array), _PART):
+                    found.update(np.ascontiguousarray(array[start : start + _PART], kind).data)
         return found.hexdigest()
 
     def range(self) -> tuple[float, float]:
@@ -183,10 +201,8 @@ def load_samples(
     found = formats.read(path, key, cache=cache, say=say)
     if isinstance(found, (np.ndarray, Tensor)):
         return Samples(_canonical(found, path))
-    if not found.shape[0] or not found.shape[1]:
-        raise InputError(f"{path} must hold [N, D], got {list(found.shape)}")
-    if found.dtype.kind not in "buif":
-        raise InputError(f"{path} must hold real numbers, got {found.dtype}")
+    if found.data.dtype == np.uint8 and _two_values(torch.from_numpy(found.data)):
+        found = replace(found, data=found.data.view(np.bool_))
     return Samples(found)
 
 
@@ -203,7 +219,7 @@ def load_from(settings: Mapping[str, Any], say: Callable[[str], None]) -> Sample
         settings["path"],
         key=settings.get("key"),
         images=options,
-        cache=cache_folder(),
+        cache=cache.cache_folder(),
         say=say,
     )
 
@@ -260,6 +276,8 @@ def split_rows(size: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
 
 def _canonical(array: np.ndarray | Tensor, path: Path) -> Tensor | np.ndarray:
     """An array as `[N, D]` or `[N, C, H, W]`: a tensor, unless it is large and that were a copy."""
+    if isinstance(array, Tensor) and array.dtype in _STORED:
+        array = array.numpy()
     if isinstance(array, np.ndarray):
         if array.dtype.kind not in "buif":
             raise InputError(f"{path} must hold numbers, got {array.dtype}")
@@ -269,9 +287,9 @@ def _canonical(array: np.ndarray | Tensor, path: Path) -> Tensor | np.ndarray:
             native = np.dtype(np.int64)
         if native == np.float16 or native.itemsize > 8:
             native = np.dtype(np.float32)
-        if native == array.dtype or array.nbytes <= formats.LIMIT:
+        if native == array.dtype or array.nbytes <= cache.LIMIT:
             array = torch.from_numpy(np.asarray(array, native))
-    if isinstance(array, Tensor) and array.is_complex():
+    if isinstance(array, Tensor) and array.dtype not in _REAL:
         raise InputError(f"{path} must hold real numbers, got {array.dtype}")
     shape = tuple(array.shape)
     if len(shape) == 3:
@@ -284,8 +302,12 @@ def _canonical(array: np.ndarray | Tensor, path: Path) -> Tensor | np.ndarray:
         )
     if isinstance(array, np.ndarray):
         return array
-    array = array.detach()
-    if array.dtype == torch.uint8 and all(int(part.max()) <= 1 for part in array.split(4096)):
-        # Two values in bytes are no pixels: 1 is not 1/255.
-        return array.view(torch.bool) if array.is_contiguous() else array.bool()
+    if array.dtype == torch.uint8 and _two_values(array):
+        return array.view(torch.bool)
     return array
+
+
+def _two_values(array: Tensor) -> bool:
+    """Two values in bytes are no pixels: 1 is not 1/255."""
+    size = max(1, _PART // max(1, math.prod(array.shape[1:])))
+    return all(int(part.max()) <= 1 for part in array.split(size) if len(part))

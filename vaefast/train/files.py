@@ -34,6 +34,10 @@ def whole(path: Path, *, sync: bool = False, shared: bool = False) -> Iterator[P
             with part.open("rb") as file:
                 os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        # A full disk's does not say which file it is.
+        error.filename = error.filename or str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 

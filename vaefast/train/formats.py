@@ -1,67 +1,33 @@
 """Files of data: what each format's reader gives is an array `[N, ...]` or a sparse matrix.
 
 Arrays that are stored as they are used are memory-mapped, not read. What has to be decoded (text,
-compressed arrays) is read into memory up to `LIMIT`, and above it decoded once, a part at a time,
-into a memory-mapped file.
+compressed arrays) is read into memory up to `cache.LIMIT`, and above it decoded once, a part at a
+time, into a memory-mapped file.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import gzip
 import pickle
 import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .. import _install
-from . import InputError
-from .cache import cached, digest, file_state, write_rows
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
+from . import InputError, annotated, cache, sparse, tables
+from .cache import Source, write_rows
 
 Array = Any
-# Bytes of a decoded array above which it is not held in memory, where there is a cache.
-LIMIT = 64 << 20
-# What text becomes: about so many times smaller as float32.
-_TEXT = 2
-# Of a gzipped file, how much larger its content may be.
-_GZIPPED = 8
-# Bytes that are decoded at a time.
-_PART = 1 << 20
 _IDX = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_NUMPY, _ZIP, _GZIP, _HDF5 = b"\x93NUMPY", b"PK\x03\x04", b"\x1f\x8b", b"\x89HDF\r\n\x1a\n"
-
-
-class Source(NamedTuple):
-    """A file; `key`: which array of it; `cache`: where decoded arrays are kept, None for nowhere;
-    `say`: gets a line where they cannot be."""
-
-    path: Path
-    key: str | None
-    cache: Path | None
-    say: Callable[[str], None]
-
-    def decoded(self, size: float, what: str, write: Callable[[Path], object]) -> Array | None:
-        """The array that `write` puts into a .npy file, memory-mapped; None where it is small
-        enough for memory, or there is no room to keep it.
-
-        Args:
-            size: of the array, in bytes, or about.
-            what: which array of the file.
-        """
-        if self.cache is None or size <= LIMIT:
-            return None
-        return cached(self.cache, digest(file_state(self.path), what), write, self.say)
+_NUMPY, _ZIP, _GZIP = b"\x93NUMPY", b"PK\x03\x04", b"\x1f\x8b"
 
 
 def read(
@@ -70,7 +36,7 @@ def read(
     *,
     cache: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
-) -> np.ndarray | Tensor | csr_matrix:
+) -> np.ndarray | Tensor | sparse.Rows:
     """What the file holds.
 
     Args:
@@ -93,7 +59,8 @@ def read(
             reader = _idx
         if reader is None:
             raise InputError(f"{path} must be {FORMATS}")
-        return reader(Source(path, key, cache, say))
+        found: np.ndarray | Tensor | sparse.Rows = reader(Source(path, key, cache, say))
+        return found
     except InputError:
         raise
     except MemoryError:
@@ -158,20 +125,57 @@ def _no_objects(path: Path) -> Iterator[None]:
         raise InputError(f"{path} must hold numbers, got Python objects") from None
 
 
-def _npz(source: Source) -> np.ndarray | csr_matrix:
+def _npz(source: Source) -> np.ndarray | sparse.Rows:
     path = source.path
     if not _starts(path, _ZIP):
         raise InputError(f"{path} could not be read: it does not begin as a .npz file does")
     with _no_objects(path), np.load(path, allow_pickle=False) as arrays:
         names = list(arrays.keys())
         if source.key is None and {"format", "shape", "data"} <= set(names):
-            from scipy.sparse import csr_matrix, load_npz
-
-            if "indptr" not in names or arrays["format"].item() not in ("csr", b"csr"):
-                return load_npz(path).tocsr()
-            parts = [_member(source, arrays, name) for name in ("data", "indices", "indptr")]
-            return csr_matrix(tuple(parts), shape=tuple(arrays["shape"]))
+            return _sparse_npz(source, arrays)
         return _member(source, arrays, choose(path, names, source.key))
+
+
+def _sparse_npz(source: Source, arrays: Any) -> sparse.Rows:
+    """A matrix that scipy's `save_npz` wrote."""
+    form = str(arrays["format"].item(), "ascii")
+    shape = tuple(int(n) for n in arrays["shape"])
+    if len(shape) != 2:
+        raise InputError(f"{source.path} must hold [N, D], got {list(shape)}")
+    if form not in ("csr", "csc", "coo"):
+        from scipy.sparse import load_npz
+
+        made = load_npz(source.path).tocsr()
+        taken = partial(getattr, made)
+        stored = sparse.Stored("csr", shape, made.nnz, made.dtype, taken, lambda *_: iter(()))
+        return sparse.read(source, stored, "matrix")
+
+    @contextlib.contextmanager
+    def opened(name: str) -> Iterator[tuple[Any, np.dtype, int]]:
+        with arrays.zip.open(f"{name}.npy") as file:
+            version = np.lib.format.read_magic(file)
+            readers = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }
+            (count,), _, dtype = readers[version](file)
+            if dtype.hasobject:
+                raise ValueError("Python objects")
+            yield file, dtype, count
+
+    def blocks(name: str, count: int) -> Iterator[np.ndarray]:
+        with opened(name) as (file, dtype, left):
+            while left:
+                some = min(count, left)
+                yield np.frombuffer(file.read(some * dtype.itemsize), dtype, some)
+                left -= some
+
+    with opened("data") as (_, dtype, count):
+        pass
+    stored = sparse.Stored(
+        form, shape, count, dtype, lambda name: _member(source, arrays, name), blocks
+    )
+    return sparse.read(source, stored, "matrix")
 
 
 def _member(source: Source, arrays: Any, name: str) -> np.ndarray:
@@ -181,7 +185,7 @@ def _member(source: Source, arrays: Any, name: str) -> np.ndarray:
 
     def unpack(part: Path) -> None:
         with packed.open(info) as file, part.open("wb") as to:
-            shutil.copyfileobj(file, to, _PART)
+            shutil.copyfileobj(file, to, cache.PART)
         # It ends the run here, where it is named, not as a broken file of the cache.
         np.load(part, mmap_mode="r", allow_pickle=False)
 
@@ -201,146 +205,14 @@ def _pt(source: Source) -> Tensor:
         ) from None
     if isinstance(value, dict):
         tensors = {k: v for k, v in value.items() if isinstance(v, Tensor)}
-        return tensors[choose(path, list(tensors), source.key)]
+        value = tensors[choose(path, list(tensors), source.key)]
     if not isinstance(value, Tensor):
         raise InputError(f"{path} must hold a Tensor, got {type(value).__name__}")
-    return value
-
-
-def _csv(source: Source) -> np.ndarray:
-    path = source.path
-    zipped = path.suffix.lower() == ".gz"
-    opened: Callable[..., Any] = gzip.open if zipped else open
-    with opened(path, "rt", newline="") as file:
-        first = file.readline()
-        second = file.readline()
-    if not first.strip():
-        raise InputError(f"{path} is empty")
-    tab = ".tsv" in (suffix.lower() for suffix in path.suffixes)
-    delimiter = "\t" if tab else max(",;\t", key=first.count)
-    names = next(csv.reader([first], delimiter=delimiter))
-    header, columns = not all(map(_is_number, names)), len(names)
-    if header and second.strip():
-        row = next(csv.reader([second], delimiter=delimiter))
-        # Row names may have no name of their own.
-        columns = len(row)
-        for place, (name, value) in enumerate(zip(names, row, strict=False)):
-            if not _is_number(value):
-                raise InputError(
-                    f"{path}: column {place + 1} ({name!r}) holds {value!r}: all columns must be "
-                    "numbers"
-                )
-    if header and not second.strip():
-        raise InputError(f"{path} holds no numbers")
-
-    def blocks() -> Iterator[np.ndarray]:
-        with opened(path, "rt", newline="") as file:
-            number = 1
-            while lines := file.readlines(_PART):
-                skipped = int(header and number == 1)
-                block = list(enumerate(lines, number))[skipped:]
-                number += len(lines)
-                yield _table(path, block, delimiter, columns)
-
-    size = path.stat().st_size * (_GZIPPED if zipped else 1) / _TEXT
-    mapped = source.decoded(size, "table", lambda part: write_rows(part, blocks()))
-    found: np.ndarray = np.concatenate(list(blocks())) if mapped is None else mapped
-    return found
-
-
-def _table(path: Path, lines: list[tuple[int, str]], delimiter: str, columns: int) -> np.ndarray:
-    """Rows of numbers from numbered lines, of which empty ones say nothing."""
-    kept = [(number, line) for number, line in lines if line.strip()]
-    if not kept:
-        return np.empty((0, columns), np.float32)
-    try:
-        rows: np.ndarray = np.loadtxt(
-            [line for _, line in kept], np.float32, delimiter=delimiter, ndmin=2, quotechar='"'
-        )
-        if rows.shape[1] == columns:
-            return rows
-    except ValueError:
-        pass
-    for number, line in kept:
-        values = next(csv.reader([line], delimiter=delimiter))
-        if len(values) != columns:
-            raise InputError(
-                f"{path} could not be read: line {number} has {len(values)} columns, not {columns}"
-            )
-        wrong = next((value for value in values if not _is_number(value)), None)
-        if wrong is not None:
-            raise InputError(f"{path} could not be read: line {number} holds {wrong!r}")
-    raise InputError(f"{path} could not be read: lines {kept[0][0]} to {kept[-1][0]}")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _h5ad(source: Source) -> np.ndarray | csr_matrix:
-    path = source.path
-    with open_h5ad(path) as file:
-        name = source.key or "X"
-        if name not in file and f"layers/{name}" in file:
-            name = f"layers/{name}"
-        if name not in file:
-            layers = [f"layers/{layer}" for layer in file.get("layers", {})]
-            raise InputError(f"{path} has no array {name!r}; it holds {', '.join(['X', *layers])}")
-        found = file[name]
-        if not hasattr(found, "keys"):
-            return _dataset(source, found)
-        from scipy.sparse import csc_matrix, csr_matrix
-
-        kind = found.attrs.get("encoding-type", "csr_matrix")
-        kinds = {"csr_matrix": csr_matrix, "csc_matrix": csc_matrix}
-        if kind not in kinds:
-            raise InputError(f"{path}: {name} must be an array or a sparse matrix, got {kind}")
-        shape = tuple(found.attrs.get("shape", found.attrs.get("h5sparse_shape", ())))
-        parts = tuple(_dataset(source, found[part]) for part in ("data", "indices", "indptr"))
-        return kinds[kind](parts, shape=shape).tocsr()
-
-
-def _dataset(source: Source, found: Any) -> np.ndarray:
-    """A dataset of an opened HDF5 file."""
-
-    def blocks() -> Iterator[np.ndarray]:
-        rows = max(1, _PART * len(found) // max(1, found.nbytes))
-        # Whole chunks: each is unpacked once.
-        if found.chunks:
-            rows = -(-rows // found.chunks[0]) * found.chunks[0]
-        for start in range(0, len(found), rows):
-            yield found[start : start + rows]
-
-    mapped, itemsize = None, found.dtype.itemsize
-    # 0: a dataset that nothing was written to.
-    place: int = (found.id.get_offset() or 0) if found.chunks is None else 0
-    plain = place > 0 and place % itemsize == 0 and found.dtype.kind in "buif"
-    if found.nbytes > LIMIT and plain and found.file.userblock_size == 0:
-        lies: np.ndarray = np.memmap(source.path, found.dtype, "c", place, found.shape)
-        return lies
-    if found.ndim and len(found):
-        mapped = source.decoded(found.nbytes, found.name, lambda part: write_rows(part, blocks()))
-    whole: np.ndarray = found[()] if mapped is None else mapped
-    return whole
-
-
-def open_h5ad(path: Path) -> Any:
-    """An HDF5 file, to read.
-
-    Raises:
-        InputError: it is none, or h5py is missing.
-    """
-    try:
-        import h5py
-    except ModuleNotFoundError:
-        raise InputError(f"{path} needs h5py: {_install.command('anndata')}") from None
-    if not _starts(path, _HDF5):
-        raise InputError(f"{path} could not be read: it does not begin as an HDF5 file does")
-    return h5py.File(path, "r")
+    kinds = {"quantized": value.is_quantized, "nested": value.is_nested, "meta": value.is_meta}
+    kind = next((name for name, found in kinds.items() if found), value.layout)
+    if kind != torch.strided:
+        raise InputError(f"{path} must hold a dense tensor, got {kind}")
+    return value.detach().resolve_neg()
 
 
 def _is_idx(path: Path) -> bool:
@@ -373,7 +245,7 @@ def _idx(source: Source) -> np.ndarray:
         held = 0
         with gzip.open(path, "rb") as file:
             file.seek(offset)
-            while part := file.read(_PART):
+            while part := file.read(cache.PART):
                 held += len(part)
                 yield np.frombuffer(part, np.uint8)
         _announced(path, held, size)
@@ -393,7 +265,7 @@ _READERS: dict[str, Callable[[Source], Any]] = {
     ".npz": _npz,
     ".pt": _pt,
     ".pth": _pt,
-    ".csv": _csv,
-    ".tsv": _csv,
-    ".h5ad": _h5ad,
+    ".csv": tables.read,
+    ".tsv": tables.read,
+    ".h5ad": annotated.read,
 }

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from . import InputError
+from .annotated import open_h5ad
 from .data import DIGITS, load_digits
-from .formats import open_h5ad
 
 _FORMATS = "a .npy [N], a text file of one label a line, or a column of a .h5ad's obs"
 

@@ -43,7 +43,7 @@ class RunFolder:
         overwrite: a run that is there already is removed, its checkpoints too.
         resume: the run that is there is gone on with.
         writes: False in the processes of a run that leave the folder to the first.
-        say: gets a line on what a killed process left behind, and what was done with it.
+        say: gets a line on what a killed process left behind, and on how the run goes.
 
     Raises:
         InputError: the folder holds a run or other files, there is none to resume, or another
@@ -120,7 +120,7 @@ class RunFolder:
         self.close()
 
     def say(self, text: str) -> None:
-        """Tells the user what a killed process left behind."""
+        """Tells the user."""
         self._say(text)
 
     def file(self, name: str) -> Path:

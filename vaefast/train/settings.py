@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from . import InputError, models
-from .models.head import likelihood_class, likelihood_settings
+from .models.head import likelihood_kinds, likelihood_settings
 from .objectives._base import OBJECTIVES
 
 Settings = dict[str, dict[str, Any]]
@@ -228,8 +228,8 @@ def known(section: str, name: str | None) -> dict[str, tuple[Any, Any]]:
         return TRAINING
     assert name is not None
     if section == "likelihood":
-        likelihood_class(name)
-        return {key: (Any, value) for key, value in likelihood_settings(name).items()}
+        kinds = likelihood_kinds(name)
+        return {key: (kinds[key], value) for key, value in likelihood_settings(name).items()}
     if section == "objective":
         found = OBJECTIVES.find(name)
         hints = typing.get_type_hints(found)
@@ -265,11 +265,11 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
         return None
     if bool in kinds and isinstance(value, bool):
         return value
-    if float in kinds and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    # YAML reads 1e-3 as a word.
-    if float in kinds and isinstance(value, str) and _number(value) is not None:
-        return _number(value)
+    number = _number(value) if float in kinds and not isinstance(value, bool) else None
+    if number is not None:
+        if math.isnan(number):
+            raise InputError(f"{name} must be a number, got nan")
+        return number
     if int in kinds and isinstance(value, int) and not isinstance(value, bool):
         return value
     if list in kinds and isinstance(value, (list, tuple)):
@@ -285,10 +285,11 @@ def _union(kind: Any) -> bool:
     return bool(typing.get_args(kind))
 
 
-def _number(text: str) -> float | None:
+def _number(value: Any) -> float | None:
+    """A number, or a word that is one: YAML reads 1e-3 as a word."""
     try:
-        return float(text)
-    except ValueError:
+        return float(value)
+    except (ValueError, TypeError, OverflowError):
         return None
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -83,6 +83,23 @@ def likelihood_settings(name: str) -> dict[str, Any]:
     if name == "categorical":
         found["classes"] = None
     return found
+
+
+def likelihood_kinds(name: str) -> dict[str, Any]:
+    """The type of each of these settings; Any where the likelihood's class alone knows."""
+    try:
+        hints = get_type_hints(likelihood_class(name))
+    except (NameError, TypeError):
+        # A user's class that imports its types for a checker alone.
+        hints = {}
+    found = {key: hints.get(key, Any) for key in likelihood_settings(name)}
+    found = {key: kind if kind in (bool, int, float, str) else Any for key, kind in found.items()}
+    own = {
+        "scale_per": ScalePer,
+        "classes": int | None,
+        **dict.fromkeys(_FIXED, float | str | None),
+    }
+    return found | {key: kind for key, kind in own.items() if key in found}
 
 
 class Head(nn.Module):
