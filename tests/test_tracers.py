@@ -196,7 +196,7 @@ def test_batch_sizes_are_not_compiled_anew(name: str) -> None:
     assert counter.frame_count <= 2
 
 
-@pytest.mark.each(5)
+@pytest.mark.each(12)
 @pytest.mark.parametrize("backend", vf.available_backends())
 @pytest.mark.parametrize("name", marked(SETTINGS))
 def test_annealed_settings_are_not_compiled_anew(name: str, backend: str) -> None:

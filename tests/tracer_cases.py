@@ -222,7 +222,7 @@ def _mean(v: float, m: Tensor) -> Any:
 
 
 # What people change from step to step: the setting's value is the function's first argument.
-INTEGERS = {"rsample offset", "tc_terms dataset_size"}
+INTEGERS = {"rsample offset", "tc_terms dataset_size", "tc_terms dataset_size of mws"}
 SETTINGS: dict[str, tuple[Call, tuple[Any, ...]]] = {
     "rsample temperature": (lambda v, m, s: vf.rsample(m, s, seed=1, temperature=v), (P, P)),
     "rsample clamp": (lambda v, m, s: vf.rsample(m, s, seed=1, clamp=(-v, v)), (P, P)),
@@ -235,6 +235,8 @@ SETTINGS: dict[str, tuple[Call, tuple[Any, ...]]] = {
     "sample_kl Monte Carlo temperature": (
         lambda v, m, s: vf.sample_kl(m, s, seed=1, temperature=v, estimator="monte_carlo"), (P, P)),
     "gaussian_kl clamp": (lambda v, m, s: vf.gaussian_kl(m, s, clamp=(-v, v)), (P, P)),
+    "gaussian_kl min_std": (
+        lambda v, m, s: vf.gaussian_kl(m, s, param="softplus", min_std=v), (P, P)),
     "gaussian_kl free_bits": (lambda v, m, s: vf.gaussian_kl(m, s, free_bits=v), (P, P)),
     "gaussian_kl balance": (
         lambda v, m, s, p: vf.gaussian_kl(m, s, p, balance=v), (P, P, P)),
@@ -243,6 +245,10 @@ SETTINGS: dict[str, tuple[Call, tuple[Any, ...]]] = {
         lambda v, m: vf.nll(m, torch.zeros_like(m), vf.Laplace(scale=v)), (("B", X),)),
     "nll StudentT df": (
         lambda v, m: vf.nll(m, torch.zeros_like(m), vf.StudentT(df=v)), (("B", X),)),
+    "nll StudentT scale": (
+        lambda v, m: vf.nll(m, torch.zeros_like(m), vf.StudentT(scale=v)), (("B", X),)),
+    "nll LogCosh scale": (
+        lambda v, m: vf.nll(m, torch.zeros_like(m), vf.LogCosh(scale=v)), (("B", X),)),
     "linear_nll Gaussian std": (
         lambda v, h, w, x: vf.linear_nll(h, w, None, x, vf.Gaussian(std=v)), (P, (X, D), ("B", X))),
     "elbo_loss beta": (
@@ -256,6 +262,14 @@ SETTINGS: dict[str, tuple[Call, tuple[Any, ...]]] = {
         lambda v, p, m, s: vf.elbo_loss(
             p, torch.ones_like(p), m, s, likelihood="bernoulli", free_bits=v).loss,
         (("B", X), P, P)),
+    "elbo_loss free_bits of samples": (
+        lambda v, p, m, s: vf.elbo_loss(
+            p, torch.ones_like(p), m, s, likelihood="bernoulli", free_bits=v,
+            free_bits_per="sample").loss, (("B", X), P, P)),
+    "elbo_loss free_bits of kl": (
+        lambda v, p, k: vf.elbo_loss(
+            p, torch.ones_like(p), kl=k.square(), likelihood="bernoulli", free_bits=v,
+            free_bits_per="total").loss, (("B", X), ("B",))),
     "elbo_loss clamp": (
         lambda v, p, m, s: vf.elbo_loss(
             p, torch.ones_like(p), m, s, likelihood="bernoulli", clamp=(-v, v)).loss,
@@ -272,11 +286,16 @@ SETTINGS: dict[str, tuple[Call, tuple[Any, ...]]] = {
         lambda v, w: vf.importance_loss(w, bound="ciwae", beta=v), ((4, "B"),)),
     "tc_terms dataset_size": (
         lambda v, z, m, s: vf.tc_terms(z, m, s, dataset_size=v).tc, (P, P, P)),
+    "tc_terms dataset_size of mws": (
+        lambda v, z, m, s: vf.tc_terms(z, m, s, dataset_size=v, method="mws").tc, (P, P, P)),
+    "TCLoss beta": (lambda v, z, m, s: vf.nn.TCLoss(9, beta=v)(z, m, s).loss, (P, P, P)),
     "tc_terms clamp": (
         lambda v, z, m, s: vf.tc_terms(z, m, s, dataset_size=100, clamp=(-v, v)).tc, (P, P, P)),
     "mixture_log_prob clamp": (
         lambda v, z, m, s: vf.mixture_log_prob(z, m, s, clamp=(-v, v)), (P, (4, D), (4, D))),
     "mmd scales": (lambda v, x, y: vf.mmd(x, y, scales=(v, 2 * v)), (P, (7, D))),
+    "mmd rbf scales": (
+        lambda v, x, y: vf.mmd(x, y, kernel="rbf", scales=(v, 2 * v)), (P, (7, D))),
     "tril_sample_kl temperature": (
         lambda v, m, t: vf.tril_sample_kl(
             m, torch.tril(t, -1) + torch.eye(D), seed=1, temperature=v), (P, ("B", D, D))),
