@@ -288,7 +288,7 @@ SETTINGS: dict[str, tuple[Call, tuple[Any, ...]]] = {
         lambda v, z, m, s: vf.tc_terms(z, m, s, dataset_size=v).tc, (P, P, P)),
     "tc_terms dataset_size of mws": (
         lambda v, z, m, s: vf.tc_terms(z, m, s, dataset_size=v, method="mws").tc, (P, P, P)),
-    "TCLoss beta": (lambda v, z, m, s: vf.nn.TCLoss(9, beta=v)(z, m, s).loss, (P, P, P)),
+    "tc_terms TCLoss beta": (lambda v, z, m, s: vf.nn.TCLoss(9, beta=v)(z, m, s).loss, (P, P, P)),
     "tc_terms clamp": (
         lambda v, z, m, s: vf.tc_terms(z, m, s, dataset_size=100, clamp=(-v, v)).tc, (P, P, P)),
     "mixture_log_prob clamp": (

@@ -127,19 +127,17 @@ def _guard_of(*tensors: Tensor) -> Look:
 @functools.cache
 def _guards_tell_apart() -> bool:
     """Whether guards do what `look_of` says, by this torch."""
-    own: Any = {"dtype": torch.float32, "device": "cpu"}
-    with torch.no_grad():
-        plain, column = torch.zeros(2, 3, **own), torch.zeros(2, 1, **own)
-        others = (
-            *(plain[:1], plain[:, :2], plain[0], plain[None], torch.zeros(3, 2, **own)),
-            *(torch.zeros(3, 2, **own).t(), column.expand(2, 3)),
-            *(plain.double(), plain.bool(), plain.to("meta"), torch._neg_view(plain)),
-            *(torch.zeros(2, 3, requires_grad=True, **own), torch.nn.Parameter(plain)),
-        )
-        same = _guard_of(plain, plain)
-        return same(plain, torch.ones(2, 3, **own)) and not any(
-            same(a, b) for t in others for a, b in ((t, plain), (plain, t))
-        )
+    plain = torch.zeros(2, 3, dtype=torch.float32, device="cpu")
+    turned, column = plain.new_zeros(3, 2), plain.new_zeros(2, 1)
+    others = (
+        *(plain[:1], plain[:, :2], plain[0], plain[None], turned, turned.t(), column.expand(2, 3)),
+        *(plain.double(), plain.bool(), plain.to("meta"), torch._neg_view(plain)),
+        *(plain.new_zeros(2, 3, requires_grad=True), torch.nn.Parameter(plain)),
+    )
+    same = _guard_of(plain, plain)
+    return same(plain, plain + 1) and not any(
+        same(a, b) for t in others for a, b in ((t, plain), (plain, t))
+    )
 
 
 def look_of(*tensors: Tensor) -> Look:

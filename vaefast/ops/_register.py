@@ -30,7 +30,7 @@ def direct(*tensors: Tensor | None) -> bool:
 
     Not under a mode or a tracer that must see the operator, for a subclass with a dispatcher of
     its own, or for a tensor whose memory holds other numbers than it shows (a negated view), or
-    is not there (a zero tensor, a batch that vmap shows one by one).
+    is not there (a zero tensor, a batch that vmap shows one by one, a functional tensor).
 
     Raises:
         RuntimeError: a tensor's storage was resized to nothing.
@@ -52,12 +52,11 @@ def direct(*tensors: Tensor | None) -> bool:
             if t.is_neg():
                 declined("negated")
                 return False
-            if not t.data_ptr():
-                if is_zero_tensor(t):
+            if not t.data_ptr() and t.numel():
+                if is_zero_tensor(t) or t.is_meta or t.untyped_storage().nbytes():
                     declined("memory")
                     return False
-                if t.numel() and not t.is_meta:
-                    emptied = t
+                emptied = t
     except RuntimeError:
         declined("memory")
         return False
