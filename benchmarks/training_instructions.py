@@ -2,10 +2,13 @@
 model, on one thread: counts that callgrind gives, which no other process on the machine moves.
 
     python -m benchmarks.training_instructions
+
+prints them and writes `results/training-instructions.json`.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -19,6 +22,7 @@ from vaefast.train.data import load_samples, split_samples
 from . import instructions, training
 
 STEPS = 12
+RESULT = Path(__file__).parent / "results" / "training-instructions.json"
 
 
 def measure(folder: Path) -> None:
@@ -42,6 +46,8 @@ def main() -> None:
         subprocess.run(instructions.command(command, folder), check=True, env=environment)
         counts = instructions.counted(folder)
     ours = counts[training.FIT]
+    found = {"torch": torch.__version__, "instructions of a step": counts}
+    RESULT.write_text(json.dumps(found, indent=2) + "\n")
     for loop, count in counts.items():
         ratio = f"{training.FIT} takes {ours / count:.3f} times that"
         print(f"{count / 1e6:.3f} million instructions a step, {loop}: {ratio}")

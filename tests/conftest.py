@@ -108,8 +108,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         others = [
             item
             for item in items
-            if item.get_closest_marker("further")
-            and zlib.crc32(item.nodeid.encode()) % parts != part
+            if (further := item.get_closest_marker("further"))
+            and zlib.crc32((further.args or (item.nodeid,))[0].encode()) % parts != part
         ]
         left_out = set(others)
         items[:] = [item for item in items if item not in left_out]

@@ -26,6 +26,9 @@ pytestmark = [
     pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="the sources are not here"),
 ]
 
+# Minutes of building, for which it is all of them or none.
+of_nvcc = pytest.mark.further("nvcc")
+
 
 def build(folder, cuda, *settings, source=ROOT / "csrc"):
     """The module of a build with VAEFAST_CUDA=`cuda`."""
@@ -75,6 +78,7 @@ def machine_code(elements):
     return {name: "\n".join(one.text for one in code) for name, code in lines.items()}
 
 
+@of_nvcc
 def test_it_links_and_loads_without_a_driver(cuda_module):
     code = (
         "import importlib.machinery as m, importlib.util as u, sys;"
@@ -88,12 +92,14 @@ def test_it_links_and_loads_without_a_driver(cuda_module):
     subprocess.run(python(code, str(cuda_module)), check=True)
 
 
+@of_nvcc
 def test_no_kernel_spills(machine_code):
     assert len(machine_code) > 20
     spilled = [name for name, code in machine_code.items() if re.search(r"\b(LDL|STL)\b", code)]
     assert not spilled
 
 
+@of_nvcc
 @pytest.mark.parametrize(
     ("case", "dtype"),
     [pytest.param(c, d, id=f"{c}-{d}") for c in cuda_instructions.CASES for d in c.budget],
@@ -103,6 +109,7 @@ def test_no_more_instructions_than_the_budget(elements, case, dtype):
     assert found.per_element()[0] <= case.budget[dtype], found.by_opcode
 
 
+@of_nvcc
 @pytest.mark.parametrize("case", cuda_pairs.CASES, ids=str)
 def test_no_more_instructions_per_pair_than_the_budget(elements, case):
     found = cuda_pairs.measured(elements, case)
@@ -133,6 +140,7 @@ def test_the_results_are_of_every_case():
     assert sass.BEGIN + sass.table(rows[1:]) + sass.END in page
 
 
+@of_nvcc
 def test_dense_operands_move_16_bytes_at_a_time(machine_code):
     # float32 in fours, 16-bit types in eights.
     dense = re.compile(r"(Evaluate|Forward|Backward|Softmax).*fLi(4ELi4|2ELi8)E")
@@ -151,6 +159,7 @@ CHOSEN = (
 )
 
 
+@pytest.mark.further("races")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are tested on the GPU itself")
 def test_no_kernels_threads_race(tmp_path):
     """Where a barrier is missing: tests/cuda/races.py."""
