@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._gamma import stirling_rest
+from ._gamma import factorial_rest
 from ._math import exp
 
 
@@ -97,6 +97,4 @@ def _log_factorial(x):
     small = (x == 0.0) | (x == 1.0)
     z = tl.where(small, 2.0, x)
     log_z = tl.log(z)
-    rest, _ = stirling_rest(z, 1.0 / z, log_z)
-    value = (z * log_z - z) + (0.5 * log_z + 0.918938533204672742) + rest
-    return tl.where(small, 0.0, value)
+    return tl.where(small, 0.0, (z * log_z - z) + factorial_rest(z, 1.0 / z, log_z))

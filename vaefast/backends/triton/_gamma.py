@@ -1,7 +1,9 @@
 """What is left of log Gamma and digamma without Stirling's formula, inside kernels.
 
-The polynomials are those of csrc/math/gamma.h: [1, 3) is one around 2, with the zeros as factors so
-that the error stays relative; from 3 on the tails of Stirling's series.
+From 3 on these are the tails of Stirling's series, below what the recurrence of Gamma makes of
+those at z + 3: of the logarithms nothing large is subtracted. A factorial alone, which may be next
+to 1, has the polynomial of csrc/math/gamma.h around 2, with the zeros as factors, instead. Of the
+tails the differences count, so that in float64 they are fitted to 1e-17, absolute.
 """
 
 from __future__ import annotations
@@ -9,51 +11,50 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ._hardware import log2, rcp
 from ._math import horner
 
 
 @triton.jit
-def stirling_rest(z, w, log_z):
+def stirling_rest(z, w):
     """S(z) = log Gamma(z + 1) - (z log z - z + log(2 pi z)/2) and P(z) = digamma(z) - log z + 1/2z.
 
-    For z > 0 whose inverse w and logarithm are known. What does not hold at z is selected away.
+    For z > 0 whose inverse w is known. Below 3, with u = z + 3 and p = (z + 1) (z + 2),
+
+    S(z) = S(u) + (z + 1/2) log(u/z) + log(u^2/p) - 3,
+    P(z) = P(u) + log(u/z) - (1/z + 1/u)/2 - p'/p.
     """
-    big, small, below, square, t = _places(z, w)
-    gamma_mid, psi_mid, gamma_tail, psi_tail = _series(t, square)
-    # log Gamma(z + 1) is z (z - 1) G(z - 1) below 1, and (z - 1) (z - 2) G(z - 2) + log z above.
-    low = below * (t * gamma_mid - log_z) + (-0.5 * log_z + (z - 0.918938533204672742))
-    # digamma's zero is 2 minus this, in two parts.
-    if z.dtype == tl.float64:
-        from_zero = (t + 5.38367855031637769e-01) - 9.54999542996569772e-17
-    else:
-        from_zero = t + 5.383678675e-01
-    psi = (from_zero * psi_mid + tl.where(small, -0.5 * w, 0.5 * w)) - log_z
-    return tl.where(big, w * gamma_tail, low), tl.where(big, -square * psi_tail, psi)
+    low = z < 3.0
+    up = tl.where(low, z + 3.0, z)
+    w_up = rcp(up)
+    square = w_up * w_up
+    per_p = rcp(z * (z + 3.0) + 2.0)
+    apart = log2(up * w)
+    more = ((z + 0.5) * apart + log2(up * up * per_p)) * 0.693147180559945309 - 3.0
+    shift = apart * 0.693147180559945309 - (0.5 * (w + w_up) + (2.0 * z + 3.0) * per_p)
+    rest = w_up * _gamma_tail(square) + tl.where(low, more, 0.0)
+    return rest, tl.where(low, shift, 0.0) - square * _psi_tail(square)
 
 
 @triton.jit
 def factorial_rest(x, w, log_x):
     """log Gamma(x + 1) - (x log x - x) for x >= 0 whose inverse is known, and a finite logarithm
     (of 0 any)."""
-    big, _, below, square, t = _places(x, w)
-    gamma_mid, _, gamma_tail, _ = _series(t, square)
-    low = below * (t * gamma_mid - log_x) + x
-    return tl.where(big, w * gamma_tail + (0.5 * log_x + 0.918938533204672742), low)
+    # log Gamma(x + 1) is x (x - 1) G(x - 1) below 1, and (x - 1) (x - 2) G(x - 2) + log x above.
+    big = x >= 3.0
+    below = tl.where(x < 1.0, x, x - 1.0)
+    square = w * w
+    t = below - 1.0
+    mid, tail = _gamma_mid(t), _gamma_tail(square)
+    low = below * (t * mid - log_x) + x
+    return tl.where(big, w * tail + (0.5 * log_x + 0.918938533204672742), low)
 
 
 @triton.jit
-def _places(z, w):
-    """Whether z is 3 at least, or below 1; z below 1, else z - 1; w^2; z as seen from 1 or 2."""
-    small = z < 1.0
-    below = tl.where(small, z, z - 1.0)
-    return z >= 3.0, small, below, w * w, below - 1.0
-
-
-@triton.jit
-def _series(t, z):
-    """Of log Gamma(2 + t) / (t (1 + t)), digamma(2 + t) / (2 + t - its zero), and both tails."""
+def _gamma_mid(t):
+    """log Gamma(2 + t) / (t (1 + t)), -1 <= t < 1."""
     if t.dtype == tl.float64:
-        gamma_mid = horner(
+        return horner(
             t,
             (
                 4.22784335098467190e-01,
@@ -83,67 +84,8 @@ def _series(t, z):
                 5.90419460398891997e-09,
             ),
         )
-        psi_mid = horner(
-            t,
-            (
-                7.85307538604106181e-01,
-                -2.60738954683005675e-01,
-                1.08999917017309975e-01,
-                -4.95510329171168981e-02,
-                2.34473096153683981e-02,
-                -1.13384325743992442e-02,
-                5.55225378763362677e-03,
-                -2.73957251651381611e-03,
-                1.35814650089717244e-03,
-                -6.75316922712647632e-04,
-                3.36403746753538438e-04,
-                -1.67793963548529360e-04,
-                8.39006695067914164e-05,
-                -4.19290442204736620e-05,
-                2.05532611509067108e-05,
-                -1.02234079677516088e-05,
-                5.90399016046791669e-06,
-                -3.02267223268438139e-06,
-                4.21296843068827598e-07,
-                -1.40652432007758253e-07,
-                1.08002429070956040e-06,
-                -5.83955424001201218e-07,
-                -3.11305617457357751e-07,
-                1.71631582510394106e-07,
-                1.24040779030237631e-07,
-                -6.45762301100763081e-08,
-            ),
-        )
-        gamma_tail = horner(
-            z,
-            (
-                8.33333333333225457e-02,
-                -2.77777777168751938e-03,
-                7.93649767868661129e-04,
-                -5.95158478442449432e-04,
-                8.38329574213404760e-04,
-                -1.82771971041200635e-03,
-                4.87545174786653893e-03,
-                -1.13885115851765067e-02,
-                1.46329840416871866e-02,
-            ),
-        )
-        psi_tail = horner(
-            z,
-            (
-                8.33333333328195869e-02,
-                -8.33333313744124421e-03,
-                3.96822799847043259e-03,
-                -4.16495146032510102e-03,
-                7.50996043889597120e-03,
-                -1.94963005849038487e-02,
-                5.73085061069461832e-02,
-                -1.38543075970774088e-01,
-                1.77919970540289185e-01,
-            ),
-        )
     else:
-        gamma_mid = horner(
+        return horner(
             t,
             (
                 4.227843285e-01,
@@ -160,24 +102,51 @@ def _series(t, z):
                 -3.842234946e-05,
             ),
         )
-        psi_mid = horner(
-            t,
+
+
+@triton.jit
+def _gamma_tail(square):
+    """z S(z), of 1/z^2 <= 1/9."""
+    if square.dtype == tl.float64:
+        return horner(
+            square,
             (
-                7.853075266e-01,
-                -2.607386112e-01,
-                1.089999005e-01,
-                -4.956041649e-02,
-                2.345184051e-02,
-                -1.126576681e-02,
-                5.513603333e-03,
-                -2.976751653e-03,
-                1.484399429e-03,
-                -3.113736166e-04,
-                1.458659972e-04,
-                -4.139443336e-04,
-                2.100916463e-04,
+                8.33333333333331344e-02,
+                -2.77777777760738294e-03,
+                7.93650751179687483e-04,
+                -5.95233158391167286e-04,
+                8.41427186480803732e-04,
+                -1.90424135578263804e-03,
+                6.04522768191371063e-03,
+                -2.24803742568472249e-02,
+                7.74908236324769878e-02,
+                -1.91880921817415284e-01,
+                2.35957962503850732e-01,
             ),
         )
-        gamma_tail = horner(z, (8.333326876e-02, -2.772793639e-03, 6.971281255e-04))
-        psi_tail = horner(z, (8.333262056e-02, -8.292097598e-03, 3.267690772e-03))
-    return gamma_mid, psi_mid, gamma_tail, psi_tail
+    else:
+        return horner(square, (8.333326876e-02, -2.772793639e-03, 6.971281255e-04))
+
+
+@triton.jit
+def _psi_tail(square):
+    """-z^2 P(z), of 1/z^2 <= 1/9."""
+    if square.dtype == tl.float64:
+        return horner(
+            square,
+            (
+                8.33333333333204918e-02,
+                -8.33333332622562470e-03,
+                3.96825259386162765e-03,
+                -4.16653258081682229e-03,
+                7.56801678440715327e-03,
+                -2.08035013580818509e-02,
+                7.59009192980659025e-02,
+                -3.05164572578943250e-01,
+                1.08221657957841688e00,
+                -2.67784067615031107e00,
+                3.24524347311522909e00,
+            ),
+        )
+    else:
+        return horner(square, (8.333262056e-02, -8.292097598e-03, 3.267690772e-03))

@@ -137,8 +137,8 @@ def _negative_binomial(x, mu, theta):
     log_c = log1p_of(c, (x * by_mu) * (mean * by_total))
     deviance = tl.where(none, 0.0, x * log_c) - theta * log_b
 
-    rest_theta, psi_theta = stirling_rest(theta, by_theta, log_coarse(theta))
-    rest_total, psi_total = stirling_rest(total, by_total, log_total)
+    rest_theta, psi_theta = stirling_rest(theta, by_theta)
+    rest_total, psi_total = stirling_rest(total, by_total)
     spread = x * by_theta
     binomial = 0.5 * log_coarse(total * by_theta) + (rest_theta - rest_total)
     binomial += factorial_rest(x, rcp(x), log_coarse(x))
