@@ -126,6 +126,17 @@ def test_so_is_one_that_was_freed_before_the_backward_pass(name, calls):
         loss.backward()
 
 
+def test_each_backend_that_is_asked_for_has_looks_of_its_own():
+    """Or the first one's would stand before the others'."""
+    _plans.kept.clear()
+    for _ in range(2):
+        for backend in ("auto", "native"):
+            with vf.backend(backend):
+                vf.gaussian_kl(torch.zeros(2, 3), torch.zeros(2, 3))
+    looks = [found for of_kind in _plans.kept.looks.values() for found in of_kind]
+    assert len(looks) == len(_plans.kept) == 2
+
+
 # The same numbers in other places.
 CHANGES = {
     "transposed": lambda t: t.t().contiguous().t(),

@@ -49,8 +49,8 @@ class Plan(Protocol):
 class Kept(dict[Hashable, Plan]):
     """Plans by their keys, which say of each tensor what a plan goes by.
 
-    `looks`: by number of tensors and settings, the key and the plan of tensors that look so, and
-    the backend that was asked for.
+    `looks`: by the backend that was asked for, the number of tensors and the settings, the key and
+    the plan of tensors that look so.
     """
 
     __slots__ = ("looks",)
@@ -73,22 +73,21 @@ def find(
     if is_dynamo_compiling():
         return None, None
     try:
-        kind, looks = (len(tensors), settings), kept.looks
+        kind, looks = (asked(), len(tensors), settings), kept.looks
         seen = None if looks is None else looks.find(kind, tensors)
         if (
             seen is not None
-            and seen[1] is asked()
             and not dispatch_modes()
             and not forward_mode()
             and saved_tensor_hooks(True) is None
             and all(map(_data_ptr, tensors))
         ):
-            found: tuple[Hashable, Plan] = seen[0]
+            found: tuple[Hashable, Plan] = seen
             return found
         key = key_of(tensors, settings)
         plan = kept.get(key)
         if plan is not None and seen is None and looks is not None:
-            looks.add(kind, tensors, ((key, plan), asked()))
+            looks.add(kind, tensors, (key, plan))
         return key, plan
     except TypeError:
         # A clamp may be a list, and a likelihood of the user's may hold anything.
