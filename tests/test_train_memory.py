@@ -2,14 +2,12 @@
 
 import gzip
 import struct
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
-from program import python
+from mapped import taken
 from scipy import sparse
 
 from vaefast.train import InputError, cache
@@ -165,36 +163,6 @@ def test_rows_are_written_as_one_file(tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), np.concatenate(blocks))
 
 
-PROGRAM = """
-import sys
-from pathlib import Path
-import numpy, scipy.sparse, torch
-from vaefast.train import cache
-from vaefast.train.data import check_target, load_samples
-try:
-    import h5py
-except ModuleNotFoundError:
-    pass
-cache.LIMIT = 1 << 20
-load_samples("digits").range()
-print("begin", flush=True)
-samples = load_samples(sys.argv[1], cache=Path(sys.argv[2]))
-samples.range(), samples.digest(), check_target(samples, "gaussian")
-for batch in samples.batches(128):
-    assert batch.isfinite().all()
-print(len(samples), samples.shape, flush=True)
-"""
-
-
-def anonymous(process):
-    """Its memory but for pages of files, in bytes."""
-    with open(f"/proc/{process.pid}/status") as file:
-        for line in file:
-            if line.startswith("RssAnon:"):
-                return 1024 * int(line.split()[1])
-    return 0
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
     "name",
@@ -220,18 +188,9 @@ def test_a_large_file_takes_little_memory(tmp_path, name):
         h5py = pytest.importorskip("h5py")
         with h5py.File(path, "w") as file:
             file.create_dataset("X", data=values, chunks=(100, 2000), compression="lzf")
-    with subprocess.Popen(
-        python(PROGRAM, path, tmp_path / "cache"), stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout.readline() == "begin\n"
-        before = peak = anonymous(process)
-        while process.poll() is None:
-            peak = max(peak, anonymous(process))
-            time.sleep(0.002)
-        assert process.stdout.read() == f"{len(values)} (2000,)\n"
-    assert process.returncode == 0
+    bytes_taken = taken(path, tmp_path / "cache", values.shape, "cache.LIMIT = 1 << 20")
     # A batch and a block at a time.
-    share = (peak - before) / values.nbytes
+    share = bytes_taken / values.nbytes
     assert share < 0.5, share
 
 

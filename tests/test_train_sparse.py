@@ -1,13 +1,11 @@
 """Sparse matrices of every form, small and large: the same rows as the dense array has."""
 
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
-from program import python
+from mapped import taken
 from scipy import sparse as scipy_sparse
 
 from vaefast.train import InputError, cache, sparse
@@ -182,37 +180,6 @@ def test_a_broken_coordinate_is_named(tmp_path, size):
         load_samples(path, cache=tmp_path / "cache")
 
 
-PROGRAM = """
-import sys
-from pathlib import Path
-import numpy, scipy.sparse, torch
-from vaefast.train import cache, sparse
-from vaefast.train.data import check_target, load_samples
-try:
-    import h5py
-except ModuleNotFoundError:
-    pass
-cache.LIMIT = sparse._SORTED = 1 << 20
-sparse._PART = 1 << 15
-load_samples("digits").range()
-print("begin", flush=True)
-samples = load_samples(sys.argv[1], cache=Path(sys.argv[2]))
-samples.range(), samples.digest(), check_target(samples, "gaussian")
-for batch in samples.batches(128):
-    assert batch.isfinite().all()
-print(len(samples), samples.shape, flush=True)
-"""
-
-
-def anonymous(process):
-    """Its memory but for pages of files, in bytes."""
-    with open(f"/proc/{process.pid}/status") as file:
-        for line in file:
-            if line.startswith("RssAnon:"):
-                return 1024 * int(line.split()[1])
-    return 0
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
@@ -232,15 +199,7 @@ def test_a_large_matrix_takes_little_memory(tmp_path, name, form):
     for part in ("indices", "indptr") if name == "wide.h5ad" else ():
         setattr(values, part, getattr(values, part).astype(np.int64))
     WRITERS[name](tmp_path / name, values)
-    with subprocess.Popen(
-        python(PROGRAM, tmp_path / name, tmp_path / "cache"), stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout.readline() == "begin\n"
-        before = peak = anonymous(process)
-        while process.poll() is None:
-            peak = max(peak, anonymous(process))
-            time.sleep(0.002)
-        assert process.stdout.read() == "4000 (2000,)\n"
-    assert process.returncode == 0
-    share = (peak - before) / ((12 if name == "wide.h5ad" else 8) * values.nnz)
+    small = "cache.LIMIT = sparse._SORTED = 1 << 20; sparse._PART = 1 << 15"
+    bytes_taken = taken(tmp_path / name, tmp_path / "cache", values.shape, small)
+    share = bytes_taken / ((12 if name == "wide.h5ad" else 8) * values.nnz)
     assert share < 0.5, share

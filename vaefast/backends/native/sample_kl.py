@@ -258,12 +258,8 @@ class Plan:
     ) -> How | None:
         """`how` of a backward pass with nothing beside mu, scale and a state, where one such has
         passed all checks. `derivative`: where it may be overwritten."""
-        kind, given = self._given(saved, grad_z, grad_kl, derivative)
-        for looks_so, how in self._looks.get(kind, ()):
-            if looks_so(*given):
-                found: How = how
-                return found
-        return None
+        found: How | None = self._looks.find(*self._given(saved, grad_z, grad_kl, derivative))
+        return found
 
     def _given(
         self,
