@@ -123,6 +123,35 @@ def test_without_torchs_count_of_references_nothing_is_kept(buffers, monkeypatch
     assert torch.isfinite(sample()).all() and not buffers._held
 
 
+def test_a_storage_that_is_held_without_a_tensor_is_not_written_over(buffers):
+    z = sample(seed=1)
+    copy, storage = z.clone(), z.untyped_storage()
+    del z
+    sample(seed=2)
+    assert torch.equal(torch.tensor([]).set_(storage), copy.flatten())
+    del storage
+    assert buffers.bytes()[0] == buffers.bytes()[1] > 0
+
+
+def test_memory_is_taken_again_in_and_after_inference_mode(buffers):
+    """In another shape and dtype too; what is taken after it is no tensor of inference."""
+    mu = torch.zeros(1024, 1025, requires_grad=True)
+    with torch.inference_mode():
+        z = vf.rsample(mu, mu)
+        where = z.data_ptr()
+        assert z.is_inference()
+        del z
+    for shape, dtype in (((1024, 1025), torch.float32), ((2050, 256), torch.float64)):
+        z = vf.rsample(*[torch.ones(shape, dtype=dtype, requires_grad=True)] * 2, seed=1)
+        assert z.data_ptr() == where and not z.is_inference()
+        assert z.shape == shape and z.dtype == dtype
+        z.square().sum().backward()
+        del z
+    with torch.inference_mode():
+        again = vf.rsample(mu, mu)
+        assert again.is_inference() and again.data_ptr() == where
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("reduction", ["none", "sample", "dim", "batchmean"])
 def test_large_results_are_the_small_ones(kernels, dtype, reduction):

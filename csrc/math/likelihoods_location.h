@@ -197,12 +197,9 @@ struct log_cosh {
   }
 };
 
-// log x where `whole`, else log(1 + x), x >= 0: one polynomial for both. The logarithm of a
-// denormal x is that of the smallest normal number.
+// log x where `whole`, for which x is no denormal, else log(1 + x), x >= 0: one polynomial for both.
 template <class T>
 VAEFAST_FN T log_or_log1p(bool whole, T x) {
-  constexpr T least = sizeof(T) == 4 ? T(0x1p-126) : T(0x1p-1022);
-  x = x < least ? least : x;
   const T y = whole ? x : T(1) + x;
   const auto e = exponent_field(y);
   T quarter_scale;
@@ -269,15 +266,19 @@ struct student_t {
     const T r = d * shrink * shrink;
     const bool far = abs(r) > LocationEdge<T>::root;
     const T square = r * r;
-    const T found = log_or_log1p(far, far ? abs(d) : square);
-    const T value = half * (far ? T(2) * ((found - s) + log_root) : found);
+    // A denormal |d| is taken as the smallest normal number.
+    constexpr T least = sizeof(T) == 4 ? T(0x1p-126) : T(0x1p-1022);
+    const T a = abs(d) < least ? least : abs(d);
+    const T found = log_or_log1p(far, far ? a : square);
+    // All but the product is known before the logarithm is.
+    const T rest = (far ? T(2) * half * (log_root - s) : T(0)) + (s + constant);
     if constexpr (kGrad) {
       const T pull = (far ? T(1) : r) / (far ? d : square + T(1));
       const T by = far ? T(1) : shrink;
       grad[0] = T(2) * half * pull * by * by;
       grad[1] = T(1) - T(2) * half * (far ? T(1) : r * pull);
     }
-    return value + s + constant;
+    return madd(far ? T(2) * half : half, found, rest);
   }
 };
 
