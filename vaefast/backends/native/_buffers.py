@@ -121,9 +121,7 @@ class _Buffers:
         self._held = {size: same for size, same in kept.items() if same}
 
     def _worth_keeping(self, held: _Held) -> bool:
-        return held.is_unchanged() and (
-            self._takes - held.since < _PATIENCE or not held.is_idle()
-        )
+        return held.is_unchanged() and (self._takes - held.since < _PATIENCE or not held.is_idle())
 
 
 def _fresh(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
