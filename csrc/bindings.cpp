@@ -78,26 +78,26 @@ PYBIND11_MODULE(_C, module) {
   def_workspace<&vaefast::cuda::row_workspace>(module, "row_workspace", &row_nll_args);
   def_workspace<&vaefast::cuda::mmd_workspace>(module, "mmd_workspace", &mmd_args);
   def_workspace<&vaefast::cuda::mixture_log_prob_workspace>(module, "mixture_log_prob_workspace",
-                                                            &mixture_forward_args);
+                                                            &gaussian_mixture_forward_args);
   def_workspace<&vaefast::cuda::mixture_log_prob_backward_workspace>(
-      module, "mixture_log_prob_backward_workspace", &mixture_backward_args);
+      module, "mixture_log_prob_backward_workspace", &gaussian_mixture_backward_args);
   def_workspace<&vaefast::cuda::tc_terms_workspace>(module, "tc_terms_workspace",
-                                                    &mixture_forward_args);
+                                                    &gaussian_mixture_forward_args);
   def_workspace<&vaefast::cuda::tc_terms_backward_workspace>(module, "tc_terms_backward_workspace",
-                                                             &mixture_backward_args);
+                                                             &gaussian_mixture_backward_args);
 #endif
   module.def("prepare_sample_kl", &prepare_sample_kl);
-  module.def("estimated_kl", &estimated_kl);
-  module.def("estimated_kl_backward", &estimated_kl_backward);
-  module.def("log_ratio", &log_ratio);
-  module.def("log_ratio_backward", &log_ratio_backward);
+  module.def("sample_monte_carlo_kl", &sample_monte_carlo_kl);
+  module.def("sample_monte_carlo_kl_backward", &sample_monte_carlo_kl_backward);
+  module.def("monte_carlo_kl", &monte_carlo_kl);
+  module.def("monte_carlo_kl_backward", &monte_carlo_kl_backward);
   module.def("prepare_nll", &prepare_nll);
   module.def("noise", &noise);
   module.def("scale", &scale);
-  module.def("mixture_log_prob", &mixture_forward<kMixture>);
-  module.def("mixture_log_prob_backward", &mixture_backward<kMixtureBackward>);
-  module.def("tc_terms", &mixture_forward<kTcTerms>);
-  module.def("tc_terms_backward", &mixture_backward<kTcTermsBackward>);
+  module.def("mixture_log_prob", &gaussian_mixture_forward<kMixtureLogProb>);
+  module.def("mixture_log_prob_backward", &gaussian_mixture_backward<kMixtureLogProbBackward>);
+  module.def("tc_terms", &gaussian_mixture_forward<kTcTerms>);
+  module.def("tc_terms_backward", &gaussian_mixture_backward<kTcTermsBackward>);
   module.def("mmd", &mmd);
   module.def("row_nll", &row_nll);
 }

@@ -53,7 +53,7 @@ extern "C" void call(int64_t rows, int64_t cols, int64_t segments, int reduce, i
   args.scale = view(scale, stored, args.shape);
   args.prior_mu = view(prior_mu, stored, args.shape);
   args.prior_scale = view(prior_scale, stored, args.shape);
-  args.stream.state = state;
+  args.state.words = state;
   args.samples = samples;
   args.factor = factor;
   args.reduce = static_cast<Reduce>(reduce);

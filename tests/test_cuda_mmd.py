@@ -1,5 +1,5 @@
-"""CUDA's `mmd` on the CPU: where distances and pulls are products of the tensor cores, and where
-differences, against float64. The tensor cores' sums are cut as the worst of them do."""
+"""CUDA's `mmd` on the CPU: where distances and gradients are products of the tensor cores, and
+where differences, against float64. The tensor cores' sums are cut as the worst of them do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaefast.backends._options import Mmd
+from vaefast.backends._options import MmdOptions
 from vaefast.ops.mmd import denominators
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
@@ -133,7 +133,7 @@ def mmd(
 ) -> list[Tensor]:
     """The value and the gradients that are wanted."""
     dims = x.shape[1]
-    options = Mmd(kernel == "rbf", denominators(kernel, scales, dims), unbiased)
+    options = MmdOptions(kernel == "rbf", denominators(kernel, scales, dims), unbiased)
     given = [
         torch.tensor(n, dtype=torch.float64)
         for n in (options.scales, options.factors(len(x), len(y)))

@@ -34,7 +34,7 @@ using namespace vaefast;
 
 // What the workspace has past its end is looked at: 0 where nothing was written there.
 template <class Run, class Size>
-static int guarded(const MixtureArgs& args, const Run& run, const Size& size) {
+static int guarded(const GaussianMixtureArgs& args, const Run& run, const Size& size) {
   const int64_t bytes = size(args);
   std::vector<unsigned char> room(static_cast<size_t>(bytes) + 64, 0xFF);
   cuda::Place place;
@@ -51,7 +51,7 @@ extern "C" int call(int marginal, int64_t points, int64_t components, int64_t di
                     double log_weight, int64_t first, double own, double stratum,
                     const void* upstream, void* values, double* joint, void* marginals,
                     void* grad_z, void* grad_mu, void* grad_logvar, void* grad_log_weights) {
-  MixtureArgs args;
+  GaussianMixtureArgs args;
   args.points = points;
   args.components = components;
   args.dims = dims;

@@ -1,6 +1,6 @@
 """One call of every public operator and of every registered likelihood, for the tracer sweep.
 
-A recipe is found by walking `vaefast.__all__` and the registries, so that an operator or a
+A call is found by walking `vaefast.__all__` and the registries, so that an operator or a
 likelihood without one fails loudly.
 """
 
@@ -25,7 +25,7 @@ Call = Callable[..., Any]
 LOOPS = {"annealed_log_weights", "log_marginal"}
 
 
-class Recipe(NamedTuple):
+class TracedCall(NamedTuple):
     """`call` of the tensors that `tensors(batch)` makes; `batch` is the dimension of each that the
     batch is, None where it has none; the first `leaves` of them take a gradient."""
 
@@ -44,9 +44,9 @@ def outputs(result: Any) -> tuple[Tensor, ...]:
     return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
-def loss(recipe: Recipe, tensors: tuple[Tensor, ...]) -> Tensor:
+def loss(case: TracedCall, tensors: tuple[Tensor, ...]) -> Tensor:
     """A scalar of what can be differentiated."""
-    found = [o for o in outputs(recipe.call(*tensors)) if o.is_floating_point()]
+    found = [o for o in outputs(case.call(*tensors)) if o.is_floating_point()]
     return sum((o * (1 + i)).square().sum() for i, o in enumerate(found))
 
 
@@ -54,20 +54,20 @@ def _posterior(batch: int, *more: tuple[int, ...]) -> tuple[Tensor, ...]:
     return tuple(torch.randn(s) for s in ((batch, D), (batch, D), *more))
 
 
-def _plain(operator: str, call: Call, *shapes: Any, leaves: int | None = None) -> Recipe:
+def _plain(operator: str, call: Call, *shapes: Any, leaves: int | None = None) -> TracedCall:
     """Of normal tensors; "B" in a shape is the batch."""
 
     def tensors(batch: int) -> tuple[Tensor, ...]:
         return tuple(torch.randn([batch if d == "B" else d for d in shape]) for shape in shapes)
 
     at = tuple(shape.index("B") if "B" in shape else None for shape in shapes)
-    return Recipe(operator, call, tensors, at, len(shapes) if leaves is None else leaves)
+    return TracedCall(operator, call, tensors, at, len(shapes) if leaves is None else leaves)
 
 
 P = ("B", D)
 Z = (K, "B", D)
 
-OPERATORS: dict[str, Recipe] = {
+OPERATORS: dict[str, TracedCall] = {
     "rsample": _plain("rsample", lambda m, s: vf.rsample(m, s, seed=3), P, P),
     "rsample, many": _plain(
         "rsample", lambda m, s: vf.rsample(m, s, seed=3, num_samples=K, clamp=(-1.0, 1.0)), P, P
@@ -165,7 +165,7 @@ OPERATORS |= {
 }
 
 
-def _elementwise() -> dict[str, Recipe]:
+def _elementwise() -> dict[str, TracedCall]:
     found = {}
     for case in likelihood_cases.ALL:
         learned = case.scalar is not None
@@ -182,11 +182,11 @@ def _elementwise() -> dict[str, Recipe]:
             return vf.nll(params, t[-1], case.build(t[-2] if learned else None))
 
         batch = (*(0,) * case.count, *(None,) * learned, 0)
-        found[f"nll, {case}"] = Recipe("nll", call, tensors, batch, case.count + learned)
+        found[f"nll, {case}"] = TracedCall("nll", call, tensors, batch, case.count + learned)
     return found
 
 
-def _rows() -> dict[str, Recipe]:
+def _rows() -> dict[str, TracedCall]:
     targets: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
         "categorical": lambda b: (torch.randn(b, X), torch.randint(X, (b,))),
         "multinomial": lambda b: (torch.randn(b, X), torch.randint(4, (b, X))),
@@ -196,7 +196,7 @@ def _rows() -> dict[str, Recipe]:
         ),
     }
     return {
-        f"nll, {name}": Recipe(
+        f"nll, {name}": TracedCall(
             "nll", lambda p, x, n=name: vf.nll(p, x, n), targets[name], (0, 0), 1
         )
         for name in likelihoods.registered_rows()

@@ -1,4 +1,5 @@
-// What the kernels over several samples of one posterior share: `log_ratio` and `estimated_kl`.
+// What the kernels over several samples of one posterior share: `monte_carlo_kl` and
+// `sample_monte_carlo_kl`.
 #pragma once
 
 #include "cuda/posterior.cuh"

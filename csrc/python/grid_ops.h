@@ -16,7 +16,7 @@ inline SampleKlArgs sample_kl_args(const py::tuple& grid, const py::tuple& opera
   View* const views[] = {&a.mu,   &a.scale,  &a.prior_mu, &a.prior_scale,
                          &a.mask, &a.weight, &a.noise};
   for (size_t i = 0; i < 7; ++i) *views[i] = view(operands[i]);
-  a.stream = stream(state);
+  a.state = noise_state(state);
   a.param = static_cast<Param>(at<int>(settings, 0));
   a.min_std = at<double>(settings, 1);
   a.clamp = static_cast<Clamp>(at<int>(settings, 2));
@@ -31,23 +31,23 @@ inline SampleKlArgs sample_kl_args(const py::tuple& grid, const py::tuple& opera
 }
 
 // kl: [samples, posteriors].
-inline void estimated_kl(const py::tuple& grid, const py::tuple& operands, const py::object& state,
-                         const py::tuple& settings, const py::object& z, uint64_t kl,
-                         const py::object& where) {
-  EstimatedKlArgs a;
+inline void sample_monte_carlo_kl(const py::tuple& grid, const py::tuple& operands,
+                                  const py::object& state, const py::tuple& settings,
+                                  const py::object& z, uint64_t kl, const py::object& where) {
+  SampleMonteCarloKlArgs a;
   a.q = sample_kl_args(grid, operands, state, settings);
   a.q.z = output(z);
   a.q.kl = memory(kl);
-  set_stream(a.q.z, a.q.shape.rows * a.q.shape.cols * a.q.samples);
-  run<EstimatedKlArgs>(VAEFAST_KERNEL(estimated_kl), a, where, a.q.samples);
+  set_nontemporal(a.q.z, a.q.shape.rows * a.q.shape.cols * a.q.samples);
+  run<SampleMonteCarloKlArgs>(VAEFAST_KERNEL(sample_monte_carlo_kl), a, where, a.q.samples);
 }
 
-inline void estimated_kl_backward(const py::tuple& grid, const py::tuple& operands,
-                                  const py::object& state, const py::tuple& settings,
-                                  bool stop_posterior, const py::object& grad_z,
-                                  const py::object& grad_kl, const py::tuple& grads,
-                                  const py::object& where) {
-  EstimatedKlArgs a;
+inline void sample_monte_carlo_kl_backward(const py::tuple& grid, const py::tuple& operands,
+                                           const py::object& state, const py::tuple& settings,
+                                           bool stop_posterior, const py::object& grad_z,
+                                           const py::object& grad_kl, const py::tuple& grads,
+                                           const py::object& where) {
+  SampleMonteCarloKlArgs a;
   a.q = sample_kl_args(grid, operands, state, settings);
   a.stop_posterior = stop_posterior;
   a.q.grad_z = view(grad_z);
@@ -56,39 +56,41 @@ inline void estimated_kl_backward(const py::tuple& grid, const py::tuple& operan
   a.q.grad_scale = output(grads[1]);
   a.q.grad_prior_mu = output(grads[2]);
   a.q.grad_prior_scale = output(grads[3]);
-  run<EstimatedKlArgs>(VAEFAST_KERNEL(estimated_kl_backward), a, where, a.q.samples);
+  run<SampleMonteCarloKlArgs>(VAEFAST_KERNEL(sample_monte_carlo_kl_backward), a, where,
+                              a.q.samples);
 }
 
 // The operands' noise is None; settings as for sample_kl.
-inline LogRatioArgs log_ratio_args(const py::tuple& grid, const py::tuple& operands,
-                                   const py::object& z, const py::tuple& settings, bool prior) {
-  LogRatioArgs a;
+inline MonteCarloKlArgs monte_carlo_kl_args(const py::tuple& grid, const py::tuple& operands,
+                                            const py::object& z, const py::tuple& settings,
+                                            bool prior) {
+  MonteCarloKlArgs a;
   a.q = sample_kl_args(grid, operands, py::none(), settings);
   a.prior = prior;
   a.z = view(z);
   return a;
 }
 
-inline void log_ratio(const py::tuple& grid, const py::tuple& operands, const py::object& z,
-                      const py::tuple& settings, bool prior, uint64_t value,
-                      const py::object& where) {
-  LogRatioArgs a = log_ratio_args(grid, operands, z, settings, prior);
+inline void monte_carlo_kl(const py::tuple& grid, const py::tuple& operands, const py::object& z,
+                           const py::tuple& settings, bool prior, uint64_t value,
+                           const py::object& where) {
+  MonteCarloKlArgs a = monte_carlo_kl_args(grid, operands, z, settings, prior);
   a.value = memory(value);
-  run<LogRatioArgs>(VAEFAST_KERNEL(log_ratio), a, where, a.q.samples);
+  run<MonteCarloKlArgs>(VAEFAST_KERNEL(monte_carlo_kl), a, where, a.q.samples);
 }
 
-inline void log_ratio_backward(const py::tuple& grid, const py::tuple& operands,
-                               const py::object& z, const py::tuple& settings, bool prior,
-                               const py::object& upstream, const py::tuple& grads,
-                               const py::object& where) {
-  LogRatioArgs a = log_ratio_args(grid, operands, z, settings, prior);
+inline void monte_carlo_kl_backward(const py::tuple& grid, const py::tuple& operands,
+                                    const py::object& z, const py::tuple& settings, bool prior,
+                                    const py::object& upstream, const py::tuple& grads,
+                                    const py::object& where) {
+  MonteCarloKlArgs a = monte_carlo_kl_args(grid, operands, z, settings, prior);
   a.upstream = view(upstream);
   a.grad_z = output(grads[0]);
   a.q.grad_mu = output(grads[1]);
   a.q.grad_scale = output(grads[2]);
   a.q.grad_prior_mu = output(grads[3]);
   a.q.grad_prior_scale = output(grads[4]);
-  run<LogRatioArgs>(VAEFAST_KERNEL(log_ratio_backward), a, where, a.q.samples);
+  run<MonteCarloKlArgs>(VAEFAST_KERNEL(monte_carlo_kl_backward), a, where, a.q.samples);
 }
 
 // settings: form, numbers, scalar, target_rows, reduce, factor, grad_factor, wide.
@@ -117,11 +119,11 @@ inline void noise(const py::tuple& grid, const py::object& state, bool normal, u
                   const py::object& out, const py::object& where) {
   NoiseArgs a;
   a.shape = shape(grid);
-  a.stream = stream(state);
+  a.state = noise_state(state);
   a.normal = normal;
   a.purpose = purpose;
   a.out = output(out);
-  set_stream(a.out, a.shape.rows * a.shape.cols);
+  set_nontemporal(a.out, a.shape.rows * a.shape.cols);
   run<NoiseArgs>(VAEFAST_KERNEL(noise), a, where);
 }
 

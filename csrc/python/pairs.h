@@ -8,9 +8,10 @@ namespace python {
 
 // sizes: points, components, dims; inputs: z, mu, logvar, log_weights;
 // weighing: log_weight, first, own, stratum; saved: joint, marginals. Addresses, 0 for none.
-inline MixtureArgs mixture_args(const py::tuple& sizes, const py::tuple& inputs,
-                                const py::tuple& weighing, const py::tuple& saved, bool wide) {
-  MixtureArgs a;
+inline GaussianMixtureArgs gaussian_mixture_args(const py::tuple& sizes, const py::tuple& inputs,
+                                                 const py::tuple& weighing, const py::tuple& saved,
+                                                 bool wide) {
+  GaussianMixtureArgs a;
   a.points = at<int64_t>(sizes, 0);
   a.components = at<int64_t>(sizes, 1);
   a.dims = at<int64_t>(sizes, 2);
@@ -28,19 +29,23 @@ inline MixtureArgs mixture_args(const py::tuple& sizes, const py::tuple& inputs,
   return a;
 }
 
-inline MixtureArgs mixture_forward_args(const py::tuple& sizes, const py::tuple& inputs,
-                                        const py::tuple& weighing, const py::tuple& saved,
-                                        uint64_t values, bool wide) {
-  MixtureArgs a = mixture_args(sizes, inputs, weighing, saved, wide);
+inline GaussianMixtureArgs gaussian_mixture_forward_args(const py::tuple& sizes,
+                                                         const py::tuple& inputs,
+                                                         const py::tuple& weighing,
+                                                         const py::tuple& saved, uint64_t values,
+                                                         bool wide) {
+  GaussianMixtureArgs a = gaussian_mixture_args(sizes, inputs, weighing, saved, wide);
   a.values = memory(values);
   return a;
 }
 
 // grads: of z, mu, logvar and log_weights.
-inline MixtureArgs mixture_backward_args(const py::tuple& sizes, const py::tuple& inputs,
-                                         const py::tuple& weighing, const py::tuple& saved,
-                                         uint64_t upstream, const py::tuple& grads, bool wide) {
-  MixtureArgs a = mixture_args(sizes, inputs, weighing, saved, wide);
+inline GaussianMixtureArgs gaussian_mixture_backward_args(const py::tuple& sizes,
+                                                          const py::tuple& inputs,
+                                                          const py::tuple& weighing,
+                                                          const py::tuple& saved, uint64_t upstream,
+                                                          const py::tuple& grads, bool wide) {
+  GaussianMixtureArgs a = gaussian_mixture_args(sizes, inputs, weighing, saved, wide);
   a.upstream = memory(upstream);
   a.grad_z = address(grads, 0);
   a.grad_mu = address(grads, 1);
@@ -49,24 +54,28 @@ inline MixtureArgs mixture_backward_args(const py::tuple& sizes, const py::tuple
   return a;
 }
 
-inline constexpr Kernel<MixtureArgs> kMixture = VAEFAST_KERNEL(mixture_log_prob);
-inline constexpr Kernel<MixtureArgs> kMixtureBackward = VAEFAST_KERNEL(mixture_log_prob_backward);
-inline constexpr Kernel<MixtureArgs> kTcTerms = VAEFAST_KERNEL(tc_terms);
-inline constexpr Kernel<MixtureArgs> kTcTermsBackward = VAEFAST_KERNEL(tc_terms_backward);
+inline constexpr Kernel<GaussianMixtureArgs> kMixtureLogProb = VAEFAST_KERNEL(mixture_log_prob);
+inline constexpr Kernel<GaussianMixtureArgs> kMixtureLogProbBackward =
+    VAEFAST_KERNEL(mixture_log_prob_backward);
+inline constexpr Kernel<GaussianMixtureArgs> kTcTerms = VAEFAST_KERNEL(tc_terms);
+inline constexpr Kernel<GaussianMixtureArgs> kTcTermsBackward = VAEFAST_KERNEL(tc_terms_backward);
 
-template <const Kernel<MixtureArgs>& kernel>
-void mixture_forward(const py::tuple& sizes, const py::tuple& inputs, const py::tuple& weighing,
-                     const py::tuple& saved, uint64_t values, bool wide, const py::object& where) {
-  MixtureArgs a = mixture_forward_args(sizes, inputs, weighing, saved, values, wide);
-  run<MixtureArgs>(kernel, a, where);
+template <const Kernel<GaussianMixtureArgs>& kernel>
+void gaussian_mixture_forward(const py::tuple& sizes, const py::tuple& inputs,
+                              const py::tuple& weighing, const py::tuple& saved, uint64_t values,
+                              bool wide, const py::object& where) {
+  GaussianMixtureArgs a =
+      gaussian_mixture_forward_args(sizes, inputs, weighing, saved, values, wide);
+  run<GaussianMixtureArgs>(kernel, a, where);
 }
 
-template <const Kernel<MixtureArgs>& kernel>
-void mixture_backward(const py::tuple& sizes, const py::tuple& inputs, const py::tuple& weighing,
-                      const py::tuple& saved, uint64_t upstream, const py::tuple& grads, bool wide,
-                      const py::object& where) {
-  MixtureArgs a = mixture_backward_args(sizes, inputs, weighing, saved, upstream, grads, wide);
-  run<MixtureArgs>(kernel, a, where);
+template <const Kernel<GaussianMixtureArgs>& kernel>
+void gaussian_mixture_backward(const py::tuple& sizes, const py::tuple& inputs,
+                               const py::tuple& weighing, const py::tuple& saved, uint64_t upstream,
+                               const py::tuple& grads, bool wide, const py::object& where) {
+  GaussianMixtureArgs a =
+      gaussian_mixture_backward_args(sizes, inputs, weighing, saved, upstream, grads, wide);
+  run<GaussianMixtureArgs>(kernel, a, where);
 }
 
 // sizes: x's points, y's points, dims; inputs: x, y; factors: xx, yy, xy, constant;

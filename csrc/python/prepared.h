@@ -93,7 +93,7 @@ class PreparedSampleKl {
                    const py::tuple& grads, const py::tuple& sums)
       : args_(sample_kl_args(grid, operands, py::none(), settings)) {
     SampleKlArgs& a = args_;
-    a.stream.offset = offset;
+    a.state.offset = offset;
     a.grad_z = view(grad_z);
     a.grad_kl = view(grad_kl);
     a.z.dtype = a.mu.dtype;
@@ -116,10 +116,10 @@ class PreparedSampleKl {
     SampleKlArgs a = placed(given);
     const int64_t kind = number(given[5]);
     int64_t* const state = static_cast<int64_t*>(data_of(given[4]));
-    a.stream.fresh = kind == 2 && !PyLong_Check(given[0]);
-    if (kind == 2 && !a.stream.fresh) state[1] = 0;
-    a.stream.state = state;
-    a.stream.per_sample = kind == 1;
+    a.state.fresh = kind == 2 && !PyLong_Check(given[0]);
+    if (kind == 2 && !a.state.fresh) state[1] = 0;
+    a.state.words = state;
+    a.state.per_sample = kind == 1;
     a.z.data = data_of(given[6]);
     a.kl = data_of(given[7]);
     a.kept = data_of(given[8]);
@@ -134,8 +134,8 @@ class PreparedSampleKl {
     SampleKlArgs a = placed(given);
     a.kept = data_of(given[10]);
     if (a.kept == nullptr) {
-      a.stream.state = static_cast<const int64_t*>(data_of(given[4]));
-      a.stream.per_sample = number(given[5]) == 1;
+      a.state.words = static_cast<const int64_t*>(data_of(given[4]));
+      a.state.per_sample = number(given[5]) == 1;
     }
     a.grad_z.data = data_of(given[6]);
     if (given[6] == Py_None) a.samples = 0;
@@ -206,7 +206,7 @@ class PreparedNll {
     NllArgs& a = args_;
     a.mask = view(mask);
     a.weight = view(weight);
-    a.stream.offset = offset;
+    a.state.offset = offset;
     const int64_t elements = a.shape.rows * a.shape.cols;
     for (size_t j = 0; j < grads.size() && j < kMaxParams; ++j) {
       a.grads[j].dtype = static_cast<DType>(at<int>(grads, j));
@@ -233,8 +233,8 @@ class PreparedNll {
       PyObject* const* const others = items_of(given[5]);
       a.mask.data = data_of(others[0]);
       a.weight.data = data_of(others[1]);
-      a.stream.state = static_cast<const int64_t*>(data_of(others[2]));
-      a.stream.per_sample = others[3] == Py_True;
+      a.state.words = static_cast<const int64_t*>(data_of(others[2]));
+      a.state.per_sample = others[3] == Py_True;
       a.row_starts = static_cast<const int64_t*>(data_of(others[4]));
       a.columns = static_cast<const int64_t*>(data_of(others[5]));
     }

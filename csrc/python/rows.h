@@ -40,13 +40,13 @@ inline RowNllArgs row_nll_args(const py::tuple& geometry, const py::tuple& param
   a.wide = at<bool>(settings, 5);
   a.loss = memory(loss);
   a.grad = output(grad);
-  if (a.grad.data != a.params) set_stream(a.grad, a.rows * a.classes * a.inner);
+  if (a.grad.data != a.params) set_nontemporal(a.grad, a.rows * a.classes * a.inner);
   return a;
 }
 
 inline void row_nll_on_cpu(const RowNllArgs& a) {
   if (a.form == RowForm::kLogisticMixture) {
-    cpu::mixture_nll(a);
+    cpu::logistic_mixture_nll(a);
   } else {
     cpu::softmax_nll(a);
   }

@@ -90,9 +90,9 @@ def emulated(core: types.ModuleType) -> types.ModuleType:
 
         return call
 
-    for name in ("log_ratio", "estimated_kl"):
+    for name in ("monte_carlo_kl", "sample_monte_carlo_kl"):
         setattr(module, name, per_sample(name))
-    for name in (*("noise", "scale", "log_ratio_backward", "estimated_kl_backward"),):
+    for name in (*("noise", "scale", "monte_carlo_kl_backward", "sample_monte_carlo_kl_backward"),):
         setattr(module, name, lambda *args, name=name: run(name, args))
     return module
 

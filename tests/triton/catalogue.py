@@ -5,16 +5,23 @@ from typing import Any, NamedTuple
 import torch
 from likelihood_cases import ALL
 
-from vaefast.backends._options import Mmd, Nll, Posterior, RowNll, Transform, Weighing
+from vaefast.backends._options import (
+    MmdOptions,
+    NllOptions,
+    Posterior,
+    RowNllOptions,
+    Transform,
+    Weighing,
+)
 from vaefast.backends.triton import (
-    estimated_kl,
-    log_ratio,
     mixture_log_prob,
     mmd,
+    monte_carlo_kl,
     nll,
     noise,
     row_nll,
     sample_kl,
+    sample_monte_carlo_kl,
     scale,
     tc_terms,
 )
@@ -80,7 +87,7 @@ def _nll(form, count=1, scalar=-1, shape=IMAGE, dtype=F32, target=None, reduce="
         params = [_empty(*shape, dtype=dtype) for _ in range(count)]
         if scalar >= 0:
             params.append(_empty())
-        options = Nll(form, (1.0, 1.0), scalar, 1, 255.0, 0, reduce, 0.25, 0.25)
+        options = NllOptions(form, (1.0, 1.0), scalar, 1, 255.0, 0, reduce, 0.25, 0.25)
         x = _empty(*shape, dtype=target or dtype)
         nll.nll(params, x, None, None, _STATE if draw else None, (), options, [True] * len(params))
 
@@ -158,7 +165,7 @@ def _rows(form, shape, target, *numbers, dtype=F32):
     """A call of `row_nll` over params `shape` that makes the gradient."""
 
     def run():
-        options = RowNll(form, numbers, 1, "sum", 0.25, 0.25)
+        options = RowNllOptions(form, numbers, 1, "sum", 0.25, 0.25)
         row_nll.row_nll(_empty(*shape, dtype=dtype), target, None, None, options, True)
 
     return run
@@ -227,7 +234,9 @@ def _tc(points, dims, dtype=F32, backward=False):
 def _mmd(points, dims, rbf=False, need=(True, False), dtype=F32):
     scales = (2.0, 4.0, 10.0, 20.0, 40.0, 100.0, 200.0)
     return lambda: mmd.mmd(
-        *(_empty(points, dims, dtype=dtype) for _ in range(2)), Mmd(rbf, scales, True), list(need)
+        *(_empty(points, dims, dtype=dtype) for _ in range(2)),
+        MmdOptions(rbf, scales, True),
+        list(need),
     )
 
 
@@ -249,8 +258,8 @@ CALLS += [
 ]
 
 
-def _ratio(shape=(8, 1024, 128), dtype=F32, prior=False, backward=False):
-    """A call of `log_ratio`, or of its backward pass."""
+def _given(shape=(8, 1024, 128), dtype=F32, prior=False, backward=False):
+    """A call of `monte_carlo_kl`, or of its backward pass."""
 
     def run():
         z, one = _empty(*shape, dtype=dtype), shape[1:]
@@ -260,31 +269,32 @@ def _ratio(shape=(8, 1024, 128), dtype=F32, prior=False, backward=False):
         if backward:
             need = [True, True, True, prior, prior]
             upstream = _empty(*shape[:2])
-            log_ratio.log_ratio_backward(upstream, z, *given, transform, True, need)
+            monte_carlo_kl.monte_carlo_kl_backward(upstream, z, *given, transform, True, need)
         else:
-            log_ratio.log_ratio(z, *given, transform, True)
+            monte_carlo_kl.monte_carlo_kl(z, *given, transform, True)
 
     return run
 
 
 # Bytes are per number of z.
 CALLS += [
-    Call("log_ratio, 8x1024x128", _ratio(), 1, 5, 3, True),
-    Call("log_ratio, 8x1024x128, learned prior", _ratio(prior=True), 1, 6, 5),
-    Call("log_ratio, 8x1024x128, bfloat16", _ratio(dtype=BF16), 1, 2.5, 3),
-    Call("log_ratio, 8x1024x128, float64", _ratio(dtype=F64), 1, 10, 3),
-    Call("log_ratio, 8x64x4x64x64", _ratio((8, 64, 4, 64, 64)), 2, 5, 3),
-    Call("log_ratio backward, 8x1024x128", _ratio(backward=True), 1, 10, 3, True),
-    Call("log_ratio backward, learned prior", _ratio(prior=True, backward=True), 1, 12, 5),
-    Call("log_ratio backward, 64x128x50", _ratio((64, 128, 50), backward=True), 3, 8, 0),
-    Call("log_ratio backward, float64", _ratio(dtype=F64, backward=True), 1, 20, 3),
+    Call("monte_carlo_kl, 8x1024x128", _given(), 1, 5, 3, True),
+    Call("monte_carlo_kl, 8x1024x128, learned prior", _given(prior=True), 1, 6, 5),
+    Call("monte_carlo_kl, 8x1024x128, bfloat16", _given(dtype=BF16), 1, 2.5, 3),
+    Call("monte_carlo_kl, 8x1024x128, float64", _given(dtype=F64), 1, 10, 3),
+    Call("monte_carlo_kl, 8x64x4x64x64", _given((8, 64, 4, 64, 64)), 2, 5, 3),
+    Call("monte_carlo_kl backward, 8x1024x128", _given(backward=True), 1, 10, 3, True),
+    Call("monte_carlo_kl backward, learned prior", _given(prior=True, backward=True), 1, 12, 5),
+    Call("monte_carlo_kl backward, 64x128x50", _given((64, 128, 50), backward=True), 3, 8, 0),
+    Call("monte_carlo_kl backward, float64", _given(dtype=F64, backward=True), 1, 20, 3),
 ]
 
 
-def _estimate(shape=(8, 1024, 128), dtype=F32, prior=False, backward=False, stop=False):
-    """A call of `estimated_kl`, or of its backward pass."""
+def _sampled(prior=False, dtype=F32, backward=False, stop=False):
+    """A call of `sample_monte_carlo_kl`, or of its backward pass."""
 
     def run():
+        shape = (8, 1024, 128)
         one = shape[1:]
         given = [_empty(*one, dtype=dtype) for _ in range(2)]
         given += [_empty(*one, dtype=dtype) for _ in range(2)] if prior else [None, None]
@@ -293,21 +303,23 @@ def _estimate(shape=(8, 1024, 128), dtype=F32, prior=False, backward=False, stop
         if backward:
             upstream = (_empty(*shape, dtype=dtype), _empty(*shape[:2]))
             need = [True, True, prior, prior]
-            estimated_kl.estimated_kl_backward(*upstream, *given, options, stop, need)
+            sample_monte_carlo_kl.sample_monte_carlo_kl_backward(
+                *upstream, *given, options, stop, need
+            )
         else:
-            estimated_kl.estimated_kl(*given, options)
+            sample_monte_carlo_kl.sample_monte_carlo_kl(*given, options)
 
     return run
 
 
 # Bytes are per number of z, which is written and not read.
 CALLS += [
-    Call("estimated_kl, 8x1024x128", _estimate(), 1, 5, 2, True),
-    Call("estimated_kl, 8x1024x128, learned prior", _estimate(prior=True), 1, 6, 4),
-    Call("estimated_kl, 8x1024x128, bfloat16", _estimate(dtype=BF16), 1, 2.5, 2),
-    Call("estimated_kl, 8x1024x128, float64", _estimate(dtype=F64), 1, 10, 2),
-    Call("estimated_kl backward, 8x1024x128", _estimate(backward=True), 1, 6, 3, True),
-    Call("estimated_kl backward, learned prior", _estimate(prior=True, backward=True), 1, 8, 5),
-    Call("estimated_kl backward, stopped", _estimate(backward=True, stop=True), 1, 6, 3),
-    Call("estimated_kl backward, float64", _estimate(dtype=F64, backward=True), 1, 12, 3),
+    Call("sample_monte_carlo_kl, 8x1024x128", _sampled(), 1, 5, 2, True),
+    Call("sample_monte_carlo_kl, 8x1024x128, learned prior", _sampled(True), 1, 6, 4),
+    Call("sample_monte_carlo_kl, 8x1024x128, bfloat16", _sampled(dtype=BF16), 1, 2.5, 2),
+    Call("sample_monte_carlo_kl, 8x1024x128, float64", _sampled(dtype=F64), 1, 10, 2),
+    Call("sample_monte_carlo_kl backward, 8x1024x128", _sampled(backward=True), 1, 6, 3, True),
+    Call("sample_monte_carlo_kl backward, learned prior", _sampled(True, backward=True), 1, 8, 5),
+    Call("sample_monte_carlo_kl backward, stopped", _sampled(backward=True, stop=True), 1, 6, 3),
+    Call("sample_monte_carlo_kl backward, float64", _sampled(dtype=F64, backward=True), 1, 12, 3),
 ]

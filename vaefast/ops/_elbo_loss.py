@@ -29,7 +29,7 @@ def _of(nll: Tensor, kl: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
     return torch.add(nll, mean, alpha=beta), nll, mean
 
 
-class _ELBO(torch.autograd.Function):
+class _ElboLossFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, plan: Any, beta: float, target: Tensor, kl: Tensor, *params: Tensor
@@ -70,4 +70,4 @@ class _ELBO(torch.autograd.Function):
         return (None, None, None, grad_kl, *found[1:])
 
 
-_apply = apply_of(_ELBO)
+_apply = apply_of(_ElboLossFunction)

@@ -18,7 +18,7 @@ from .. import backends
 from .._args import compute_dtype, grad_needed, stored_dtype
 from .._explain import declined, served
 from .._torch import apply_of, keeps_graph
-from ..backends._options import Nll
+from ..backends._options import NllOptions
 from ..backends.reference import nll as reference
 from ..backends.reference.likelihoods import LOCATION
 from ..likelihoods import Likelihood, Params
@@ -91,7 +91,7 @@ def run(
     mask: Tensor | None,
     weight: Tensor | None,
     state: Tensor | None,
-    options: Nll,
+    options: NllOptions,
     key: Hashable | None = None,
 ) -> Tensor:
     """-log p(target | params), reduced as `options` says, by the backend that serves. `key`: what
@@ -137,7 +137,7 @@ def run(
     if grad_needed(*params, target):
         unplanned = Unplanned(options, backend)
         others = (*others, numbers)
-        loss = _NLL.apply(*distinct(unplanned, len(others), target, *params, *others))
+        loss = _NllFunction.apply(*distinct(unplanned, len(others), target, *params, *others))
     else:
         tensors = (list(params), target, mask, weight, state, list(sparse))
         loss = _operator.call(backend, numbers, *tensors, options, [False] * len(params))[0]
@@ -177,7 +177,7 @@ def run_found(
 class Unplanned(NamedTuple):
     """A call that has no plan: by a backend that makes none, or by torch's dispatcher."""
 
-    options: Nll
+    options: NllOptions
     backend: str
     casts: bool = True
 
@@ -200,7 +200,7 @@ def _in_order(
     target: Tensor,
     mask: Tensor | None,
     weight: Tensor | None,
-    options: Nll,
+    options: NllOptions,
 ) -> Tensor:
     """`run` of parameters that lie in memory by this order of dimensions."""
     copies = options.lead - 1
@@ -219,7 +219,7 @@ def _in_order(
     return loss.permute(inverse(order)) if options.reduce == "elem" else loss
 
 
-class _NLL(torch.autograd.Function):
+class _NllFunction(torch.autograd.Function):
     """Of the target, the parameters and `rest` others, the last of which, where a compiler does
     not know all of the options' numbers, are these; None: the plan was found, and there are none.
     """
@@ -266,7 +266,7 @@ class _NLL(torch.autograd.Function):
         return (None, None, *found, *(None,) * (rest or 0))
 
 
-_apply = apply_of(_NLL)
+_apply = apply_of(_NllFunction)
 
 
 def as_made(ctx: Any, plan: Any, upstream: Tensor) -> Sequence[Tensor | None] | None:
@@ -384,7 +384,9 @@ def gradients(
     return to_target, *own
 
 
-def _wide_enough(params: tuple[Tensor, ...], target: Tensor, options: Nll) -> tuple[Tensor, ...]:
+def _wide_enough(
+    params: tuple[Tensor, ...], target: Tensor, options: NllOptions
+) -> tuple[Tensor, ...]:
     """The parameters, the location in float32 where its gradient in bfloat16 would not do for the
     target: one in more digits, or one that is a sum over several samples."""
     loc, *others = params
@@ -422,7 +424,7 @@ def twice_differentiable(
     mask: Tensor | None,
     weight: Tensor | None,
     state: Tensor | None,
-    options: Nll,
+    options: NllOptions,
     need: Sequence[bool],
     upstream: Tensor,
 ) -> list[Tensor | None]:
@@ -439,7 +441,7 @@ def times_upstream(
     grad: Tensor,
     index: int,
     upstream: Tensor,
-    options: Nll,
+    options: NllOptions,
     backend: str,
     overwrite: bool,
 ) -> Tensor:
@@ -470,7 +472,7 @@ def _fake(
     weight: Tensor | None,
     state: Tensor | None,
     sparse: Sequence[Tensor],
-    options: Nll,
+    options: NllOptions,
     need: Sequence[bool],
 ) -> list[Tensor]:
     first = params[0]
@@ -489,7 +491,7 @@ def _fake(
 _operator = Operator(
     "nll",
     "Tensor[] params, Tensor target, Tensor? mask, Tensor? weight, Tensor? state, Tensor[] sparse",
-    Nll,
+    NllOptions,
     "Tensor[]",
     _fake,
     also="bool[] need",

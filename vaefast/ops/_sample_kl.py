@@ -89,7 +89,7 @@ def run(
     if grad_needed(mu, scale, prior_mu, prior_scale):
         share = None if balance is None else operand(balance)
         unplanned = Unplanned(options, backend)
-        z, kl = _SampleKL.apply(
+        z, kl = _SampleKlFunction.apply(
             *distinct(unplanned, state, 0, False, mu, scale, *others, numbers, share)
         )
     else:
@@ -130,7 +130,7 @@ def run_found(
     if others and others[4] is not None:
         state, kind = None, 0
     elif seed is None and generator is None:
-        state, kind = random.drawn(mu), 2
+        state, kind = random.draw_unsettled(mu), 2
     else:
         state = random.make_state(mu, mu.shape[0], seed, generator)
         kind = state.dim() - 1
@@ -236,7 +236,7 @@ def _in_order(
     return z, kl
 
 
-class _SampleKL(torch.autograd.Function):
+class _SampleKlFunction(torch.autograd.Function):
     """Of mu and scale, and of the `others`, then with what a compiler does not know of the
     options' numbers, and the balance. `found`: the plan was found, not made."""
 
@@ -311,7 +311,7 @@ class _SampleKL(torch.autograd.Function):
         return (None, None, None, None, *grads, *(None,) * (len(need) - len(grads)))
 
 
-_apply = apply_of(_SampleKL)
+_apply = apply_of(_SampleKlFunction)
 
 
 class _Call(NamedTuple):

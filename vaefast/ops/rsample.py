@@ -38,7 +38,7 @@ def rsample(
             softplus(scale) + min_std).
         min_std: the floor of sigma under `"softplus"`.
         clamp: `(lo, hi)` on scale before use, with zero gradient outside; `("soft", lo, hi)`
-            bends by a tanh, `"soft"` with NVAE's bounds (-5, 5).
+            squashes by a tanh, `"soft"` with NVAE's bounds (-5, 5).
         seed: an int, an int64 state tensor `[2]` or `[B, 2]`, or B ints, one per sample.
         generator: a `torch.Generator`, or B of them.
         noise: eps itself, of z's shape, instead of drawing it.

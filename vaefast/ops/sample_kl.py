@@ -10,7 +10,7 @@ from .. import _args, random
 from .._args import Clamp, Param, Reduction
 from .._explain import declined
 from ..backends._options import Posterior
-from . import _estimated_kl, _sample_kl
+from . import _sample_kl, _sample_monte_carlo_kl
 from .gaussian_kl import (
     FreeBitsPer,
     before_free_bits,
@@ -111,8 +111,8 @@ def sample_kl(
     if plan is not None and estimator != "closed":
         state = noise_state(mu, num_samples, seed, generator, noise)
         beside = (others[0], others[1], state, noise) if others else (None, None, state, None)
-        return _estimated(
-            _estimated_kl.run_found(plan, mu, scale, *beside, stop_posterior), reduction
+        return _reduced(
+            _sample_monte_carlo_kl.run_found(plan, mu, scale, *beside, stop_posterior), reduction
         )
     if plan is not None:
         found: tuple[Tensor, Tensor] = _sample_kl.run_found(
@@ -150,8 +150,8 @@ def sample_kl(
         if key is not None and wide_scale is not scale:
             declined("shape", f"{list(mu.shape)} and {list(scale.shape)}")
             key = None
-        return _estimated(
-            _estimated_kl.run(
+        return _reduced(
+            _sample_monte_carlo_kl.run(
                 mu,
                 wide_scale,
                 Posterior(transform, samples, heat, place, "sample", 1.0),
@@ -188,7 +188,7 @@ def sample_kl(
     return z, finished(kl, mu, mask, reduction, free_bits, free_bits_per)
 
 
-def _estimated(result: tuple[Tensor, Tensor], reduction: str) -> tuple[Tensor, Tensor]:
+def _reduced(result: tuple[Tensor, Tensor], reduction: str) -> tuple[Tensor, Tensor]:
     z, kl = result
     if reduction == "sample":
         return z, kl

@@ -11,7 +11,7 @@ from .likelihoods.pixels import bin_nll, level_of
 
 
 @triton.jit
-def mixture_nll(
+def logistic_mixture_nll(
     loss, grad, theta, target, mask, weight, rows, inner, row_stride, class_stride, target_rows,
     slope: tl.float64, shift: tl.float64, low: tl.float64, width: tl.float64, top: tl.float64,
     least: tl.float64, log_width: tl.float64, factor: tl.float64, grad_factor: tl.float64,
@@ -49,14 +49,14 @@ def mixture_nll(
     if CHANNELS == 3:
         x1, level1 = _pixel(pixels + inner, live, numbers, DTYPE)
         x2, level2 = _pixel(pixels + 2 * inner, live, numbers, DTYPE)
-        k0, _, bend0 = tanh_and_slope(tl.load(source + 3 * step, mask=here, other=0.0).to(DTYPE))
-        k1, _, bend1 = tanh_and_slope(tl.load(source + 6 * step, mask=here, other=0.0).to(DTYPE))
-        k2, _, bend2 = tanh_and_slope(tl.load(source + 9 * step, mask=here, other=0.0).to(DTYPE))
+        k0, _, slope0 = tanh_and_slope(tl.load(source + 3 * step, mask=here, other=0.0).to(DTYPE))
+        k1, _, slope1 = tanh_and_slope(tl.load(source + 6 * step, mask=here, other=0.0).to(DTYPE))
+        k2, _, slope2 = tanh_and_slope(tl.load(source + 9 * step, mask=here, other=0.0).to(DTYPE))
         found1 = _bin(
             x1, level1, source + 4 * step, k0 * x0[None, :], step, here, numbers, least, DTYPE
         )
-        lean = k1 * x0[None, :] + k2 * x1[None, :]
-        found2 = _bin(x2, level2, source + 7 * step, lean, step, here, numbers, least, DTYPE)
+        shift = k1 * x0[None, :] + k2 * x1[None, :]
+        found2 = _bin(x2, level2, source + 7 * step, shift, step, here, numbers, least, DTYPE)
         losses += found1[0] + found2[0]
     # -log sum_m softmax(logits)_m e^-loss_m.
     joint = logits - losses
@@ -94,9 +94,9 @@ def mixture_nll(
             _put(to + 5 * over, found1[2], share, here)
             _put(to + 7 * over, found2[1], share, here)
             _put(to + 8 * over, found2[2], share, here)
-            _put(to + 3 * over, found1[1] * x0[None, :] * bend0, share, here)
-            _put(to + 6 * over, found2[1] * x0[None, :] * bend1, share, here)
-            _put(to + 9 * over, found2[1] * x1[None, :] * bend2, share, here)
+            _put(to + 3 * over, found1[1] * x0[None, :] * slope0, share, here)
+            _put(to + 6 * over, found2[1] * x0[None, :] * slope1, share, here)
+            _put(to + 9 * over, found2[1] * x1[None, :] * slope2, share, here)
 
 
 @triton.jit
@@ -107,9 +107,9 @@ def _pixel(place, live, numbers, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _bin(x, level, means, lean, step, here, numbers, least, DTYPE: tl.constexpr):
+def _bin(x, level, means, shift, step, here, numbers, least, DTYPE: tl.constexpr):
     """A channel's loss by each component, and its derivatives in mean and log-scale."""
-    mean = tl.load(means, mask=here, other=0.0).to(DTYPE) + lean
+    mean = tl.load(means, mask=here, other=0.0).to(DTYPE) + shift
     raw = tl.load(means + step, mask=here, other=0.0).to(DTYPE)
     log_scale = tl.where(raw < least, least, raw)
     level = level[None, :] + tl.zeros_like(mean)

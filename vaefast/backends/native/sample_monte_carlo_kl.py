@@ -1,4 +1,4 @@
-"""`estimated_kl` by the compiled core."""
+"""`sample_monte_carlo_kl` by the compiled core."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ... import _C
 from ..._args import compute_dtype
 from .._options import Posterior
 from ..layout import View, fitted
-from ._pack import fresh, fresh_like, operand, result, stream
+from ._pack import fresh, fresh_like, operand, result, state_of
 from ._place import place, place_for_samples
 from ._posterior import gradient, pack_samples, settings_of
 
 
-def estimated_kl(
+def sample_monte_carlo_kl(
     mu: Tensor,
     scale: Tensor,
     prior_mu: Tensor | None,
@@ -34,10 +34,10 @@ def estimated_kl(
     else:
         z = fresh_like(mu)
     kl = torch.empty(lead, dtype=dtype, device=mu.device)
-    _C.estimated_kl(
+    _C.sample_monte_carlo_kl(
         grid,
         tuple(packed),
-        stream(state, options.offset),
+        state_of(state, options.offset),
         settings_of(options, dtype),
         result(z),
         kl.data_ptr(),
@@ -48,7 +48,7 @@ def estimated_kl(
     return z, kl
 
 
-def estimated_kl_backward(
+def sample_monte_carlo_kl_backward(
     grad_z: Tensor | None,
     grad_kl: Tensor | None,
     mu: Tensor,
@@ -75,10 +75,10 @@ def estimated_kl_backward(
         gradient(t, mu, dtype) if t is not None and n else None
         for t, n in zip(parameters, need, strict=True)
     ]
-    _C.estimated_kl_backward(
+    _C.sample_monte_carlo_kl_backward(
         grid,
         tuple(packed[:7]),
-        stream(state, options.offset),
+        state_of(state, options.offset),
         settings_of(options, dtype),
         stop_posterior,
         packed[7],

@@ -1,5 +1,5 @@
-"""`estimated_kl` by Triton: the posterior made once for the samples of a program, z written and
-never read, the noise in registers."""
+"""`sample_monte_carlo_kl` by Triton: the posterior made once for the samples of a program, z
+written and never read, the noise in registers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ._math import half_difference_of_squares, whitened, whitening_root
 from ._philox import tile_noise
 from ._posterior import densities
 from ._sums import total
-from .log_ratio import backward_shares, forward_shares, merged, numbers, room, settings
+from .monte_carlo_kl import backward_shares, forward_shares, merged, numbers, room, settings
 
 
-def estimated_kl(
+def sample_monte_carlo_kl(
     mu: Tensor,
     scale: Tensor,
     prior_mu: Tensor | None,
@@ -58,7 +58,7 @@ def estimated_kl(
     return (z, kl) if options.num_samples else (z[0], kl[0])
 
 
-def estimated_kl_backward(
+def sample_monte_carlo_kl_backward(
     grad_z: Tensor | None,
     grad_kl: Tensor | None,
     mu: Tensor,

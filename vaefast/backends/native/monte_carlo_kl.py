@@ -1,4 +1,4 @@
-"""`log_ratio` by the compiled core."""
+"""`monte_carlo_kl` by the compiled core."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ._place import place, place_for_samples
 from ._posterior import gradient, settings_of
 
 
-def log_ratio(
+def monte_carlo_kl(
     z: Tensor,
     mu: Tensor,
     scale: Tensor,
@@ -25,11 +25,11 @@ def log_ratio(
     transform: Transform,
     prior: bool,
 ) -> Tensor:
-    """`[K, B]` for z `[K, B, *latent]`; -log q(z|x) alone where `prior` is False."""
+    """`[K, B]` for z `[K, B, *latent]`; log q(z|x) alone where `prior` is False."""
     dtype = compute_dtype(z, mu, scale, prior_mu, prior_scale)
     grid, packed, _alive = _pack(z, (mu, scale, prior_mu, prior_scale, z))
     value = torch.empty(z.shape[:2], dtype=dtype, device=z.device)
-    _C.log_ratio(
+    _C.monte_carlo_kl(
         grid,
         (*packed[:4], None, None, None),
         packed[4],
@@ -41,7 +41,7 @@ def log_ratio(
     return value
 
 
-def log_ratio_backward(
+def monte_carlo_kl_backward(
     upstream: Tensor,
     z: Tensor,
     mu: Tensor,
@@ -65,7 +65,7 @@ def log_ratio_backward(
             for t, n in zip(parameters, need[1:], strict=True)
         ),
     ]
-    _C.log_ratio_backward(
+    _C.monte_carlo_kl_backward(
         grid,
         (*packed[:4], None, None, None),
         packed[4],

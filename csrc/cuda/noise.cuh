@@ -29,12 +29,13 @@ VAEFAST_FN void whole_values(uint64_t seed, uint64_t block, uint32_t sample, uin
   }
 }
 
-// Elements [first, first + V) of a stream. Where they are not those of whole counters, one counter
-// at a time, and selects between registers: an index known at run time would take local memory.
-// kUsual: most are those of whole counters, and have a path of their own, for 6 registers more.
+// Elements [first, first + V) of a seed's noise. Where they are not those of whole counters, one
+// counter at a time, and selects between registers: an index known at run time would take local
+// memory. kUsual: most are those of whole counters, and have a path of their own, for 6 registers
+// more.
 template <bool kNormal, class T, int V, bool kUsual>
-VAEFAST_FN void stream_values(uint64_t seed, uint64_t first, uint32_t sample, uint32_t purpose,
-                              T* out) {
+VAEFAST_FN void noise_values(uint64_t seed, uint64_t first, uint32_t sample, uint32_t purpose,
+                             T* out) {
   const uint64_t block = first >> 2;
   const int shift = static_cast<int>(first & 3u);
   if (kUsual && !rarely(shift != 0))
@@ -69,28 +70,28 @@ VAEFAST_FN void stream_values(uint64_t seed, uint64_t first, uint32_t sample, ui
   }
 }
 
-// Where a stretch of a row lies in its stream.
-struct StreamRow {
+// Where a stretch of a row lies in its seed's noise.
+struct NoiseRow {
   uint64_t seed, first;
 };
 
 template <bool kPerSample>
-VAEFAST_FN StreamRow enter(const Stream& stream, const Shape& shape, int64_t row, int64_t col) {
-  const int64_t* state = stream.state;
+VAEFAST_FN NoiseRow enter(const NoiseState& state, const Shape& shape, int64_t row, int64_t col) {
+  const int64_t* words = state.words;
   int64_t place = row;
-  if (kPerSample && stream.per_sample) {
+  if (kPerSample && state.per_sample) {
     const int64_t sample = shape.segments == 1 ? row : quotient(row, shape.segments);
-    state += 2 * sample;
+    words += 2 * sample;
     place = row - sample * shape.segments;
   }
-  return {static_cast<uint64_t>(state[0]),
-          static_cast<uint64_t>((stream.fresh ? 0 : state[1]) + stream.offset + place * shape.cols +
+  return {static_cast<uint64_t>(words[0]),
+          static_cast<uint64_t>((state.fresh ? 0 : words[1]) + state.offset + place * shape.cols +
                                 col)};
 }
 
 // Writes the offset of a fresh state, which no thread of the launch reads.
-VAEFAST_FN void settle(const Stream& stream, int64_t unit, int lane) {
-  if (stream.fresh && unit == 0 && lane == 0) const_cast<int64_t*>(stream.state)[1] = 0;
+VAEFAST_FN void settle(const NoiseState& state, int64_t unit, int lane) {
+  if (state.fresh && unit == 0 && lane == 0) const_cast<int64_t*>(state.words)[1] = 0;
 }
 
 }  // namespace VAEFAST_ISA

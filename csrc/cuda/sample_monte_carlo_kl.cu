@@ -47,7 +47,7 @@ struct Latent {
 };
 
 template <class K>
-struct EstimatedKl : SampleSums<K> {
+struct SampleMonteCarloKl : SampleSums<K> {
   using Base = SampleSums<K>;
   using T = typename K::T;
   using Base::in;
@@ -55,7 +55,7 @@ struct EstimatedKl : SampleSums<K> {
   static constexpr int kStored = K::kStored, V = K::V;
   Target z;
 
-  explicit EstimatedKl(const EstimatedKlArgs& args)
+  explicit SampleMonteCarloKl(const SampleMonteCarloKlArgs& args)
       : Base(args.q, args.q.kl),
         z(target(args.q.z, in.shape.rows * in.samples, in.shape.cols, V)) {}
 
@@ -94,7 +94,7 @@ struct EstimatedKl : SampleSums<K> {
 
 // With the noise made anew.
 template <class K>
-struct EstimatedKlBackward : SampleGradients<K> {
+struct SampleMonteCarloKlBackward : SampleGradients<K> {
   using Base = SampleGradients<K>;
   using T = typename K::T;
   using Base::in;
@@ -104,7 +104,7 @@ struct EstimatedKlBackward : SampleGradients<K> {
   Source grad_z, grad_kl;
   bool stop;
 
-  explicit EstimatedKlBackward(const EstimatedKlArgs& args)
+  explicit SampleMonteCarloKlBackward(const SampleMonteCarloKlArgs& args)
       : Base(args.q),
         grad_z(source<T>(args.q.grad_z, in.shape.rows, V)),
         grad_kl(source<T>(args.q.grad_kl, in.shape.rows, V)),
@@ -154,7 +154,7 @@ struct EstimatedKlBackward : SampleGradients<K> {
 };
 
 template <int kStored, int V>
-bool suits(const EstimatedKlArgs& args) {
+bool suits(const SampleMonteCarloKlArgs& args) {
   const SampleKlArgs& q = args.q;
   const int64_t rows = q.shape.rows, cols = q.shape.cols;
   return plain_samples<kStored, V>(q) && known(target(q.z, rows * q.samples, cols, V), kStored) &&
@@ -163,19 +163,19 @@ bool suits(const EstimatedKlArgs& args) {
 }
 
 template <template <class> class Op>
-void choose_for(const EstimatedKlArgs& args, const cuda::Place& place) {
+void choose_for(const SampleMonteCarloKlArgs& args, const cuda::Place& place) {
   choose<Op>(args, has_prior(args.q), suits<kFloat, 4>(args), suits<kHalf, 8>(args), place);
 }
 
 }  // namespace
 }  // namespace VAEFAST_ISA
 
-void cuda::estimated_kl(const EstimatedKlArgs& args, const Place& place) {
-  VAEFAST_ISA::choose_for<VAEFAST_ISA::EstimatedKl>(args, place);
+void cuda::sample_monte_carlo_kl(const SampleMonteCarloKlArgs& args, const Place& place) {
+  VAEFAST_ISA::choose_for<VAEFAST_ISA::SampleMonteCarloKl>(args, place);
 }
 
-void cuda::estimated_kl_backward(const EstimatedKlArgs& args, const Place& place) {
-  VAEFAST_ISA::choose_for<VAEFAST_ISA::EstimatedKlBackward>(args, place);
+void cuda::sample_monte_carlo_kl_backward(const SampleMonteCarloKlArgs& args, const Place& place) {
+  VAEFAST_ISA::choose_for<VAEFAST_ISA::SampleMonteCarloKlBackward>(args, place);
 }
 
 }  // namespace vaefast

@@ -1,4 +1,4 @@
-"""`log_ratio` by Triton: the posterior made once for the samples of a program, z read once."""
+"""`monte_carlo_kl` by Triton: the posterior made once for the samples of a program, z read once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PROGRAMS, _BACKWARD_PROGRAMS = 512, 128
 _LOG_2PI = tl.constexpr(1.8378770664093453)
 
 
-def log_ratio(
+def monte_carlo_kl(
     z: Tensor,
     mu: Tensor,
     scale: Tensor,
@@ -34,7 +34,7 @@ def log_ratio(
     transform: Transform,
     prior: bool,
 ) -> Tensor:
-    """`[K, B]` for z `[K, B, *latent]`; -log q(z|x) alone where `prior` is False."""
+    """`[K, B]` for z `[K, B, *latent]`; log q(z|x) alone where `prior` is False."""
     dtype = compute_dtype(z, mu, scale, prior_mu, prior_scale)
     work, programs = _work(z, (mu, scale, prior_mu, prior_scale, z), dtype)
     value = torch.empty(z.shape[:2], dtype=dtype, device=z.device)
@@ -58,7 +58,7 @@ def log_ratio(
     return value
 
 
-def log_ratio_backward(
+def monte_carlo_kl_backward(
     upstream: Tensor,
     z: Tensor,
     mu: Tensor,
@@ -177,7 +177,7 @@ def _forward(
         sample = load(z, at, columns, live, live_row, VEC, GROUP).to(DTYPE)
         near = whitened(sample - m, root)
         far = whitened(sample - p, prior_root) if PRIOR else 0.0
-        value = half_difference_of_squares(near, far) + 0.5 * constant
+        value = half_difference_of_squares(far, near) - 0.5 * constant
         value = tl.sum(tl.where(live, value, 0.0), 1)
         place = (out + tl.full((), k, tl.int64) * rows) * col_tiles + tile % col_tiles
         tl.store(parts + place, value, mask=out < rows)
@@ -216,18 +216,19 @@ def _backward(
         g = tl.load(place + row // segments * row_stride, mask=live_row, other=0).to(DTYPE)
         near = whitened(sample - m, root)
         posterior_score = whitened(near, root)
-        to_mu -= g * posterior_score
-        to_scale += g * (1.0 - near * near)
+        to_mu += g * posterior_score
+        to_scale += g * (near * near - 1.0)
+        score = -posterior_score
         if PRIOR:
             far = whitened(sample - p, prior_root)
             prior_score = whitened(far, prior_root)
-            posterior_score -= prior_score
+            score += prior_score
             if grad_prior_mu is not None:
-                to_prior_mu += g * prior_score
+                to_prior_mu -= g * prior_score
             if grad_prior_scale is not None:
-                to_prior_scale += g * (far * far - 1.0)
+                to_prior_scale += g * (1.0 - far * far)
         if grad_z is not None:
-            tl.store(grad_z + (at * cols + columns), g * posterior_score, mask=live)
+            tl.store(grad_z + (at * cols + columns), g * score, mask=live)
     out = (row + own * rows) * cols + columns
     if grad_mu is not None:
         tl.store(grad_mu + out, to_mu, mask=live)

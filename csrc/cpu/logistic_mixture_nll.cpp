@@ -112,12 +112,12 @@ void bins(const Pixels<T>& pixels, int64_t n, const T* x, const T* level, const 
 
 // tanh k and, with kGrad, its derivative; 0 where there is no such coefficient.
 template <bool kGrad, class T>
-void lean(bool there, int64_t n, const T* k, T* t, T* bend) {
+void tanh_of(bool there, int64_t n, const T* k, T* t, T* slope) {
   if (!there) {
     for (int64_t i = 0; i < n; ++i) t[i] = T(0);
   } else if constexpr (kGrad) {
     T rest;
-    for (int64_t i = 0; i < n; ++i) t[i] = tanh_and_slope(k[i], rest, bend[i]);
+    for (int64_t i = 0; i < n; ++i) t[i] = tanh_and_slope(k[i], rest, slope[i]);
   } else {
     for (int64_t i = 0; i < n; ++i) t[i] = tanh(k[i]);
   }
@@ -137,18 +137,18 @@ void component(const Pixels<T>& pixels, const Run<T>& run, int64_t n, int64_t c,
   const T* x0 = run.x[0];
   const T* x1 = run.x[c > 1 ? 1 : 0];
   const T on0 = c > 0 ? T(1) : T(0), on1 = c > 1 ? T(1) : T(0);
-  T t0[kRun], t1[kRun], bend0[kRun], bend1[kRun];
-  lean<kGrad>(c > 0, n, k0, t0, bend0);
-  lean<kGrad>(c > 1, n, k1, t1, bend1);
+  T t0[kRun], t1[kRun], slope0[kRun], slope1[kRun];
+  tanh_of<kGrad>(c > 0, n, k0, t0, slope0);
+  tanh_of<kGrad>(c > 1, n, k1, t1, slope1);
   T grad_mean[kRun];
   bins<kGrad>(pixels, n, run.x[c], run.level[c], mean, t0, t1, run.x[0], x1, scale, value,
               grad_mean);
   if constexpr (kGrad) {
     memcpy(mean, grad_mean, static_cast<size_t>(n) * sizeof(T));
     if (c > 0)
-      for (int64_t i = 0; i < n; ++i) k0[i] = on0 * grad_mean[i] * x0[i] * bend0[i];
+      for (int64_t i = 0; i < n; ++i) k0[i] = on0 * grad_mean[i] * x0[i] * slope0[i];
     if (c > 1)
-      for (int64_t i = 0; i < n; ++i) k1[i] = on1 * grad_mean[i] * x1[i] * bend1[i];
+      for (int64_t i = 0; i < n; ++i) k1[i] = on1 * grad_mean[i] * x1[i] * slope1[i];
   }
 }
 
@@ -340,7 +340,7 @@ bool run(const RowNllArgs& args) {
 
 }  // namespace
 
-bool mixture_nll(const RowNllArgs& args) {
+bool logistic_mixture_nll(const RowNllArgs& args) {
   return args.wide ? run<double>(args) : run<float>(args);
 }
 

@@ -1,8 +1,8 @@
-// log p(z) - log q(z|x) of samples and diagonal Gaussians, forward and backward.
+// log q(z|x) - log p(z) of given samples and diagonal Gaussians, forward and backward.
 //
 // Per element, with sigma_q and sigma_p those of q and of p:
-//   0.5 (((z - mu) / sigma_q)^2 - ((z - prior_mu) / sigma_p)^2 + constant).
-// Without a prior 1 / sigma_p is 0, so -log q remains.
+//   0.5 (((z - prior_mu) / sigma_p)^2 - ((z - mu) / sigma_q)^2 - constant).
+// Without a prior 1 / sigma_p is 0, so log q remains.
 #include "cuda/samples.cuh"
 
 namespace vaefast {
@@ -45,7 +45,7 @@ struct Densities {
 };
 
 template <class K>
-struct LogRatio : SampleSums<K> {
+struct MonteCarloKl : SampleSums<K> {
   using Base = SampleSums<K>;
   using T = typename K::T;
   using Base::in;
@@ -54,7 +54,7 @@ struct LogRatio : SampleSums<K> {
   Source z;
   T standard, rest;
 
-  explicit LogRatio(const LogRatioArgs& args)
+  explicit MonteCarloKl(const MonteCarloKlArgs& args)
       : Base(args.q, args.value),
         z(source<T>(args.z, in.shape.rows, V)),
         standard(args.prior ? T(1) : T(0)),
@@ -86,8 +86,8 @@ struct LogRatio : SampleSums<K> {
         for (int j = 0; j < V; ++j) {
           T constant = b.v.q.logvar[j] + rest;
           if constexpr (K::kPrior) constant = b.v.q.logvar[j] - b.v.prior.logvar[j];
-          value[j] = madd(T(0.5), constant,
-                          half_difference_of_squares(b.near(sample, j), b.far(sample, j)));
+          value[j] = madd(T(-0.5), constant,
+                          half_difference_of_squares(b.far(sample, j), b.near(sample, j)));
         }
         sums[i] += sum_of<T, V>(value, n);
       }
@@ -96,7 +96,7 @@ struct LogRatio : SampleSums<K> {
 };
 
 template <class K>
-struct LogRatioBackward : SampleGradients<K> {
+struct MonteCarloKlBackward : SampleGradients<K> {
   using Base = SampleGradients<K>;
   using T = typename K::T;
   using Base::in;
@@ -107,7 +107,7 @@ struct LogRatioBackward : SampleGradients<K> {
   Target grad_z;
   T standard;
 
-  explicit LogRatioBackward(const LogRatioArgs& args)
+  explicit MonteCarloKlBackward(const MonteCarloKlArgs& args)
       : Base(args.q),
         z(source<T>(args.z, in.shape.rows, V)),
         upstream(source<T>(args.upstream, in.shape.rows, V)),
@@ -138,13 +138,13 @@ struct LogRatioBackward : SampleGradients<K> {
         for (int j = 0; j < V; ++j) {
           const T near = b.near(sample, j), posterior_score = whitened(near, b.root[j]);
           const T far = b.far(sample, j), prior_score = b.prior_score(far, j);
-          by_mu[j] -= g[j] * posterior_score;
-          by_scale[j] += g[j] * madd(-near, near, T(1));
+          by_mu[j] += g[j] * posterior_score;
+          by_scale[j] += g[j] * madd(near, near, T(-1));
           if constexpr (K::kPrior) {
-            by_prior_mu[j] += g[j] * prior_score;
-            by_prior_scale[j] += g[j] * madd(far, far, T(-1));
+            by_prior_mu[j] -= g[j] * prior_score;
+            by_prior_scale[j] += g[j] * madd(-far, far, T(1));
           }
-          g[j] *= posterior_score - prior_score;
+          g[j] *= prior_score - posterior_score;
         }
         if (grad_z) put<kStored, T, V>(grad_z, start + col + k * in.sample_size, n, g);
       }
@@ -154,7 +154,7 @@ struct LogRatioBackward : SampleGradients<K> {
 };
 
 template <int kStored, int V>
-bool suits(const LogRatioArgs& args) {
+bool suits(const MonteCarloKlArgs& args) {
   const int64_t rows = args.q.shape.rows, cols = args.q.shape.cols;
   return plain_samples<kStored, V>(args.q) &&
          known(source<float>(args.z, rows, V), rows, kStored, true) &&
@@ -163,7 +163,7 @@ bool suits(const LogRatioArgs& args) {
 }
 
 template <template <class> class Op>
-void choose_for(const LogRatioArgs& args, const cuda::Place& place) {
+void choose_for(const MonteCarloKlArgs& args, const cuda::Place& place) {
   choose<Op>(args, args.prior && has_prior(args.q), suits<kFloat, 4>(args), suits<kHalf, 8>(args),
              place);
 }
@@ -171,12 +171,12 @@ void choose_for(const LogRatioArgs& args, const cuda::Place& place) {
 }  // namespace
 }  // namespace VAEFAST_ISA
 
-void cuda::log_ratio(const LogRatioArgs& args, const Place& place) {
-  VAEFAST_ISA::choose_for<VAEFAST_ISA::LogRatio>(args, place);
+void cuda::monte_carlo_kl(const MonteCarloKlArgs& args, const Place& place) {
+  VAEFAST_ISA::choose_for<VAEFAST_ISA::MonteCarloKl>(args, place);
 }
 
-void cuda::log_ratio_backward(const LogRatioArgs& args, const Place& place) {
-  VAEFAST_ISA::choose_for<VAEFAST_ISA::LogRatioBackward>(args, place);
+void cuda::monte_carlo_kl_backward(const MonteCarloKlArgs& args, const Place& place) {
+  VAEFAST_ISA::choose_for<VAEFAST_ISA::MonteCarloKlBackward>(args, place);
 }
 
 }  // namespace vaefast

@@ -1,8 +1,8 @@
 """The registered operator that samples a posterior and estimates its KL at the samples, and its
 autograd function.
 
-One pass forward and one backward do what a sample, a `log_ratio` and the sum of z's two gradients
-would: z is never read again, as the noise is made anew.
+One pass forward and one backward do what a sample, `monte_carlo_kl` and the sum of z's two
+gradients would: z is never read again, as the noise is made anew.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .. import backends
 from .._args import compute_dtype, grad_needed
 from .._torch import apply_of
 from ..backends._options import Posterior, z_shape
-from ..backends.reference import estimated_kl as reference
+from ..backends.reference import sample_monte_carlo_kl as reference
 from . import _plans
 from ._autograd import by_plain_pytorch, by_reference, distinct, keep, kept, reference_grads
 from ._register import Operator
@@ -41,16 +41,18 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     """(z, log q(z|x) - log p(z)) by the backend that serves. `key`: what the call's plan may be
     kept under."""
-    backend = backends.select(mu.device, "estimated_kl", dtype=mu.dtype)
+    backend = backends.select(mu.device, "sample_monte_carlo_kl", dtype=mu.dtype)
     tensors = (mu, scale, prior_mu, prior_scale, state, noise)
-    if by_plain_pytorch("estimated_kl", backend, noise, like=mu):
-        return reference.estimated_kl(*tensors, options, stop_posterior)
-    plan, numbers = _plans.settings_of("estimated_kl", backend, tensors, (options,), key)
+    if by_plain_pytorch("sample_monte_carlo_kl", backend, noise, like=mu):
+        return reference.sample_monte_carlo_kl(*tensors, options, stop_posterior)
+    plan, numbers = _plans.settings_of("sample_monte_carlo_kl", backend, tensors, (options,), key)
     result: tuple[Tensor, Tensor]
     if plan.planned:
         return run_found(plan, *tensors, stop_posterior)
     if grad_needed(mu, scale, prior_mu, prior_scale):
-        result = _EstimatedKL.apply(*distinct(plan, stop_posterior, *tensors, numbers))
+        result = _SampleMonteCarloKlFunction.apply(
+            *distinct(plan, stop_posterior, *tensors, numbers)
+        )
     else:
         result = plan.run(_forward, tensors, numbers)
     return result
@@ -76,7 +78,7 @@ def run_found(
     return result
 
 
-class _EstimatedKL(torch.autograd.Function):
+class _SampleMonteCarloKlFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: Any, stop_posterior: bool, *args: Any) -> tuple[Tensor, Tensor]:
         *tensors, numbers = args
@@ -102,7 +104,7 @@ class _EstimatedKL(torch.autograd.Function):
         if by_reference(grad_z, grad_kl):
             state, noise = tensors[4:]
             grads = reference_grads(
-                lambda mu, scale, prior_mu, prior_scale: reference.estimated_kl(
+                lambda mu, scale, prior_mu, prior_scale: reference.sample_monte_carlo_kl(
                     mu, scale, prior_mu, prior_scale, state, noise, options, stop_posterior
                 ),
                 tensors[:4],
@@ -115,7 +117,7 @@ class _EstimatedKL(torch.autograd.Function):
         return (None, None, *[next(found) if n else None for n in need], None, None, None)
 
 
-_apply = apply_of(_EstimatedKL)
+_apply = apply_of(_SampleMonteCarloKlFunction)
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, Tensor]:
@@ -134,13 +136,13 @@ def _backward_fake(*args: Any) -> list[Tensor]:
     ]
 
 
-_forward = Operator("estimated_kl", _TENSORS, Posterior, "(Tensor, Tensor)", _forward_fake)
+_forward = Operator("sample_monte_carlo_kl", _TENSORS, Posterior, "(Tensor, Tensor)", _forward_fake)
 _backward = Operator(
-    "estimated_kl_backward",
+    "sample_monte_carlo_kl_backward",
     f"Tensor? grad_z, Tensor? grad_kl, {_TENSORS}",
     Posterior,
     "Tensor[]",
     _backward_fake,
     also="bool stop_posterior, bool[] need",
-    module="estimated_kl",
+    module="sample_monte_carlo_kl",
 )

@@ -1,4 +1,4 @@
-"""log p(z) - log q(z|x) of given samples as differentiable PyTorch."""
+"""log q(z|x) - log p(z) of given samples as differentiable PyTorch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .sample_kl import log_variance
 _LOG_2PI = math.log(2 * math.pi)
 
 
-def log_ratio(
+def monte_carlo_kl(
     z: Tensor,
     mu: Tensor,
     scale: Tensor,
@@ -23,7 +23,7 @@ def log_ratio(
     transform: Transform,
     prior: bool,
 ) -> Tensor:
-    """`[K, B]` for z `[K, B, *latent]`; -log q(z|x) alone where `prior` is False."""
+    """`[K, B]` for z `[K, B, *latent]`; log q(z|x) alone where `prior` is False."""
     dtype = compute_dtype(z, mu, scale, prior_mu, prior_scale)
     wide = z.to(dtype)
     logvar = log_variance(scale.to(dtype), transform)
@@ -34,7 +34,7 @@ def log_ratio(
             prior_logvar = log_variance(prior_scale.to(dtype), transform._replace(clamp=()))
             far = whitened(far, prior_logvar, finite=True)
             logvar = logvar - prior_logvar
-        elements = difference_of_squares(near, far) + logvar
+        elements = difference_of_squares(far, near) - logvar
     else:
-        elements = near.square() + logvar + _LOG_2PI
+        elements = -(near.square() + logvar + _LOG_2PI)
     return 0.5 * (elements.flatten(2).sum(-1) if elements.dim() > 2 else elements)

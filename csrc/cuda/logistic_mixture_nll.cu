@@ -10,7 +10,7 @@ namespace {
 
 // kEach: components that a lane has registers for; 0: their bins are worked out again.
 template <class T, int kChannels, int kEach>
-struct Mixture {
+struct LogisticMixture {
   static constexpr int kSums = 1, kBlocksPerSm = sizeof(T) == 8 ? 1 : 2;
   static constexpr bool kPatches = false, kAcrossWarps = false;
   // A component's parameters: its logit, and by channel the mean, the log-scale, and of three
@@ -32,7 +32,7 @@ struct Mixture {
   int64_t mixtures;
   Total loss;
 
-  Mixture(const RowNllArgs& given, int lanes)
+  LogisticMixture(const RowNllArgs& given, int lanes)
       : args(given),
         a(T(given.numbers[0])),
         b(T(given.numbers[1])),
@@ -95,18 +95,19 @@ struct Mixture {
     k.logit = raw[0];
     k.loss = T(0);
     // Of channel 1 on channel 0, of 2 on 0, of 2 on 1.
-    T lean[kChannels > 1 ? 3 : 1], bend[kChannels > 1 ? 3 : 1];
+    T coefficient[kChannels > 1 ? 3 : 1], slope[kChannels > 1 ? 3 : 1];
     if constexpr (kChannels > 1) {
       T rest;
 #pragma unroll
-      for (int j = 0; j < 3; ++j) lean[j] = tanh_and_slope(raw[1 + kGroups * j + 2], rest, bend[j]);
+      for (int j = 0; j < 3; ++j)
+        coefficient[j] = tanh_and_slope(raw[1 + kGroups * j + 2], rest, slope[j]);
     }
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) {
       T loc = raw[1 + kGroups * c];
       if constexpr (kChannels > 1) {
-        if (c == 1) loc += lean[0] * p.x[0];
-        if (c == 2) loc += lean[1] * p.x[0] + lean[2] * p.x[kChannels - 2];
+        if (c == 1) loc += coefficient[0] * p.x[0];
+        if (c == 2) loc += coefficient[1] * p.x[0] + coefficient[2] * p.x[kChannels - 2];
       }
       const T scale = raw[1 + kGroups * c + 1];
       const bool narrow = scale < least;
@@ -120,7 +121,7 @@ struct Mixture {
       const T by[3] = {k.slopes[kGroups] * p.x[0], k.slopes[2 * kGroups] * p.x[0],
                        k.slopes[2 * kGroups] * p.x[kChannels - 2]};
 #pragma unroll
-      for (int j = 0; j < 3; ++j) k.slopes[kGroups * j + 2] = by[j] * bend[j];
+      for (int j = 0; j < 3; ++j) k.slopes[kGroups * j + 2] = by[j] * slope[j];
     }
     return k;
   }
@@ -195,7 +196,7 @@ struct Mixture {
 
 template <class T, int kChannels, int kEach>
 int64_t run(const RowNllArgs& args, int lanes, const cuda::Place* place) {
-  Mixture<T, kChannels, kEach> op(args, lanes);
+  LogisticMixture<T, kChannels, kEach> op(args, lanes);
   Room room = place != nullptr ? Room(*place) : Room();
   room.take(op.loss);
   if (place != nullptr) {

@@ -1,4 +1,4 @@
-"""The registered operator of log p(z) - log q(z|x), and its autograd function.
+"""The registered operator of log q(z|x) - log p(z) at given samples, and its autograd function.
 
 `log_weights` and `monte_carlo_kl` stand on it.
 """
@@ -15,7 +15,7 @@ from .. import _args, backends
 from .._args import compute_dtype, grad_needed
 from .._torch import apply_of
 from ..backends._options import Transform
-from ..backends.reference import log_ratio as reference
+from ..backends.reference import monte_carlo_kl as reference
 from . import _plans
 from ._autograd import by_plain_pytorch, by_reference, distinct, keep, kept, reference_grads
 from ._register import Operator
@@ -47,21 +47,21 @@ def run(
     prior: bool = True,
     key: Hashable | None = None,
 ) -> Tensor:
-    """log p(z) - log q(z|x), or -log q(z|x) where `prior` is False: `[K, B]`, or `[B]`. `key`: what
+    """log q(z|x) - log p(z), or log q(z|x) where `prior` is False: `[K, B]`, or `[B]`. `key`: what
     the call's plan may be kept under."""
     if z.dim() == mu.dim():
         options = {"prior_mu": prior_mu, "prior_scale": prior_scale}
         one = z.unsqueeze(0)
         return run(one, mu, scale, transform, prior=prior, key=key, **options).squeeze(0)
     tensors = (z, mu, scale, prior_mu, prior_scale)
-    backend = backends.select(z.device, "log_ratio", dtype=z.dtype)
-    if by_plain_pytorch("log_ratio", backend, like=z):
-        return reference.log_ratio(*tensors, transform, prior)
-    plan, numbers = _plans.settings_of("log_ratio", backend, tensors, (transform, prior), key)
+    backend = backends.select(z.device, "monte_carlo_kl", dtype=z.dtype)
+    if by_plain_pytorch("monte_carlo_kl", backend, like=z):
+        return reference.monte_carlo_kl(*tensors, transform, prior)
+    plan, numbers = _plans.settings_of("monte_carlo_kl", backend, tensors, (transform, prior), key)
     if plan.planned:
         return run_found(plan, *tensors)
     if grad_needed(*tensors):
-        value: Tensor = _LogRatio.apply(*distinct(plan, *tensors, numbers))
+        value: Tensor = _MonteCarloKlFunction.apply(*distinct(plan, *tensors, numbers))
     else:
         value = plan.run(_forward, tensors, numbers)
     return value
@@ -86,7 +86,7 @@ def run_found(
     return value
 
 
-class _LogRatio(torch.autograd.Function):
+class _MonteCarloKlFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: Any, *args: Any) -> Tensor:
         *tensors, numbers = args
@@ -103,7 +103,7 @@ class _LogRatio(torch.autograd.Function):
         if by_reference(upstream):
             grads = reference_grads(
                 lambda z, mu, scale, prior_mu, prior_scale: (
-                    reference.log_ratio(z, mu, scale, prior_mu, prior_scale, transform, prior),
+                    reference.monte_carlo_kl(z, mu, scale, prior_mu, prior_scale, transform, prior),
                 ),
                 tensors,
                 need,
@@ -115,7 +115,7 @@ class _LogRatio(torch.autograd.Function):
         return (None, *[next(found) if n else None for n in need], None)
 
 
-_apply = apply_of(_LogRatio)
+_apply = apply_of(_MonteCarloKlFunction)
 
 
 def _forward_fake(*args: Any) -> Tensor:
@@ -132,13 +132,15 @@ def _backward_fake(*args: Any) -> list[Tensor]:
     ]
 
 
-_forward = Operator("log_ratio", _TENSORS, Transform, "Tensor", _forward_fake, also="bool prior")
+_forward = Operator(
+    "monte_carlo_kl", _TENSORS, Transform, "Tensor", _forward_fake, also="bool prior"
+)
 _backward = Operator(
-    "log_ratio_backward",
+    "monte_carlo_kl_backward",
     f"Tensor upstream, {_TENSORS}",
     Transform,
     "Tensor[]",
     _backward_fake,
     also="bool prior, bool[] need",
-    module="log_ratio",
+    module="monte_carlo_kl",
 )

@@ -273,9 +273,9 @@ def test_opcheck_and_compile(kernels):
     state = torch.tensor([1, 0], device=mu.device)
     settings = ("logvar", 0.0, [], 3, 1.0, 0, "sample", 1.0)
     arguments = (mu, scale, *prior, state, None, *settings)
-    torch.library.opcheck(torch.ops.vaefast.estimated_kl, (*arguments, None, kernels.name))
+    torch.library.opcheck(torch.ops.vaefast.sample_monte_carlo_kl, (*arguments, None, kernels.name))
     backward = (*given.upstream, *arguments, True, [True, True, False, True], None, kernels.name)
-    torch.library.opcheck(torch.ops.vaefast.estimated_kl_backward, backward)
+    torch.library.opcheck(torch.ops.vaefast.sample_monte_carlo_kl_backward, backward)
 
     def bound(mu, scale):
         z, kl = vf.sample_kl(mu, scale, num_samples=3, estimator="monte_carlo", seed=1)

@@ -10,7 +10,7 @@ from ._exact import difference_of_squares, whitened
 from .sample_kl import epsilon, log_variance, standard_deviation
 
 
-def estimated_kl(
+def sample_monte_carlo_kl(
     mu: Tensor,
     scale: Tensor,
     prior_mu: Tensor | None,

@@ -1,4 +1,4 @@
-// log p(z) - log q(z|x) of samples and diagonal Gaussians, forward and backward, on the CPU.
+// log q(z|x) - log p(z) of given samples and diagonal Gaussians, forward and backward, on the CPU.
 #include "cpu/kernels.h"
 #include "cpu/posterior.h"
 #include "cpu/sums.h"
@@ -8,8 +8,8 @@ namespace VAEFAST_ISA {
 namespace {
 
 // Per element, with `rate` 1 / sigma of q and of p:
-//   0.5 (((z - mu) rate_q)^2 - ((z - prior_mu) rate_p)^2 + constant).
-// Without a prior of the caller's own rate_p is 1, for N(0, I), or 0, so that -log q remains: then
+//   0.5 (((z - prior_mu) rate_p)^2 - ((z - mu) rate_q)^2 - constant).
+// Without a prior of the caller's own rate_p is 1, for N(0, I), or 0, so that log q remains: then
 // nothing of the prior is read, as the buffers of a tile would no longer fit the L1 cache. In a
 // tile with an outlier (`far`) the rates' square roots stand in their place.
 template <class T>
@@ -20,7 +20,7 @@ struct Densities {
   bool prior, far;
   T standard, rest;
 
-  void load_tile(const LogRatioArgs& args, const Tile& tile) {
+  void load_tile(const MonteCarloKlArgs& args, const Tile& tile) {
     const int64_t n = tile.size();
     q.load_tile(args.q, tile, false);
     mu = q.mu;
@@ -70,23 +70,23 @@ struct Densities {
 };
 
 template <bool kPrior, bool kFar, class T>
-void ratios(const Densities<T>& b, int64_t n, const T* z, T* __restrict value) {
+void estimates(const Densities<T>& b, int64_t n, const T* z, T* __restrict value) {
   const T rest = b.rest;
   for (int64_t i = 0; i < n; ++i) {
     const T near = b.template near<kFar>(z, i), away = b.template away<kPrior, kFar>(z, i);
-    value[i] = madd(T(0.5), b.constant[i] + rest, half_difference_of_squares(near, away));
+    value[i] = madd(T(-0.5), b.constant[i] + rest, half_difference_of_squares(away, near));
   }
 }
 
 template <class T>
-void ratios_any(const Densities<T>& b, int64_t n, const T* z, T* __restrict value) {
+void estimates_any(const Densities<T>& b, int64_t n, const T* z, T* __restrict value) {
   if (b.far)
-    return b.prior ? ratios<true, true>(b, n, z, value) : ratios<false, true>(b, n, z, value);
-  b.prior ? ratios<true, false>(b, n, z, value) : ratios<false, false>(b, n, z, value);
+    return b.prior ? estimates<true, true>(b, n, z, value) : estimates<false, true>(b, n, z, value);
+  b.prior ? estimates<true, false>(b, n, z, value) : estimates<false, false>(b, n, z, value);
 }
 
 template <class T>
-bool forward(const LogRatioArgs& args) {
+bool forward(const MonteCarloKlArgs& args) {
   const SampleKlArgs& q = args.q;
   const Tiling tiling(q.shape, kTile<T>);
   const int64_t n_slots = slots(tiling);
@@ -107,7 +107,7 @@ bool forward(const LogRatioArgs& args) {
         if (k + 1 < q.samples) prefetch.read(args.z, of_sample(tile, k + 1, q.shape));
         prefetch.issue(0, n);
         const T* z = load(args.z, of_sample(tile, k, q.shape), buffer);
-        ratios_any(b, n, z, value);
+        estimates_any(b, n, z, value);
         sum_rows(tiling, index, tile, value, slot + k * n_slots);
       }
     }
@@ -129,10 +129,10 @@ void gradients(const Densities<T>& b, int64_t n, const T* z, const T* upstream, 
   for (int64_t i = 0; i < n; ++i) {
     const T g = upstream[i], near = b.template near<kFar>(z, i);
     const T posterior_score = b.template scaled<kFar>(near, b.rate[i]);
-    out[i] = g * (posterior_score -
-                  b.template prior_score<kPrior, kFar>(b.template away<kPrior, kFar>(z, i), i));
-    mu[i] -= g * posterior_score;
-    scale[i] += g * madd(-near, near, T(1));
+    out[i] = g * (b.template prior_score<kPrior, kFar>(b.template away<kPrior, kFar>(z, i), i) -
+                  posterior_score);
+    mu[i] += g * posterior_score;
+    scale[i] += g * madd(near, near, T(-1));
   }
 }
 
@@ -154,15 +154,16 @@ void prior_gradients(const Densities<T>& b, int64_t n, const T* z, const T* upst
                      T* __restrict mu, T* __restrict scale) {
   for (int64_t i = 0; i < n; ++i) {
     const T g = upstream[i], away = b.template away<true, kFar>(z, i);
-    mu[i] += g * b.template prior_score<true, kFar>(away, i);
-    scale[i] += g * madd(away, away, T(-1));
+    mu[i] -= g * b.template prior_score<true, kFar>(away, i);
+    scale[i] += g * madd(-away, away, T(1));
   }
 }
 
 // Adds sample k's part to the parameters' gradients and puts out z's.
 template <class T>
-void sample_gradients(const LogRatioArgs& args, const Tile& tile, int64_t k, const Densities<T>& b,
-                      T* z_buffer, T* upstream_buffer, T* out_buffer, Gradients<T>& sums) {
+void sample_gradients(const MonteCarloKlArgs& args, const Tile& tile, int64_t k,
+                      const Densities<T>& b, T* z_buffer, T* upstream_buffer, T* out_buffer,
+                      Gradients<T>& sums) {
   const int64_t n = tile.size();
   const Tile place = of_sample(tile, k, args.q.shape);
   Prefetch prefetch;
@@ -198,7 +199,7 @@ void put(const Output& out, int64_t start, int64_t n, const T* values, T factor,
 }
 
 template <class T>
-bool backward(const LogRatioArgs& args) {
+bool backward(const MonteCarloKlArgs& args) {
   const SampleKlArgs& q = args.q;
   const Tiling tiling(q.shape, kTile<T>);
 #pragma omp parallel num_threads(q.threads) if (q.threads > 1)
@@ -226,11 +227,11 @@ bool backward(const LogRatioArgs& args) {
 
 }  // namespace
 
-bool log_ratio(const LogRatioArgs& args) {
+bool monte_carlo_kl(const MonteCarloKlArgs& args) {
   return args.q.wide ? forward<double>(args) : forward<float>(args);
 }
 
-bool log_ratio_backward(const LogRatioArgs& args) {
+bool monte_carlo_kl_backward(const MonteCarloKlArgs& args) {
   return args.q.wide ? backward<double>(args) : backward<float>(args);
 }
 

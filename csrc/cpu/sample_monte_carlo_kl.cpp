@@ -197,7 +197,7 @@ void put(const Output& out, int64_t start, int64_t n, const T* values, const T* 
 }
 
 template <class T>
-bool backward(const EstimatedKlArgs& args) {
+bool backward(const SampleMonteCarloKlArgs& args) {
   const SampleKlArgs& q = args.q;
   const Tiling tiling(q.shape, kTile<T>);
 #pragma omp parallel num_threads(q.threads) if (q.threads > 1)
@@ -239,11 +239,11 @@ bool backward(const EstimatedKlArgs& args) {
 
 }  // namespace
 
-bool estimated_kl(const EstimatedKlArgs& args) {
+bool sample_monte_carlo_kl(const SampleMonteCarloKlArgs& args) {
   return args.q.wide ? forward<double>(args.q) : forward<float>(args.q);
 }
 
-bool estimated_kl_backward(const EstimatedKlArgs& args) {
+bool sample_monte_carlo_kl_backward(const SampleMonteCarloKlArgs& args) {
   return args.q.wide ? backward<double>(args) : backward<float>(args);
 }
 
