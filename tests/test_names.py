@@ -71,3 +71,16 @@ def test_a_kernel_is_its_files_name_in_every_room(name):
     assert (ROOT / "csrc" / "cpu" / f"{name}.cpp").exists()
     for backend in ("native", "reference", "triton"):
         assert (ROOT / "vaefast" / "backends" / backend / f"{name}.py").exists(), backend
+
+
+# Operators that have a file in every room.
+WHOLE = ("mixture_log_prob", "mmd", "tc_terms")
+
+
+@pytest.mark.parametrize("op", WHOLE)
+def test_an_operators_own_files_are_where_the_list_says(op):
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    own = text.split("## Add an operator\n")[1].split("\nLists that it enters:\n")[0]
+    paths = [p.replace("<op>", op) for p in re.findall(r"`([\w/<>.]+)`", own) if "/" in p]
+    assert len(paths) > 13
+    assert not [p for p in paths if not (ROOT / p).exists()]

@@ -31,3 +31,14 @@
 #define VAEFAST_GPU_KERNELS(X) \
   VAEFAST_SHARED_KERNELS(X)    \
   X(row_nll, RowNllArgs)
+
+// Those on the GPU whose partial sums take memory, by a count of their own.
+#define VAEFAST_GPU_WORKSPACES(X)                   \
+  X(sample_monte_carlo_kl, SampleMonteCarloKlArgs)  \
+  X(monte_carlo_kl, MonteCarloKlArgs)               \
+  X(row_nll, RowNllArgs)                            \
+  X(mmd, MmdArgs)                                   \
+  X(mixture_log_prob, GaussianMixtureArgs)          \
+  X(mixture_log_prob_backward, GaussianMixtureArgs) \
+  X(tc_terms, GaussianMixtureArgs)                  \
+  X(tc_terms_backward, GaussianMixtureArgs)

@@ -179,4 +179,8 @@ void cuda::monte_carlo_kl_backward(const MonteCarloKlArgs& args, const Place& pl
   VAEFAST_ISA::choose_for<VAEFAST_ISA::MonteCarloKlBackward>(args, place);
 }
 
+int64_t cuda::monte_carlo_kl_workspace(const MonteCarloKlArgs& args) {
+  return VAEFAST_ISA::samples_workspace(args.q);
+}
+
 }  // namespace vaefast

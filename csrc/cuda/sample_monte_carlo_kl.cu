@@ -178,4 +178,8 @@ void cuda::sample_monte_carlo_kl_backward(const SampleMonteCarloKlArgs& args, co
   VAEFAST_ISA::choose_for<VAEFAST_ISA::SampleMonteCarloKlBackward>(args, place);
 }
 
+int64_t cuda::sample_monte_carlo_kl_workspace(const SampleMonteCarloKlArgs& args) {
+  return VAEFAST_ISA::samples_workspace(args.q);
+}
+
 }  // namespace vaefast

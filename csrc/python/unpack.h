@@ -73,35 +73,16 @@ inline int useful_threads(int64_t elements, int threads) {
   return useful < 1 ? 1 : useful < threads ? static_cast<int>(useful) : threads;
 }
 
+// Of how many elements a call is; an operator that counts otherwise has its own beside its struct's
+// name, in the namespace vaefast.
 template <class Args>
 void set_threads(Args& args, int threads, int64_t copies = 1) {
   args.threads = useful_threads(args.shape.rows * args.shape.cols * copies, threads);
 }
 
-inline void set_threads(RowNllArgs& args, int threads, int64_t) {
-  args.threads = useful_threads(args.rows * args.classes * args.inner, threads);
-}
-
-inline void set_threads(MonteCarloKlArgs& args, int threads, int64_t copies) {
-  set_threads(args.q, threads, copies);
-}
-
-inline void set_threads(SampleMonteCarloKlArgs& args, int threads, int64_t copies) {
-  set_threads(args.q, threads, copies);
-}
-
 // A pair costs about as much as 8 elements.
 inline int useful_pair_threads(int64_t pairs, int64_t dims, int threads) {
   return useful_threads(8 * pairs * dims, threads);
-}
-
-inline void set_threads(MmdArgs& args, int threads, int64_t) {
-  const int64_t points = args.x_points + args.y_points;
-  args.threads = useful_pair_threads(points * points / 2, args.dims, threads);
-}
-
-inline void set_threads(GaussianMixtureArgs& args, int threads, int64_t) {
-  args.threads = useful_pair_threads(args.points * args.components, args.dims, threads);
 }
 
 // From 4 MiB on a result is written past the caches: csrc/cpu/nontemporal.h has the figures.

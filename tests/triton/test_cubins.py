@@ -5,7 +5,8 @@ import pytest
 pytest.importorskip("triton.language")
 
 import aot
-from catalogue import CALLS, Call
+from catalogue import CALLS
+from triton_call import Call
 
 # One of each kernel's kind for a plain run.
 KINDS = {

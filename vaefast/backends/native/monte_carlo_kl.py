@@ -12,7 +12,7 @@ from ..._args import compute_dtype
 from .._options import Posterior, Transform
 from ..layout import fitted
 from ._pack import Packed, fresh_like, pack, result
-from ._place import place, place_for_samples
+from ._place import place, place_with
 from ._posterior import gradient, settings_of
 
 
@@ -29,15 +29,18 @@ def monte_carlo_kl(
     dtype = compute_dtype(z, mu, scale, prior_mu, prior_scale)
     grid, packed, _alive = _pack(z, (mu, scale, prior_mu, prior_scale, z))
     value = torch.empty(z.shape[:2], dtype=dtype, device=z.device)
-    _C.monte_carlo_kl(
+    call = (
         grid,
         (*packed[:4], None, None, None),
         packed[4],
         settings_of(_options(z, transform), dtype),
         prior,
         value.data_ptr(),
-        torch.get_num_threads() if z.is_cpu else place_for_samples(z, grid, len(z)),
     )
+    if z.is_cpu:
+        _C.monte_carlo_kl(*call, torch.get_num_threads())
+    else:
+        _C.monte_carlo_kl(*call, place_with(z, _C.monte_carlo_kl_workspace(*call)))
     return value
 
 

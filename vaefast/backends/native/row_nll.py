@@ -145,7 +145,7 @@ class Plan:
         if self._on_cpu:
             _C.row_nll(*call, torch.get_num_threads())
         else:
-            _C.row_nll(*call, place_with(params, _C.row_workspace(*call)))
+            _C.row_nll(*call, place_with(params, _C.row_nll_workspace(*call)))
         return loss, grad
 
     def _copied(

@@ -10,7 +10,7 @@ from ..._args import compute_dtype
 from .._options import Posterior
 from ..layout import View, fitted
 from ._pack import fresh, fresh_like, operand, result, state_of
-from ._place import place, place_for_samples
+from ._place import place, place_with
 from ._posterior import gradient, pack_samples, settings_of
 
 
@@ -34,17 +34,19 @@ def sample_monte_carlo_kl(
     else:
         z = fresh_like(mu)
     kl = torch.empty(lead, dtype=dtype, device=mu.device)
-    _C.sample_monte_carlo_kl(
+    call = (
         grid,
         tuple(packed),
         state_of(state, options.offset),
         settings_of(options, dtype),
         result(z),
         kl.data_ptr(),
-        torch.get_num_threads()
-        if mu.is_cpu
-        else place_for_samples(mu, grid, max(options.num_samples, 1)),
     )
+    if mu.is_cpu:
+        _C.sample_monte_carlo_kl(*call, torch.get_num_threads())
+    else:
+        where = place_with(mu, _C.sample_monte_carlo_kl_workspace(*call))
+        _C.sample_monte_carlo_kl(*call, where)
     return z, kl
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
@@ -16,7 +15,7 @@ from .._options import Transform
 from ..layout import fitted
 from ._grid import Work, launch, load, share, tile_at
 from ._math import half_difference_of_squares, whitened, whitening_root
-from ._posterior import densities
+from ._posterior import densities, numbers, settings
 from ._sums import total
 
 # Programs that the samples are shared out between where there are few posteriors; backward fewer,
@@ -136,18 +135,6 @@ def merged(parameter: Tensor, mu: Tensor, parts: Tensor) -> Tensor:
 def _sizes(work: Work, z: Tensor, shares: int) -> tuple[int, ...]:
     units = work.cols // work.meta["VEC"]
     return (work.rows, units, work.segments, work.col_tiles, z.shape[0], shares)
-
-
-def numbers(transform: Transform) -> tuple[float, ...]:
-    """What a kernel takes of the scale parameter: `min_std` and the clamp's bounds."""
-    low, high = transform.clamp[:2] if transform.clamp else (0.0, 0.0)
-    return (transform.min_std, low, high)
-
-
-def settings(transform: Transform) -> dict[str, Any]:
-    """What a kernel is compiled for of the scale parameter."""
-    clamp = transform.clamp
-    return {"PARAM": transform.param, "CLAMP": len(clamp) - 1 if clamp else 0}
 
 
 @triton.jit

@@ -16,9 +16,9 @@ from .._options import Posterior
 from ._grid import Work, launch, load, share, tile_at
 from ._math import half_difference_of_squares, whitened, whitening_root
 from ._philox import tile_noise
-from ._posterior import densities
+from ._posterior import densities, numbers, settings
 from ._sums import total
-from .monte_carlo_kl import backward_shares, forward_shares, merged, numbers, room, settings
+from .monte_carlo_kl import backward_shares, forward_shares, merged, room
 
 
 def sample_monte_carlo_kl(

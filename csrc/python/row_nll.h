@@ -1,9 +1,14 @@
 // Likelihoods with a class dimension.
 #pragma once
 
-#include "python/unpack.h"
+#include "python/bind.h"
 
 namespace vaefast {
+
+inline void set_threads(RowNllArgs& args, int threads, int64_t) {
+  args.threads = python::useful_threads(args.rows * args.classes * args.inner, threads);
+}
+
 namespace python {
 
 // geometry: rows, classes, inner, segments, row_stride, class_stride, target_rows.
@@ -61,6 +66,11 @@ inline void row_nll(const py::tuple& geometry, const py::tuple& params, const py
   kernel.on_gpu = cuda::row_nll;
 #endif
   run<RowNllArgs>(kernel, a, where);
+}
+
+VAEFAST_BIND(row_nll) {
+  module.def("row_nll", &row_nll);
+  VAEFAST_BIND_WORKSPACE(row_nll, row_nll_args);
 }
 
 }  // namespace python

@@ -1,9 +1,14 @@
-// Operators over pairs of points.
+// What the operators over points and a mixture of Gaussians are given alike.
 #pragma once
 
-#include "python/unpack.h"
+#include "python/bind.h"
 
 namespace vaefast {
+
+inline void set_threads(GaussianMixtureArgs& args, int threads, int64_t) {
+  args.threads = python::useful_pair_threads(args.points * args.components, args.dims, threads);
+}
+
 namespace python {
 
 // sizes: points, components, dims; inputs: z, mu, logvar, log_weights;
@@ -54,12 +59,6 @@ inline GaussianMixtureArgs gaussian_mixture_backward_args(const py::tuple& sizes
   return a;
 }
 
-inline constexpr Kernel<GaussianMixtureArgs> kMixtureLogProb = VAEFAST_KERNEL(mixture_log_prob);
-inline constexpr Kernel<GaussianMixtureArgs> kMixtureLogProbBackward =
-    VAEFAST_KERNEL(mixture_log_prob_backward);
-inline constexpr Kernel<GaussianMixtureArgs> kTcTerms = VAEFAST_KERNEL(tc_terms);
-inline constexpr Kernel<GaussianMixtureArgs> kTcTermsBackward = VAEFAST_KERNEL(tc_terms_backward);
-
 template <const Kernel<GaussianMixtureArgs>& kernel>
 void gaussian_mixture_forward(const py::tuple& sizes, const py::tuple& inputs,
                               const py::tuple& weighing, const py::tuple& saved, uint64_t values,
@@ -76,39 +75,6 @@ void gaussian_mixture_backward(const py::tuple& sizes, const py::tuple& inputs,
   GaussianMixtureArgs a =
       gaussian_mixture_backward_args(sizes, inputs, weighing, saved, upstream, grads, wide);
   run<GaussianMixtureArgs>(kernel, a, where);
-}
-
-// sizes: x's points, y's points, dims; inputs: x, y; factors: xx, yy, xy, constant;
-// results: value, grad_x, grad_y. Addresses, 0 for none.
-inline MmdArgs mmd_args(const py::tuple& sizes, const py::tuple& inputs, bool rbf,
-                        const py::tuple& scales, const py::tuple& factors, const py::tuple& results,
-                        bool wide) {
-  MmdArgs a;
-  a.x_points = at<int64_t>(sizes, 0);
-  a.y_points = at<int64_t>(sizes, 1);
-  a.dims = at<int64_t>(sizes, 2);
-  a.x = address(inputs, 0);
-  a.y = address(inputs, 1);
-  a.rbf = rbf;
-  if (scales.size() > kMaxScales) throw py::value_error("too many scales");
-  a.scales = static_cast<int>(scales.size());
-  for (size_t i = 0; i < scales.size(); ++i) a.scale[i] = at<double>(scales, i);
-  a.factor_xx = at<double>(factors, 0);
-  a.factor_yy = at<double>(factors, 1);
-  a.factor_xy = at<double>(factors, 2);
-  a.constant = at<double>(factors, 3);
-  a.value = address(results, 0);
-  a.grad_x = address(results, 1);
-  a.grad_y = address(results, 2);
-  a.wide = wide;
-  return a;
-}
-
-inline void mmd(const py::tuple& sizes, const py::tuple& inputs, bool rbf, const py::tuple& scales,
-                const py::tuple& factors, const py::tuple& results, bool wide,
-                const py::object& where) {
-  MmdArgs a = mmd_args(sizes, inputs, rbf, scales, factors, results, wide);
-  run<MmdArgs>(VAEFAST_KERNEL(mmd), a, where);
 }
 
 }  // namespace python
