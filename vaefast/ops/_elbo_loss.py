@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._torch import apply_of
-from . import _nll
+from . import _nll_backward
 from ._autograd import kept
 from ._plans import recording
 
@@ -60,11 +60,11 @@ class _ElboLossFunction(torch.autograd.Function):
             return (None, None, None, grad_kl, *(None,) * (len(need) - 4))
         if ctx.dtypes[0] != upstream.dtype:
             upstream = upstream.to(ctx.dtypes[0])
-        taken = _nll.as_made(ctx, ctx.plan, upstream)
+        taken = _nll_backward.as_made(ctx, ctx.plan, upstream)
         if taken is not None:
             return None, None, None, grad_kl, *taken
         (target, *params), made, overwrite = kept(ctx, len(need) - 3)
-        found = _nll.gradients(
+        found = _nll_backward.gradients(
             ctx.plan, params, target, (), need[4:], False, upstream, made, overwrite
         )
         return (None, None, None, grad_kl, *found[1:])

@@ -15,6 +15,7 @@ from ..backends.reference._exact import clamp as closed_clamp
 from ..likelihoods import Form, Likelihood, Params, RowLikelihood
 from ..likelihoods._location import OPTIMAL_VARIANCE
 from . import _nll, _plans, _row_nll
+from ._nll_operator import Others
 from ._plans import recording
 from ._validate import check_params, check_target
 from .gaussian_kl import inverse
@@ -74,7 +75,7 @@ def nll(
         raise TypeError(f"target must be a Tensor, got {type(target).__name__}")
     if isinstance(model, RowLikelihood):
         return row_nll(model, params, target, mask, weight, reduction, validate)
-    beside: _nll.Others = ()
+    beside: Others = ()
     if not (mask is weight is None):
         mask, weight = (
             _args.one_per_sample(t, target.shape) if isinstance(t, Tensor) else t

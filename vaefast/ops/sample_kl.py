@@ -11,11 +11,12 @@ from .._args import Clamp, Param, Reduction
 from .._explain import declined
 from ..backends._options import Posterior
 from . import _sample_kl, _sample_monte_carlo_kl
+from ._sample_kl_operator import Others
 from .gaussian_kl import (
     FreeBitsPer,
-    before_free_bits,
     check_prior,
-    checked_balance,
+    checked_extras,
+    checked_reduction,
     finished,
     kernel_reduction,
 )
@@ -91,16 +92,15 @@ def sample_kl(
     Source: Kingma & Welling 2014, section 2.4 and appendix B; Burda et al. 2016 and Roeder et al.
     2017 for `"monte_carlo"` and `stop_posterior`.
     """
-    others: _sample_kl.Others = ()
+    others: Others = ()
     if not (prior_mu is prior_scale is mask is weight is noise is None):
         others = (prior_mu, prior_scale, mask, weight, noise)
     free = (free_bits == 0) is not True
-    if free:
-        free_bits = _args.number("free_bits", free_bits)
+    if free or balance is not None:
+        free_bits, balance = checked_extras(
+            free_bits, free_bits_per, reduction, balance, prior_mu, prior_scale
+        )
         free = free_bits > 0
-        before_free_bits(reduction, free_bits, free_bits_per)
-    if balance is not None:
-        balance = checked_balance(balance, prior_mu, prior_scale)
     key, plan = None, None
     if noise is None or (seed is None and generator is None):
         settings = (
@@ -124,10 +124,8 @@ def sample_kl(
         return found[0], finished(found[1], mu, kept, reduction, free_bits, free_bits_per)
     wide_scale = check_prior(mu, scale, prior_mu, prior_scale)
     mask, weight = _args.mask_and_weight(mask, weight, mu.shape, mu)
-    _args.one_of("reduction", reduction, (*_args.REDUCTIONS, "dim"))
     _args.one_of("estimator", estimator, ("closed", "monte_carlo"))
-    _args.one_of("free_bits_per", free_bits_per, ("dim", "sample", "total"))
-    first = before_free_bits(reduction, free_bits, free_bits_per)
+    first = checked_reduction(reduction, free_bits, free_bits_per)
     transform = transform_of(param, min_std, clamp)
     state = noise_state(mu, num_samples, seed, generator, noise)
     samples = 0 if num_samples is None else _args.integer("num_samples", num_samples)
