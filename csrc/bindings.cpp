@@ -1,28 +1,17 @@
 // vaefast._C: what Python sees of the native core. The only source that includes pybind11; the
-// headers under python/ are its parts.
+// headers under python/ are its parts, which vaefast_python.h lists as CMake finds them.
 #include <pybind11/pybind11.h>
 
 #include <string>
 
 #include "core/capability.h"
-#include "python/grid_ops.h"
-#include "python/pairs.h"
-#include "python/prepared.h"
-#include "python/rows.h"
 #include "vaefast_build_info.h"
+#include "vaefast_python.h"
 
 namespace {
 
 namespace py = pybind11;
 using namespace vaefast::python;
-
-#if defined(VAEFAST_CUDA)
-// Bytes that a call on a GPU takes for its partial sums, from the call's arguments but the last.
-template <auto size, class Args, class... Given>
-void def_workspace(py::module_& module, const char* name, Args (*read)(Given...)) {
-  module.def(name, [read](Given... given) { return size(read(given...)); });
-}
-#endif
 
 py::dict build_info() {
   py::dict info;
@@ -38,6 +27,14 @@ py::dict build_info() {
   return info;
 }
 
+py::tuple kernels() {
+  py::list names;
+#define VAEFAST_NAME(name, Args) names.append(#name);
+  VAEFAST_GPU_KERNELS(VAEFAST_NAME)
+#undef VAEFAST_NAME
+  return py::tuple(names);
+}
+
 py::dict forms() {
   py::dict found;
   for (int i = 0; vaefast::kForms[i] != nullptr; ++i) found[vaefast::kForms[i]] = i;
@@ -48,6 +45,7 @@ py::dict forms() {
 
 PYBIND11_MODULE(_C, module) {
   module.def("build_info", &build_info, "What this build is made of, as a dict.");
+  module.def("kernels", &kernels, "The kernels that a GPU has, by name.");
   module.def("forms", &forms, "The likelihood forms that `nll` knows and their numbers.");
   module.def(
       "cpu_capability", [] { return vaefast::capability_name(vaefast::cpu_capability()); },
@@ -75,29 +73,6 @@ PYBIND11_MODULE(_C, module) {
                                         scalar_grad, target_rows);
       },
       "Bytes that a call on a GPU takes for its partial sums.");
-  def_workspace<&vaefast::cuda::row_workspace>(module, "row_workspace", &row_nll_args);
-  def_workspace<&vaefast::cuda::mmd_workspace>(module, "mmd_workspace", &mmd_args);
-  def_workspace<&vaefast::cuda::mixture_log_prob_workspace>(module, "mixture_log_prob_workspace",
-                                                            &mixture_forward_args);
-  def_workspace<&vaefast::cuda::mixture_log_prob_backward_workspace>(
-      module, "mixture_log_prob_backward_workspace", &mixture_backward_args);
-  def_workspace<&vaefast::cuda::tc_terms_workspace>(module, "tc_terms_workspace",
-                                                    &mixture_forward_args);
-  def_workspace<&vaefast::cuda::tc_terms_backward_workspace>(module, "tc_terms_backward_workspace",
-                                                             &mixture_backward_args);
 #endif
-  module.def("prepare_sample_kl", &prepare_sample_kl);
-  module.def("estimated_kl", &estimated_kl);
-  module.def("estimated_kl_backward", &estimated_kl_backward);
-  module.def("log_ratio", &log_ratio);
-  module.def("log_ratio_backward", &log_ratio_backward);
-  module.def("prepare_nll", &prepare_nll);
-  module.def("noise", &noise);
-  module.def("scale", &scale);
-  module.def("mixture_log_prob", &mixture_forward<kMixture>);
-  module.def("mixture_log_prob_backward", &mixture_backward<kMixtureBackward>);
-  module.def("tc_terms", &mixture_forward<kTcTerms>);
-  module.def("tc_terms_backward", &mixture_backward<kTcTermsBackward>);
-  module.def("mmd", &mmd);
-  module.def("row_nll", &row_nll);
+  for (const Bind bind : bindings()) bind(module);
 }

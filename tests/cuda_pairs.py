@@ -68,7 +68,7 @@ def _always(parts: int) -> tuple[Through, ...]:
 
 def _products(dims: int, budget: float) -> Case:
     # Of a distance three products for each of four groups of columns in every 8 dimensions, of a
-    # pull for each of eight in every 16.
+    # gradient for each of eight in every 16.
     steps, parts = -(-dims // 8), -(-dims // 16)
     through = (Through("HMMA", 12 * steps), Through("HMMA", 24 * parts, looped=False))
     trips = (("HMMA", steps), ("MUFU", SCALES))
@@ -76,8 +76,8 @@ def _products(dims: int, budget: float) -> Case:
 
 
 def _differences(dims: int, budget: float) -> Case:
-    # A pull has a slope of each of 32 columns in two rows by shuffles, in every 16 dimensions, and
-    # eight sums for either.
+    # A gradient has a slope of each of 32 columns in two rows by shuffles, in every 16 dimensions,
+    # and eight sums for either.
     steps, parts = -(-dims // 4), -(-dims // 16)
     fused = 64 * steps + 256 * parts + SCALES * PAIRS_PER_LANE
     through = (Through("SHFL", 64 * parts), Through("FFMA", fused))
@@ -214,7 +214,7 @@ def rows(code: dict[str, list[sass.Instruction | str]]) -> Iterator[tuple[str, .
 
 def table(lines: Sequence[Sequence[str]]) -> str:
     """Lines of COLUMNS in Markdown."""
-    head = "| distances and pulls by | dimensions | all | integer | MUFU | HMMA | cycles "
+    head = "| distances and gradients by | dimensions | all | integer | MUFU | HMMA | cycles "
     head += "| cuBLAS in float32, `torch.compile` | the same in TF32 |"
     made = [head, "|---|" + "---:|" * 8]
     made += ["| " + " | ".join(line[1:]) + " |" for line in lines]

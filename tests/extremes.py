@@ -103,9 +103,9 @@ def continuous_bernoulli(x: Number, logit: Number) -> list[Number]:
 
 
 def gaussian(x: Number, mean: Number, logvar: Number) -> list[Number]:
-    pull = (mean - x) * mp.exp(-logvar)
-    square = (mean - x) * pull
-    return [(square + logvar + mp.log(2 * mp.pi)) / 2, pull, (1 - square) / 2]
+    slope = (mean - x) * mp.exp(-logvar)
+    square = (mean - x) * slope
+    return [(square + logvar + mp.log(2 * mp.pi)) / 2, slope, (1 - square) / 2]
 
 
 def gaussian_scalar(x: Number, mean: Number, std: Number) -> list[Number]:
@@ -214,13 +214,13 @@ TRUTHS: dict[str, Truth] = {
 def kl(mu: Number, logvar: Number, prior_mu: Number, prior_logvar: Number) -> list[Number]:
     """KL(N(mu, e^logvar) || N(prior_mu, e^prior_logvar)), and its four derivatives."""
     gap, d = logvar - prior_logvar, mu - prior_mu
-    pull = d * mp.exp(-prior_logvar)
+    slope = d * mp.exp(-prior_logvar)
     grown = mp.expm1(gap)
-    whole = d * pull + grown
-    return [(whole - gap) / 2, pull, grown / 2, -pull, -whole / 2]
+    whole = d * slope + grown
+    return [(whole - gap) / 2, slope, grown / 2, -slope, -whole / 2]
 
 
-def log_ratio(
+def monte_carlo_kl(
     z: Number, mu: Number, logvar: Number, prior_mu: Number, prior_logvar: Number
 ) -> list[Number]:
     """log N(z; mu, e^logvar) - log N(z; prior_mu, e^prior_logvar), and its five derivatives."""

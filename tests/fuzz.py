@@ -48,12 +48,12 @@ import fuzz_user  # noqa: F401
 import torch
 from fuzz_cases import Case, Draw
 from fuzz_check import Failure, Refused, check, quiet
-from fuzz_operators import OPERATORS, SHARES
+from fuzz_operators import OPERATORS
 from fuzz_shrink import script, shrunk
 
 import vaefast as vf
 
-_NAMES = [name for name in OPERATORS for _ in range(SHARES.get(name, 1))]
+_NAMES = [name for name, operator in OPERATORS.items() for _ in range(operator.share)]
 # A case takes milliseconds, compilation seconds.
 _HANG = 300.0
 # Of one kind of failure so many are made small.

@@ -12,13 +12,10 @@ from typing import Any, NamedTuple
 import fuzz_cases
 import torch
 from fuzz_cases import CALLS, Case, Operand
-from fuzz_operators import (
-    OPERATORS,
-    densities_size,
-    nll_size,
-    pair_gradient,
-    pair_log_density,
-)
+from fuzz_likelihoods import nll_size
+from fuzz_operators import OPERATORS
+from fuzz_pairs import pair_gradient, pair_log_density
+from fuzz_posteriors import densities_size
 from fuzz_truth import aligned, rounded
 from tolerances import TABLE
 from torch import Tensor

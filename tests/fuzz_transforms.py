@@ -75,11 +75,11 @@ def _by_jacrev(call: _Call, upstream: Upstream) -> list[Tensor]:
 
 
 def _by_vjp(call: _Call, upstream: Upstream) -> list[Tensor]:
-    outputs, pull = torch.func.vjp(call, *call.leaves)
+    outputs, transposed = torch.func.vjp(call, *call.leaves)
     given = tuple(
         torch.zeros_like(o) if u is None else u for o, u in zip(outputs, upstream, strict=True)
     )
-    return list(pull(given))
+    return list(transposed(given))
 
 
 def _by_functional(call: _Call, upstream: Upstream) -> list[Tensor]:

@@ -82,7 +82,7 @@ CASES = {
     "rsample": lambda: posterior(vf.rsample, seed=1),
     "gaussian_kl": lambda: posterior(vf.gaussian_kl),
     "sample_kl": lambda: posterior(lambda *p: vf.sample_kl(*p, seed=1)[1]),
-    "estimated_kl": lambda: posterior(
+    "sample_monte_carlo_kl": lambda: posterior(
         lambda *p: vf.sample_kl(*p, seed=1, num_samples=2, estimator="monte_carlo")[1]
     ),
     "log_weights": log_weights,

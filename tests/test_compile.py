@@ -7,7 +7,7 @@ from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
 import vaefast as vf
-from vaefast.backends._options import Nll
+from vaefast.backends._options import NllOptions
 
 
 @pytest.fixture(autouse=True)
@@ -199,7 +199,7 @@ def test_opcheck_nll(kernels, reduce, form, lead):
     params = [torch.rand(s, device=kernels.device).add(0.1) for s in (full, *second)]
     numbers = () if form == "bernoulli" else (0.5,)
     scalar = 1 if form == "laplace_scalar" else -1
-    options = Nll(form, numbers, scalar, lead, 255.0, 0, reduce, 0.5, 1.0)
+    options = NllOptions(form, numbers, scalar, lead, 255.0, 0, reduce, 0.5, 1.0)
     target = torch.rand(3, 5, device=kernels.device)
     need = [reduce != "elem"] * len(params)
     opcheck(

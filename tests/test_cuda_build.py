@@ -178,7 +178,7 @@ def emulated_module(tmp_path_factory):
 
 
 # One of each kind of kernel, and the rest.
-FIRST = ("sample_kl", "nll", "likelihood_rows", "tc_terms", "estimated_kl", "gpu_plans")
+FIRST = ("sample_kl", "nll", "likelihood_rows", "tc_terms", "sample_monte_carlo_kl", "gpu_plans")
 FURTHER = ("grid_shapes", "noise", "rsample", "gaussian_kl", "determinism", "likelihood_mixture")
 FURTHER += ("row_shapes", "log_weights", "mmd", "mixture_log_prob", "kinks", "extremes")
 FURTHER += ("masked_values", "zero_sizes", "shared_rows", "neutral_settings", "far_sums")

@@ -4,24 +4,17 @@ operators' own tests, are `test_cuda_build.py`'s, which takes minutes to build t
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
+import one_kernel
 import pytest
 import torch
+from one_kernel import MARKS
 from tolerances import TABLE
 
 import vaefast as vf
 
-CSRC = Path(__file__).resolve().parents[1] / "csrc"
-pytestmark = [
-    pytest.mark.skipif(not CSRC.is_dir(), reason="the sources are not here"),
-    pytest.mark.skipif(sys.platform == "win32", reason="the flags are those of GCC and Clang"),
-]
+pytestmark = MARKS
 # Dense [rows, cols] operands, `segments` rows to a sample; no prior where its pointers are null.
 CALL = """
 #include "cuda/kernels.h"
@@ -53,7 +46,7 @@ extern "C" void call(int64_t rows, int64_t cols, int64_t segments, int reduce, i
   args.scale = view(scale, stored, args.shape);
   args.prior_mu = view(prior_mu, stored, args.shape);
   args.prior_scale = view(prior_scale, stored, args.shape);
-  args.stream.state = state;
+  args.state.words = state;
   args.samples = samples;
   args.factor = factor;
   args.reduce = static_cast<Reduce>(reduce);
@@ -74,20 +67,7 @@ REDUCE = {"none": 1, "sample": 2, "dim": 3, "sum": 4}
 
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        pytest.skip("needs a C++ compiler")
-    folder = tmp_path_factory.mktemp("emulated")
-    (folder / "call.cpp").write_text(CALL)
-    flags = ["-std=c++17", "-O0", "-fPIC", "-shared", "-w", "-ffp-contract=off"]
-    defined = ["-DVAEFAST_ISA=isa_cuda", "-DVAEFAST_CUDA=1", f"-I{CSRC}"]
-    sources = [folder / "call.cpp"]
-    sources += [CSRC / "cuda" / name for name in ("emulated.cpp", "sample_kl.cu", "totals.cu")]
-    built = folder / "kernel.so"
-    command = [compiler, *flags, *defined, "-x", "c++", *sources, "-o", built]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return ctypes.CDLL(str(built))
+    return one_kernel.build(tmp_path_factory.mktemp("emulated"), CALL, "sample_kl", "totals")
 
 
 # Batch, rows of a sample, columns: one element, parts of vectors, several units of work to a row,

@@ -1,28 +1,22 @@
-"""CUDA's `mmd` on the CPU: where distances and pulls are products of the tensor cores, and where
-differences, against float64. The tensor cores' sums are cut as the worst of them do."""
+"""CUDA's `mmd` on the CPU: where distances and gradients are products of the tensor cores, and
+where differences, against float64. The tensor cores' sums are cut as the worst of them do."""
 
 from __future__ import annotations
 
 import ctypes
 import math
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import one_kernel
 import pytest
 import torch
+from one_kernel import CSRC, MARKS
 from torch import Tensor
 
-from vaefast.backends._options import Mmd
+from vaefast.backends._options import MmdOptions
 from vaefast.ops.mmd import denominators
 
-CSRC = Path(__file__).resolve().parents[1] / "csrc"
-pytestmark = [
-    pytest.mark.skipif(not CSRC.is_dir(), reason="the sources are not here"),
-    pytest.mark.skipif(sys.platform == "win32", reason="the flags are those of GCC and Clang"),
-]
+pytestmark = MARKS
 CALL = """
 #include "cuda/kernels.h"
 #include "cuda/mma.cuh"
@@ -88,21 +82,11 @@ LIMIT = "kProducts = 16;"
 
 def build(folder: Path, limit: str = LIMIT) -> ctypes.CDLL:
     """The kernels with another limit of the products."""
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        pytest.skip("needs a C++ compiler")
     (folder / "cuda").mkdir()
     header = (CSRC / "cuda/mmd_products.cuh").read_text()
     assert header.count(LIMIT) == 1
     (folder / "cuda/mmd_products.cuh").write_text(header.replace(LIMIT, limit))
-    (folder / "call.cpp").write_text(CALL)
-    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-ffp-contract=off"]
-    defined = ["-DVAEFAST_ISA=isa_cuda", "-DVAEFAST_CUDA=1", f"-I{folder}", f"-I{CSRC}"]
-    sources = [folder / "call.cpp", CSRC / "cuda/emulated.cpp", CSRC / "cuda/mmd.cu"]
-    command = [compiler, *flags, *defined, "-x", "c++", *sources, "-o", folder / "kernel.so"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    made = ctypes.CDLL(str(folder / "kernel.so"))
+    made = one_kernel.build(folder, CALL, "mmd", optimise="-O1")
     made.call.restype = ctypes.c_int64
     return made
 
@@ -133,7 +117,7 @@ def mmd(
 ) -> list[Tensor]:
     """The value and the gradients that are wanted."""
     dims = x.shape[1]
-    options = Mmd(kernel == "rbf", denominators(kernel, scales, dims), unbiased)
+    options = MmdOptions(kernel == "rbf", denominators(kernel, scales, dims), unbiased)
     given = [
         torch.tensor(n, dtype=torch.float64)
         for n in (options.scales, options.factors(len(x), len(y)))

@@ -4,26 +4,17 @@ the CPU: of several tiles, with shares of their own, of none, and with the weigh
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
+import one_kernel
 import pytest
 import torch
+from one_kernel import MARKS
 from torch import Tensor
 
 from vaefast.backends._options import Weighing
 from vaefast.backends.reference import mixture_log_prob, tc_terms
 
-CSRC = Path(__file__).resolve().parents[1] / "csrc"
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CSRC.is_dir(), reason="the sources are not here"),
-    pytest.mark.skipif(sys.platform == "win32", reason="the flags are those of GCC and Clang"),
-    pytest.mark.timeout(300),
-]
+pytestmark = [pytest.mark.slow, *MARKS, pytest.mark.timeout(300)]
 CALL = """
 #include "cuda/kernels.h"
 
@@ -34,7 +25,7 @@ using namespace vaefast;
 
 // What the workspace has past its end is looked at: 0 where nothing was written there.
 template <class Run, class Size>
-static int guarded(const MixtureArgs& args, const Run& run, const Size& size) {
+static int guarded(const GaussianMixtureArgs& args, const Run& run, const Size& size) {
   const int64_t bytes = size(args);
   std::vector<unsigned char> room(static_cast<size_t>(bytes) + 64, 0xFF);
   cuda::Place place;
@@ -51,7 +42,7 @@ extern "C" int call(int marginal, int64_t points, int64_t components, int64_t di
                     double log_weight, int64_t first, double own, double stratum,
                     const void* upstream, void* values, double* joint, void* marginals,
                     void* grad_z, void* grad_mu, void* grad_logvar, void* grad_log_weights) {
-  MixtureArgs args;
+  GaussianMixtureArgs args;
   args.points = points;
   args.components = components;
   args.dims = dims;
@@ -83,22 +74,8 @@ extern "C" int call(int marginal, int64_t points, int64_t components, int64_t di
 
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        pytest.skip("needs a C++ compiler")
-    folder = tmp_path_factory.mktemp("pairs")
-    (folder / "call.cpp").write_text(CALL)
-    flags = ["-std=c++17", "-O0", "-fPIC", "-shared", "-w", "-ffp-contract=off"]
-    defined = ["-DVAEFAST_ISA=isa_cuda", "-DVAEFAST_CUDA=1", f"-I{CSRC}"]
     names = ("tc_terms", "mixture_log_prob", "gaussian_gradients")
-    # The emulated GPU itself.
-    more = [*CSRC.glob("cuda/emulated.cpp"), *CSRC.glob("cuda/emulated_accesses.cpp")]
-    sources = [folder / "call.cpp", *(CSRC / f"cuda/{name}.cu" for name in names), *more]
-    built = folder / "kernel.so"
-    command = [compiler, *flags, *defined, "-x", "c++", *sources, "-o", built]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return ctypes.CDLL(str(built))
+    return one_kernel.build(tmp_path_factory.mktemp("pairs"), CALL, *names)
 
 
 def _run(

@@ -90,8 +90,8 @@ def test_a_planted_fault_is_found_and_made_small() -> None:
 def test_every_operator_has_cases() -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(TESTS)!r}); import fuzz_operators as f; "
-        "print(*f.OPERATORS, *f.COMPOSED)"
+        "print(*f.OPERATORS)"
     )
     done = subprocess.run(python(code), capture_output=True, text=True, check=True)
     public = tracer_cases.public_operators()
-    assert set(done.stdout.split()) == public
+    assert set(done.stdout.split()) == public - tracer_cases.LOOPS

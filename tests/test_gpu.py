@@ -292,7 +292,7 @@ WHOLE = {
         [(7, 65, 50), (65, 50), (65, 50), (50,), (50,)],
         lambda z, mu, scale, *prior: (vf.monte_carlo_kl(z, mu, scale, prior=prior),),
     ),
-    "estimated_kl": (
+    "sample_monte_carlo_kl": (
         [(65, 50), (65, 50), (50,), (50,)],
         lambda mu, scale, prior_mu, prior_scale: vf.sample_kl(
             *(mu, scale),

@@ -149,7 +149,7 @@ def test_the_file_is_read_and_names_what_there_is():
     table = costs.table()
     assert len(table) > 8
     forms = vf._C.forms() if hasattr(vf, "_C") else {}
-    operators = {"sample_kl", "gaussian_kl", "nll", *vf.__all__, "log_ratio", "row_nll"}
+    operators = {"sample_kl", "gaussian_kl", "nll", *vf.__all__, "row_nll"}
     for kind, cost in table.items():
         assert kind.operator in operators, kind
         assert (kind.form in forms or not forms) if kind.operator == "nll" else True

@@ -40,11 +40,11 @@ def of_call(call):
     return lambda: call(**dict(zip(names, leaves, strict=True))), leaves
 
 
-def of_recipe(recipe):
-    tensors = recipe.tensors(6)
-    leaves, rest = tensors[: recipe.leaves], tensors[recipe.leaves :]
+def of_case(case):
+    tensors = case.tensors(6)
+    leaves, rest = tensors[: case.leaves], tensors[case.leaves :]
     leaves = [t.requires_grad_() for t in leaves]
-    return lambda: tracer_cases.outputs(recipe.call(*leaves, *rest)), leaves
+    return lambda: tracer_cases.outputs(case.call(*leaves, *rest)), leaves
 
 
 def of_rows(case):
@@ -72,7 +72,7 @@ CASES = [
         if name not in tracer_cases.LOOPS
         for call in operator_calls.calls(name, operator_calls.Sizes())
     ),
-    *(pytest.param(of_recipe, r, id=name) for name, r in tracer_cases.ALL.items()),
+    *(pytest.param(of_case, r, id=name) for name, r in tracer_cases.ALL.items()),
 ]
 
 

@@ -15,7 +15,7 @@ import vaefast as vf
 from vaefast import DiscretizedLogisticMixture
 
 
-def mixture_nll(packed: Tensor, x: Tensor, model: DiscretizedLogisticMixture) -> Tensor:
+def logistic_mixture_nll(packed: Tensor, x: Tensor, model: DiscretizedLogisticMixture) -> Tensor:
     """From PixelCNN++'s packing with its dimension last, x [..., channels] scaled; float64."""
     count, top = model.mixtures, 2**model.bits - 1
     packed, x = packed.double(), x.double()
@@ -81,7 +81,7 @@ def check_mixture(
     scaled = model.low + levels.double() / (2**model.bits - 1) * (model.high - model.low)
 
     def truth(t: Tensor) -> Tensor:
-        return mixture_nll(t.movedim(model.dim, -1), scaled.movedim(model.dim, -1), model)
+        return logistic_mixture_nll(t.movedim(model.dim, -1), scaled.movedim(model.dim, -1), model)
 
     check(packed, levels, model, truth, 1e-9 if dtype == WIDE else 2e-5, settings)
     stored = scaled.to(WIDE if dtype == WIDE else torch.float32)

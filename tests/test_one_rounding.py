@@ -87,7 +87,7 @@ def test_what_broadcasts(
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_a_factors_diagonal(backend: Target, dtype: torch.dtype) -> None:
-    """Sample and KL pull it in opposite directions: what is left is 0.01 of either."""
+    """Sample and KL kl_grad it in opposite directions: what is left is 0.01 of either."""
     ones = torch.ones(1, 4, dtype=dtype)
     tril = (1.25 * torch.eye(4, dtype=dtype))[None]
     noise = torch.linspace(0.5, 1.5, 4)[None].to(dtype)
@@ -95,8 +95,8 @@ def test_a_factors_diagonal(backend: Target, dtype: torch.dtype) -> None:
     def gradient(device: str, own: torch.dtype) -> Tensor:
         leaf = tril.to(device, own, copy=True).requires_grad_()
         z, kl = vf.tril_sample_kl(0 * ones.to(device, own), leaf, noise=noise.to(device, own))
-        pull = 8.0 * (tril.double() - 1 / tril.double()).diagonal(dim1=-2, dim2=-1)
-        upstream = (-pull / noise.double() * 1.01).to(dtype).to(device, own)
+        kl_grad = 8.0 * (tril.double() - 1 / tril.double()).diagonal(dim1=-2, dim2=-1)
+        upstream = (-kl_grad / noise.double() * 1.01).to(dtype).to(device, own)
         return torch.autograd.grad((z, kl), leaf, (upstream, torch.full_like(kl, 8.0)))[0]
 
     want = gradient("cpu", WIDE)

@@ -10,7 +10,7 @@ from test_likelihood_rows import multinomial_nll, softmax_nll
 
 from vaefast import Categorical, DiscretizedLogisticMixture, Multinomial, backend, nll
 from vaefast.backends import load
-from vaefast.backends._options import RowNll
+from vaefast.backends._options import RowNllOptions
 
 pytestmark = pytest.mark.every_isa
 
@@ -98,7 +98,7 @@ def test_the_gradient_lies_where_the_logits_did(
     parts = (csr.crow_indices(), csr.col_indices(), csr.values())
     target = parts if sparse else (x.unsqueeze(2),)
     row_nll = load(kernels.name, "row_nll").row_nll
-    options = RowNll("multinomial", (1.0,), 1, "sample", 1.0, 0.5)
+    options = RowNllOptions("multinomial", (1.0,), 1, "sample", 1.0, 0.5)
     want = row_nll(logits, target, None, None, options, True)
     got = row_nll(logits, target, None, None, options, True, logits)
     assert got[1] is logits

@@ -22,7 +22,7 @@ DRAWS = {
     "rsample": lambda a, seed=None: vf.rsample(a, a, seed=seed),
     "num_samples": lambda a, seed=None: vf.rsample(a, a, num_samples=3, seed=seed),
     "sample_kl": lambda a, seed=None: vf.sample_kl(a, a, seed=seed)[0],
-    "estimated_kl": lambda a, seed=None: vf.sample_kl(
+    "sample_monte_carlo_kl": lambda a, seed=None: vf.sample_kl(
         a, a, num_samples=2, estimator="monte_carlo", seed=seed
     )[1],
     "binarize": lambda a, seed=None: vf.nll(

@@ -13,7 +13,7 @@ from torch.distributions.kl import register_kl
 from . import _args
 from ._diagonal_gaussian import DiagonalGaussian
 from .distributions_counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
-from .ops import _log_ratio
+from .ops import _monte_carlo_kl
 from .ops._autograd import needs_reference
 from .ops._register import direct
 from .ops.gaussian_kl import gaussian_kl
@@ -91,7 +91,7 @@ def normal_log_prob(p: Normal, value: Tensor, event_dims: int) -> Tensor:
     flat = math.prod(own), math.prod(shape[len(lead) :])
     loc, scale = (_of_shape(t, Size((*own, *shape[len(lead) :])), flat) for t in (loc, scale))
     z = value.expand(shape).reshape(math.prod(lead[: len(lead) - len(own)]), *flat)
-    return -_log_ratio.run(z, loc, scale, _STD, prior=False).view(lead)
+    return _monte_carlo_kl.run(z, loc, scale, _STD, prior=False).view(lead)
 
 
 def normal_kl(p: Normal, q: Normal, event_dims: int) -> Tensor:

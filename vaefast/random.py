@@ -31,9 +31,10 @@ _lib.define(
 _MOST = torch.iinfo(torch.int64).max
 
 
-def drawn(like: Tensor) -> Tensor:
-    """A state whose second number is still to become 0: the fewest operators there can be. For a
-    plain tensor, where no mode, tracer or transform is active."""
+def draw_unsettled(like: Tensor) -> Tensor:
+    """As `draw`, but the state's second number is still to become 0, which the kernel sees to: the
+    fewest operators there can be. For a plain tensor, where no mode, tracer or transform is active.
+    """
     return like.new_empty(2, dtype=torch.int64).random_()
 
 

@@ -23,7 +23,7 @@ struct View {
   explicit operator bool() const { return data != nullptr; }
 };
 
-// A dense [rows, cols] result. `stream`: it is large, and written past the caches.
+// A dense [rows, cols] result. `nontemporal`: it is large, and written past the caches.
 struct Output {
   void* data = nullptr;
   DType dtype = DType::kF32;
@@ -34,8 +34,8 @@ struct Output {
 
 // [seed, offset], one for the whole tensor or one per sample, and the call's own offset. fresh, on
 // a GPU: the offset is not written yet, and is to become 0.
-struct Stream {
-  const int64_t* state = nullptr;
+struct NoiseState {
+  const int64_t* words = nullptr;
   bool per_sample = false, fresh = false;
   int64_t offset = 0;
 };
@@ -53,9 +53,9 @@ struct Shape {
 struct SampleKlArgs {
   Shape shape;
   View mu, scale, prior_mu, prior_scale, mask, weight;
-  // Injected noise over [samples * rows, cols]; else the stream gives it.
+  // Injected noise over [samples * rows, cols]; else the state gives it.
   View noise;
-  Stream stream;
+  NoiseState state;
   Param param = Param::kLogvar;
   Clamp clamp = Clamp::kNone;
   double min_std = 0, low = 0, high = 0, temperature = 1, factor = 1;
@@ -88,17 +88,17 @@ constexpr int64_t kPriorBlocks = 16;
 
 // Samples, and log q(z|x) - log p(z) at each in place of the KL: kl is [samples, posteriors], and
 // grad_kl over [samples * rows, cols].
-struct EstimatedKlArgs {
+struct SampleMonteCarloKlArgs {
   SampleKlArgs q;
   // Backward: no gradient in mu and scale but the one through z.
   bool stop_posterior = false;
 };
 
-// log p(z) - log q(z|x) of given samples, [q.samples * rows, cols]; `q` holds the posterior, the
+// log q(z|x) - log p(z) of given samples, [q.samples * rows, cols]; `q` holds the posterior, the
 // prior, and room for their gradients.
-struct LogRatioArgs {
+struct MonteCarloKlArgs {
   SampleKlArgs q;
-  // False: -log q(z|x) alone.
+  // False: log q(z|x) alone.
   bool prior = true;
   View z;
 
@@ -124,7 +124,7 @@ struct NllArgs {
   // columns ascend within a row.
   const int64_t *row_starts = nullptr, *columns = nullptr;
   // With a state, the target is an intensity to draw a binary target from.
-  Stream stream;
+  NoiseState state;
   // Rows of the target: those of the grid repeat them.
   int64_t target_rows = 0;
   Reduce reduce = Reduce::kNone;
@@ -138,7 +138,7 @@ struct NllArgs {
 
 struct NoiseArgs {
   Shape shape;
-  Stream stream;
+  NoiseState state;
   bool normal = true;
   uint32_t purpose = 0;
   int threads = 1;

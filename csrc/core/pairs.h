@@ -7,7 +7,7 @@
 namespace vaefast {
 
 // Points z [points, dims] against diagonal Gaussians [components, dims].
-struct MixtureArgs {
+struct GaussianMixtureArgs {
   int64_t points = 0, components = 0, dims = 0;
   bool wide = false;
   int threads = 1;

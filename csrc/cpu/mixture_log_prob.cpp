@@ -10,7 +10,7 @@ namespace {
 constexpr int64_t kRows = 8;
 
 template <class T>
-bool forward(const MixtureArgs& args) {
+bool forward(const GaussianMixtureArgs& args) {
   const Components<T> c(args);
   if (c.failed()) return false;
   const T* z = static_cast<const T*>(args.z);
@@ -82,7 +82,7 @@ void add_dim(const T* z, int64_t stride, int64_t rows, const T* mean, const T* r
 
 template <class T>
 struct Backward {
-  const MixtureArgs& args;
+  const GaussianMixtureArgs& args;
   const Components<T>& c;
   T *zeroth, *first, *second, *grad_z;
 
@@ -118,7 +118,7 @@ struct Backward {
 };
 
 template <class T>
-bool backward(const MixtureArgs& args) {
+bool backward(const GaussianMixtureArgs& args) {
   const Components<T> c(args);
   const int64_t cells = c.columns.blocks * c.dims * kPairCols;
   // The sums over points, laid out as the components' means.
@@ -143,11 +143,11 @@ bool backward(const MixtureArgs& args) {
 
 }  // namespace
 
-bool mixture_log_prob(const MixtureArgs& args) {
+bool mixture_log_prob(const GaussianMixtureArgs& args) {
   return args.wide ? forward<double>(args) : forward<float>(args);
 }
 
-bool mixture_log_prob_backward(const MixtureArgs& args) {
+bool mixture_log_prob_backward(const GaussianMixtureArgs& args) {
   return args.wide ? backward<double>(args) : backward<float>(args);
 }
 

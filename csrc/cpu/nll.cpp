@@ -52,20 +52,20 @@ const T* scatter(const NllArgs& args, const Tile& tile, T* x) {
   return x;
 }
 
-// The target's tile, drawn from its intensities where there is a stream. The grid's rows may
+// The target's tile, drawn from its intensities where there is a noise state. The grid's rows may
 // repeat the target's (several samples of z for one x): noise belongs to the target's place.
 template <class T>
 const T* load_target(const NllArgs& args, const Tile& tile, Buffers<T>& b) {
   if (args.row_starts != nullptr) return scatter(args, tile, b.target);
   const T* x = load(args.target, tile, b.target);
-  if (args.stream.state == nullptr) return x;
+  if (args.state.words == nullptr) return x;
   const Shape shape{args.target_rows, args.shape.cols, args.shape.segments};
   int64_t done = 0;
   while (done < tile.rows) {
     const int64_t row = (tile.row + done) % args.target_rows;
     const int64_t left = args.target_rows - row, rows = tile.rows - done;
     const Tile piece{row, rows < left ? rows : left, tile.col, tile.cols};
-    const T* u = tile_noise(args.stream, shape, piece, 0, static_cast<uint32_t>(Purpose::kBinarize),
+    const T* u = tile_noise(args.state, shape, piece, 0, static_cast<uint32_t>(Purpose::kBinarize),
                             false, b.noise);
     const T* from = x + done * tile.cols;
     T* to = b.target + done * tile.cols;
@@ -233,7 +233,7 @@ template <class T>
 bool run(const NllArgs& args, const Form<T>& form) {
   const Tiling tiling(args.shape, kTile<T>);
   const T grad_factor = T(args.grad_factor);
-  const bool look_ahead = Prefetch::pays(args.shape, 1 + 2 * form.params, sizeof(T), args.threads);
+  const bool prefetches = Prefetch::pays(args.shape, 1 + 2 * form.params, sizeof(T), args.threads);
   bool any_grad = false;
   for (int j = 0; j < form.params; ++j) any_grad = any_grad || args.grads[j];
   const Evaluate<T> evaluate = any_grad ? form.with_grads : form.value;
@@ -264,8 +264,8 @@ bool run(const NllArgs& args, const Form<T>& form) {
       }
       const Tile next = tiling.following(index);
       Prefetch prefetch;
-      if (look_ahead && args.row_starts == nullptr) prefetch.read(args.target, next);
-      for (int j = 0; look_ahead && j < form.params; ++j) {
+      if (prefetches && args.row_starts == nullptr) prefetch.read(args.target, next);
+      for (int j = 0; prefetches && j < form.params; ++j) {
         prefetch.read(args.params[j], next);
         if (j != args.scalar) prefetch.write(args.grads[j], next.start(args.shape));
       }

@@ -17,7 +17,7 @@ void fill(const NoiseArgs& args) {
     for (int64_t index = 0; index < tiling.count; ++index) {
       const Tile tile = tiling.tile(index);
       const T* values =
-          tile_noise(args.stream, args.shape, tile, 0, args.purpose, args.normal, buffer);
+          tile_noise(args.state, args.shape, tile, 0, args.purpose, args.normal, buffer);
       const int64_t start = tile.start(args.shape);
       if (args.out.nontemporal) {
         finish(args.out, start, tile.size(), values);

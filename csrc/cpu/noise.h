@@ -139,10 +139,10 @@ struct NoiseBuffer {
   T row[kTile<T>];
 };
 
-// Elements [first, first + n) of a stream; they begin at the pointer that is returned.
+// Elements [first, first + n) of a seed's noise; they begin at the pointer that is returned.
 template <class T>
-static const T* stream_noise(uint64_t seed, uint64_t first, int64_t n, uint32_t sample,
-                             uint32_t purpose, bool normal, NoiseBuffer<T>& buffer) {
+static const T* noise_at(uint64_t seed, uint64_t first, int64_t n, uint32_t sample,
+                         uint32_t purpose, bool normal, NoiseBuffer<T>& buffer) {
   const int64_t shift = static_cast<int64_t>(first & 3u);
   const int64_t blocks = ((n + shift + 3) / 4 + 15) / 16 * 16;
   philox_words(seed, first >> 2, sample, purpose, blocks, buffer.even, buffer.odd);
@@ -162,21 +162,21 @@ static const T* stream_noise(uint64_t seed, uint64_t first, int64_t n, uint32_t 
   return values + shift;
 }
 
-// Noise over a tile of a [rows, cols] tensor: one stream for all of it, or one per sample.
+// Noise over a tile of a [rows, cols] tensor: one state for all of it, or one per sample.
 template <class T>
-static const T* tile_noise(const Stream& stream, const Shape& shape, const Tile& tile,
+static const T* tile_noise(const NoiseState& state, const Shape& shape, const Tile& tile,
                            uint32_t sample, uint32_t purpose, bool normal, NoiseBuffer<T>& buffer) {
-  if (!stream.per_sample) {
-    const int64_t first = stream.state[1] + stream.offset + tile.start(shape);
-    return stream_noise(static_cast<uint64_t>(stream.state[0]), static_cast<uint64_t>(first),
-                        tile.size(), sample, purpose, normal, buffer);
+  if (!state.per_sample) {
+    const int64_t first = state.words[1] + state.offset + tile.start(shape);
+    return noise_at(static_cast<uint64_t>(state.words[0]), static_cast<uint64_t>(first),
+                    tile.size(), sample, purpose, normal, buffer);
   }
   for (int64_t r = 0; r < tile.rows; ++r) {
     const int64_t row = tile.row + r;
-    const int64_t* state = stream.state + 2 * (row / shape.segments);
-    const int64_t first = state[1] + stream.offset + row % shape.segments * shape.cols + tile.col;
-    const T* values = stream_noise(static_cast<uint64_t>(state[0]), static_cast<uint64_t>(first),
-                                   tile.cols, sample, purpose, normal, buffer);
+    const int64_t* words = state.words + 2 * (row / shape.segments);
+    const int64_t first = words[1] + state.offset + row % shape.segments * shape.cols + tile.col;
+    const T* values = noise_at(static_cast<uint64_t>(words[0]), static_cast<uint64_t>(first),
+                               tile.cols, sample, purpose, normal, buffer);
     memcpy(buffer.row + r * tile.cols, values, static_cast<size_t>(tile.cols) * sizeof(T));
   }
   return buffer.row;

@@ -121,7 +121,7 @@ struct Rounds {
 template <class T>
 class Components {
  public:
-  explicit Components(const MixtureArgs& args)
+  explicit Components(const GaussianMixtureArgs& args)
       : columns(args.components),
         dims(args.dims),
         mean(columns.blocks * dims * kPairCols, true),
@@ -299,7 +299,7 @@ struct LogSum {
 // (`zeroth` with one value per component unless `per_dim`), and of g u rate for each point. With
 // t = z - mu: t / sigma^2 = 2 ln2 u rate, and t^2 / sigma^2 = 2 ln2 u^2.
 template <class T>
-static void put_gradients(const MixtureArgs& args, const Components<T>& c, const T* zeroth,
+static void put_gradients(const GaussianMixtureArgs& args, const Components<T>& c, const T* zeroth,
                           bool per_dim, const T* first, const T* second, const T* sums_z) {
   const int64_t dims = c.dims;
   T *grad_z = static_cast<T*>(args.grad_z), *grad_mu = static_cast<T*>(args.grad_mu);

@@ -10,7 +10,7 @@ namespace VAEFAST_ISA {
 template <class T>
 const T* load_noise(const SampleKlArgs& args, const Tile& tile, int64_t k, NoiseBuffer<T>& buffer) {
   if (args.noise) return load(args.noise, of_sample(tile, k, args.shape), buffer.row);
-  return tile_noise(args.stream, args.shape, tile, static_cast<uint32_t>(k),
+  return tile_noise(args.state, args.shape, tile, static_cast<uint32_t>(k),
                     static_cast<uint32_t>(Purpose::kPosterior), true, buffer);
 }
 

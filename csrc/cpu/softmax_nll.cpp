@@ -251,7 +251,7 @@ int64_t block_width(const RowNllArgs& args) {
 template <class T>
 void side_by_side(const RowNllArgs& args, const Values<T>& values, const Positions& p,
                   Block<T>& b) {
-  constexpr int64_t kPart = 32, kAhead = 4;
+  constexpr int64_t kPart = 32, kPrefetch = 4;
   const int64_t n = p.count, place = p.place(args);
   const auto load = [&](int64_t c) {
     return in_type(args.dtype, params_at<T>(args, p.row, c, p.at), b.logits, n);
@@ -262,7 +262,7 @@ void side_by_side(const RowNllArgs& args, const Values<T>& values, const Positio
   }
   for (int64_t c = 0; c < args.classes; ++c) {
     // A class's positions are too few for the hardware to foresee where the next ones lie.
-    const int64_t soon = c + kAhead < args.classes ? c + kAhead : c;
+    const int64_t soon = c + kPrefetch < args.classes ? c + kPrefetch : c;
     fetch(params_at<T>(args, p.row, soon, p.at), n * size_of(args.dtype));
     const T* l = load(c);
 #pragma GCC ivdep
@@ -280,7 +280,7 @@ void side_by_side(const RowNllArgs& args, const Values<T>& values, const Positio
   for (int64_t c = 0; c < args.classes; ++c) {
     const T* l = load(c);
     T* e = kept_exps ? reinterpret_cast<T*>(grad_at(args, p.row, c, p.at)) : b.work;
-    const int64_t soon = c + kAhead < args.classes ? c + kAhead : c;
+    const int64_t soon = c + kPrefetch < args.classes ? c + kPrefetch : c;
     if (kept_exps) fetch<true>(grad_at(args, p.row, soon, p.at), n * size_of(args.dtype));
 #pragma GCC ivdep
     for (int64_t i = 0; i < n; ++i) {

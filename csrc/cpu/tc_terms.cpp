@@ -11,14 +11,14 @@ struct Special {
   int64_t first, components;
   double own, stratum;
 
-  explicit Special(const MixtureArgs& args)
+  explicit Special(const GaussianMixtureArgs& args)
       : first(args.first), components(args.components), own(args.own), stratum(args.stratum) {}
-  bool none() const { return own == 1 && stratum == 1; }
+  bool any() const { return own != 1 || stratum != 1; }
 
   // The weights of a tile; false, and nothing written, where all of them are 1.
   template <class T>
   bool fill(int64_t row, int64_t rows, int64_t col, int64_t cols, T* weights) const {
-    if (none()) return false;
+    if (!any()) return false;
     bool found = false;
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t j = first + row + r, next = j + 1 == components ? 0 : j + 1;
@@ -100,7 +100,7 @@ constexpr double kFar = 0x1p-60;
 
 template <class T>
 struct Forward {
-  const MixtureArgs& args;
+  const GaussianMixtureArgs& args;
   const Components<T>& c;
   const Special special;
 
@@ -175,7 +175,7 @@ struct Forward {
 };
 
 template <class T>
-bool forward(const MixtureArgs& args) {
+bool forward(const GaussianMixtureArgs& args) {
   const Components<T> c(args);
   const Buffer<double> sums(args.points * args.dims);
   if (c.failed() | sums.failed()) return false;
@@ -250,7 +250,7 @@ void add_dim(const Row<T>* rows, int64_t count, const T* mean, const T* rate, co
 
 template <class T>
 struct Backward {
-  const MixtureArgs& args;
+  const GaussianMixtureArgs& args;
   const Components<T>& c;
   const Special special;
   T *zeroth, *first, *second, *grad_z;
@@ -301,7 +301,7 @@ struct Backward {
 
 // log q(z|x) and log p(z), which concern a point and its own component alone.
 template <class T>
-void add_own(const MixtureArgs& args) {
+void add_own(const GaussianMixtureArgs& args) {
   const int64_t dims = args.dims;
   const T *z = static_cast<const T*>(args.z), *mu = static_cast<const T*>(args.mu);
   const T* logvar = static_cast<const T*>(args.logvar);
@@ -322,7 +322,7 @@ void add_own(const MixtureArgs& args) {
 }
 
 template <class T>
-bool backward(const MixtureArgs& args) {
+bool backward(const GaussianMixtureArgs& args) {
   const Components<T> c(args);
   const int64_t cells = c.columns.blocks * c.dims * kPairCols;
   const Buffer<T> zeroth(cells, true), first(cells, true), second(cells, true);
@@ -348,11 +348,11 @@ bool backward(const MixtureArgs& args) {
 
 }  // namespace
 
-bool tc_terms(const MixtureArgs& args) {
+bool tc_terms(const GaussianMixtureArgs& args) {
   return args.wide ? forward<double>(args) : forward<float>(args);
 }
 
-bool tc_terms_backward(const MixtureArgs& args) {
+bool tc_terms_backward(const GaussianMixtureArgs& args) {
   return args.wide ? backward<double>(args) : backward<float>(args);
 }
 

@@ -65,7 +65,7 @@ struct GaussianPairs {
   // Without marginals, a share that is the only one has the result.
   Density<T> density;
 
-  GaussianPairs(const MixtureArgs& args, Room& room) : tiles(args) {
+  GaussianPairs(const GaussianMixtureArgs& args, Room& room) : tiles(args) {
     cut.tiles = tiles.point_tiles();
     cut.inner = tiles.component_tiles();
     if (kMarginals) cut.chunks = tiles.chunks;

@@ -54,7 +54,7 @@ struct GaussianPairsBackward {
   // Of z, mu, logvar and the weights' logarithms.
   Copied<T> grads[4];
 
-  GaussianPairsBackward(const MixtureArgs& args, Room& room)
+  GaussianPairsBackward(const GaussianMixtureArgs& args, Room& room)
       : tiles(args),
         joint(args.joint),
         marginals(args.marginals, args.points, args.dims),
@@ -101,13 +101,13 @@ struct GaussianPairsBackward {
       }
     }
     // A share of no tiles has put nothing yet, and no other what comes once.
-    const bool none = shared.at.begin >= shared.at.end;
-    if (kMany && !none && (!kMarginals || shared.at.split > 0)) return;
+    const bool empty = shared.at.begin >= shared.at.end;
+    if (kMany && !empty && (!kMarginals || shared.at.split > 0)) return;
     all_threads(threads, [&](int thread, Thread& t) {
       for (int c = 0; c < chunks(); ++c) {
         if (kMany)
           begin<kPoints>(shared.at.tile * kSide, static_cast<int64_t>(c) * kDims, thread, t);
-        put<kPoints, true>(shared.at, c, !kMany || none, thread, t);
+        put<kPoints, true>(shared.at, c, !kMany || empty, thread, t);
       }
     });
   }
@@ -205,9 +205,9 @@ struct GaussianPairsBackward {
         const int64_t dim = static_cast<int64_t>(c) * kDims;
         if (kMany) begin<kPoints>(first_of<kPoints, kPoints>(shared, index), dim, thread, t);
         if (kPoints) {
-          pull_points<kWeighted>(dim, thread, shared, t);
+          add_point_gradients<kWeighted>(dim, thread, shared, t);
         } else {
-          pull_components<kWeighted>(dim, thread, shared, t);
+          add_component_gradients<kWeighted>(dim, thread, shared, t);
         }
         if (kMany) put<kPoints, false>(shared.at, c, index == 0, thread, t);
       });
@@ -255,7 +255,8 @@ struct GaussianPairsBackward {
   }
 
   template <bool kWeighted>
-  VAEFAST_MEMBER void pull_points(int64_t dim, int thread, const Shared& shared, Thread& t) const {
+  VAEFAST_MEMBER void add_point_gradients(int64_t dim, int thread, const Shared& shared,
+                                          Thread& t) const {
     const int row = Tile::row(thread);
 #pragma unroll 1
     for (int g = 0; g < kGroups; ++g) {
@@ -284,8 +285,8 @@ struct GaussianPairsBackward {
   }
 
   template <bool kWeighted>
-  VAEFAST_MEMBER void pull_components(int64_t dim, int thread, const Shared& shared,
-                                      Thread& t) const {
+  VAEFAST_MEMBER void add_component_gradients(int64_t dim, int thread, const Shared& shared,
+                                              Thread& t) const {
     const int row = Tile::row(thread);
 #pragma unroll 1
     for (int g = 0; g < kGroups; ++g) {
@@ -400,7 +401,7 @@ void add_up(const Copied<float> (&grads)[4], const cuda::Place& place);
 void add_up(const Copied<double> (&grads)[4], const cuda::Place& place);
 
 template <class Op>
-int64_t run_backward_of(const MixtureArgs& args, const cuda::Place* place) {
+int64_t run_backward_of(const GaussianMixtureArgs& args, const cuda::Place* place) {
   Room room = place != nullptr ? Room(*place) : Room();
   const Op op(args, room);
   if (place == nullptr) return room.used();
@@ -411,7 +412,7 @@ int64_t run_backward_of(const MixtureArgs& args, const cuda::Place* place) {
 
 // Queues a backward call, or counts the bytes that it takes.
 template <class T, bool kMarginals>
-int64_t run_backward(const MixtureArgs& args, const cuda::Place* place) {
+int64_t run_backward(const GaussianMixtureArgs& args, const cuda::Place* place) {
   if (args.dims > GaussianTiles<T, kMarginals>::kDims)
     return run_backward_of<GaussianPairsBackward<T, kMarginals, true>>(args, place);
   return run_backward_of<GaussianPairsBackward<T, kMarginals, false>>(args, place);

@@ -24,7 +24,7 @@ struct Special {
   bool any = false;
 
   Special() = default;
-  explicit Special(const MixtureArgs& args)
+  explicit Special(const GaussianMixtureArgs& args)
       : first(args.first),
         components(args.components),
         own(static_cast<T>(args.own)),
@@ -56,7 +56,7 @@ struct GaussianTiles {
   static constexpr int kDims = 32, kHeld = kDims / kGroups, kLoaders = kThreads / kSide;
   // Loads under way, and dimensions of u^2 at once: more, and registers spill.
   static constexpr int kLoads = kMarginals || sizeof(T) == 8 ? 1 : 2;
-  static constexpr int kAhead = sizeof(T) == 8 ? 2 : 4;
+  static constexpr int kUnroll = sizeof(T) == 8 ? 2 : 4;
 
   struct Shared {
     Vec z[kDims * kGroups], mean[kDims * kGroups], rate[kDims * kGroups];
@@ -72,7 +72,7 @@ struct GaussianTiles {
   int64_t chunks = 1;
 
   GaussianTiles() = default;
-  explicit GaussianTiles(const MixtureArgs& args)
+  explicit GaussianTiles(const GaussianMixtureArgs& args)
       : z(args.z, args.points, args.dims),
         mu(args.mu, args.components, args.dims),
         logvar(args.logvar, args.components, args.dims),
@@ -139,7 +139,7 @@ struct GaussianTiles {
                                   T (&squares)[kEach][kEach]) const {
     const int row = Tile::row(thread), col = Tile::col(thread);
     const int left = static_cast<int>(mu.dims - dim < kDims ? mu.dims - dim : kDims);
-#pragma unroll kAhead
+#pragma unroll kUnroll
     for (int d = 0; d < left; ++d) {
       const int of_points = Tile::place(d, kPointRows ? row : col);
       const int of_components = Tile::place(d, kPointRows ? col : row);

@@ -18,19 +18,15 @@ struct Place {
 int64_t workspace(const Shape& shape, Reduce reduce, bool scalar_grad, int64_t target_rows);
 
 // Each throws std::runtime_error where the launch fails, std::invalid_argument where the workspace
-// is too small. estimated_kl and log_ratio take what `workspace` says of all samples' rows by
-// Reduce::kSample.
+// is too small.
 #define VAEFAST_DECLARE(name, Args) void name(const Args& args, const Place& place);
 VAEFAST_GPU_KERNELS(VAEFAST_DECLARE)
 #undef VAEFAST_DECLARE
 
 // Bytes for a call of each.
-int64_t row_workspace(const RowNllArgs& args);
-int64_t mmd_workspace(const MmdArgs& args);
-int64_t mixture_log_prob_workspace(const MixtureArgs& args);
-int64_t mixture_log_prob_backward_workspace(const MixtureArgs& args);
-int64_t tc_terms_workspace(const MixtureArgs& args);
-int64_t tc_terms_backward_workspace(const MixtureArgs& args);
+#define VAEFAST_DECLARE(name, Args) int64_t name##_workspace(const Args& args);
+VAEFAST_GPU_WORKSPACES(VAEFAST_DECLARE)
+#undef VAEFAST_DECLARE
 
 }  // namespace cuda
 }  // namespace vaefast

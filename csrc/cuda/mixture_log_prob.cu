@@ -8,7 +8,7 @@ namespace {
 
 // The densities of points from those under each share of the components. A unit is a thread.
 template <class T>
-struct MixtureDensities {
+struct GaussianMixtureDensities {
   static constexpr int kSums = 0, kBlocksPerSm = 4;
   using Sum = T;
   Work work;
@@ -22,7 +22,7 @@ struct MixtureDensities {
 };
 
 template <class T>
-int64_t run_forward(const MixtureArgs& args, const cuda::Place* place) {
+int64_t run_forward(const GaussianMixtureArgs& args, const cuda::Place* place) {
   Room room = place != nullptr ? Room(*place) : Room();
   GaussianPairs<T, false> op(args, room);
   if (place == nullptr) return room.used();
@@ -30,15 +30,16 @@ int64_t run_forward(const MixtureArgs& args, const cuda::Place* place) {
                 args.log_weight - 0.5 * kLog2Pi * static_cast<double>(args.dims)};
   launch_blocks(op, *place);
   if (!op.whole())
-    launch(MixtureDensities<T>{{args.points, 1, 1}, op.density, op.joints, op.cut.splits}, *place);
+    launch(GaussianMixtureDensities<T>{{args.points, 1, 1}, op.density, op.joints, op.cut.splits},
+           *place);
   return room.used();
 }
 
-int64_t forward(const MixtureArgs& args, const cuda::Place* place) {
+int64_t forward(const GaussianMixtureArgs& args, const cuda::Place* place) {
   return args.wide ? run_forward<double>(args, place) : run_forward<float>(args, place);
 }
 
-int64_t backward(const MixtureArgs& args, const cuda::Place* place) {
+int64_t backward(const GaussianMixtureArgs& args, const cuda::Place* place) {
   return args.wide ? run_backward<double, false>(args, place)
                    : run_backward<float, false>(args, place);
 }
@@ -46,19 +47,19 @@ int64_t backward(const MixtureArgs& args, const cuda::Place* place) {
 }  // namespace
 }  // namespace VAEFAST_ISA
 
-void cuda::mixture_log_prob(const MixtureArgs& args, const Place& place) {
+void cuda::mixture_log_prob(const GaussianMixtureArgs& args, const Place& place) {
   VAEFAST_ISA::forward(args, &place);
 }
 
-void cuda::mixture_log_prob_backward(const MixtureArgs& args, const Place& place) {
+void cuda::mixture_log_prob_backward(const GaussianMixtureArgs& args, const Place& place) {
   VAEFAST_ISA::backward(args, &place);
 }
 
-int64_t cuda::mixture_log_prob_workspace(const MixtureArgs& args) {
+int64_t cuda::mixture_log_prob_workspace(const GaussianMixtureArgs& args) {
   return VAEFAST_ISA::forward(args, nullptr);
 }
 
-int64_t cuda::mixture_log_prob_backward_workspace(const MixtureArgs& args) {
+int64_t cuda::mixture_log_prob_backward_workspace(const GaussianMixtureArgs& args) {
   return VAEFAST_ISA::backward(args, nullptr);
 }
 

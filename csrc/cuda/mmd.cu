@@ -26,7 +26,7 @@ struct MmdPairs {
   };
 
   struct Thread {
-    T squared[kEach][kEach], pull[kEach][kHeld], home[kEach][kHeld];
+    T squared[kEach][kEach], gradient[kEach][kHeld], home[kEach][kHeld];
   };
   int64_t blocks, dims, dim_chunks;
   Side<T> sides[2];
@@ -74,7 +74,8 @@ struct MmdPairs {
     return value;
   }
 
-  VAEFAST_MEMBER void pull(int thread, int64_t dim, const Shared& shared, Thread& t) const {
+  VAEFAST_MEMBER void add_gradients(int thread, int64_t dim, const Shared& shared,
+                                    Thread& t) const {
     const int col = Tile::col(thread), row = Tile::row(thread);
 #pragma unroll 1
     for (int g = 0; g < kGroups; ++g) {
@@ -89,7 +90,7 @@ struct MmdPairs {
         for (int i = 0; i < kEach; ++i) {
 #pragma unroll
           for (int j = 0; j < kEach; ++j)
-            t.pull[i][k] = madd(slopes[i].v[j], t.home[i][k] - other.v[j], t.pull[i][k]);
+            t.gradient[i][k] = madd(slopes[i].v[j], t.home[i][k] - other.v[j], t.gradient[i][k]);
         }
       }
     }
@@ -110,7 +111,7 @@ struct MmdPairs {
         for (int k = 0; k < kHeld; ++k) {
           const int64_t d = dim + Tile::col(thread) + k * kGroups;
           const bool here = side.wanted() && point < side.own.count && d < dims;
-          t.pull[i][k] = T(0);
+          t.gradient[i][k] = T(0);
           t.home[i][k] = here ? side.own.data[point * dims + d] : T(0);
         }
       }
@@ -174,7 +175,7 @@ struct MmdPairs {
     if (dim_chunks > 1)
       all_threads(threads,
                   [&](int thread, Thread&) { load(points, at, dim, thread, shared.other); });
-    all_threads(threads, [&](int thread, Thread& t) { pull(thread, dim, shared, t); });
+    all_threads(threads, [&](int thread, Thread& t) { add_gradients(thread, dim, shared, t); });
   }
 
   VAEFAST_MEMBER void put(const Side<T>& side, Thread* threads, int64_t split, int64_t first,
@@ -187,7 +188,7 @@ struct MmdPairs {
         for (int k = 0; k < kHeld; ++k) {
           const int64_t d = dim + Tile::col(thread) + k * kGroups;
           if (point < side.own.count && d < dims)
-            side.grad.set(split, point * dims + d, t.pull[i][k]);
+            side.grad.set(split, point * dims + d, t.gradient[i][k]);
         }
       }
     });

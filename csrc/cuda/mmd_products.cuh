@@ -21,9 +21,9 @@
 // and Mary 2019, "A new approach to probabilistic rounding error analysis") it is some 10 u R^2 =
 // 1e-5 C for points at the limit, and 3e-6 C for normal ones under the default scales, whose |x|^2
 // is near 5 C. A scale's value is off by that over it, and the mean over pairs by far less, as
-// signs differ. A pull's error is u times the sum of |slope| R, as it is for differences of points
-// that far apart: of points in narrow groups far from c, whose pulls cancel, it is more than by
-// differences.
+// signs differ. A gradient's error is u times the sum of |slope| R, as it is for differences of
+// points that far apart: of points in narrow groups far from c, whose gradients cancel, it is more
+// than by differences.
 #pragma once
 
 #include "cuda/mma.cuh"
@@ -57,7 +57,7 @@ struct MmdProducts {
     alignas(16) float middle[kDims];
     float own_norm[kSide], other_norm[kSide];
     // Each thread's own, for which there are no registers: the sum of values; and by the rows row
-    // and row + 8 those of slopes whose pulls lack the point itself.
+    // and row + 8 those of slopes whose gradients lack the point itself.
     double value[kThreads];
     float slopes[2][kThreads];
   };
@@ -84,7 +84,7 @@ struct MmdProducts {
       row = warp % 4 * 16 + group;
       col = warp / 4 * kCols;
       // Columns 2 place and 2 place + 1 of a product, in an order in which neither the points of
-      // a distance nor those of a pull meet in a bank.
+      // a distance nor those of a gradient meet in a bank.
       first = col + place;
       second = col + 4 + (place ^ 2);
       point = col + (group % 2 ? 4 + (group / 2 ^ 2) : group / 2);
@@ -173,7 +173,7 @@ struct MmdProducts {
     two[1] = read.v[1];
   }
 
-  // Of a lane's dimensions of a pull.
+  // Of a lane's dimensions of a gradient.
   static __device__ __forceinline__ void get_two_twos(const float* from, float (&four)[4]) {
     float near[2], far[2];
     get(from, near);
@@ -359,16 +359,16 @@ struct MmdProducts {
     }
   }
 
-  // ---- pulls: sum_j slope_ij (x_i - y_j)
+  // ---- gradients: sum_j slope_ij (x_i - y_j)
 
-  struct Pull {
+  struct Gradient {
     // By rows row and row + 8; dimensions 16 p + 2 place + i % 2 + 8 (i / 2).
     float v[kParts][2][4];
   };
 
   // Leaves the points themselves out, to which a sum of slopes belongs.
-  static __device__ __forceinline__ void pull_products(int left, const Pairs& slopes,
-                                                       Shared& shared, Pull& pull) {
+  static __device__ __forceinline__ void gradient_by_products(int left, const Pairs& slopes,
+                                                              Shared& shared, Gradient& gradient) {
     const Lane lane = Lane::here();
     Tf32Left high[kGroups], low[kGroups];
     float sums[2] = {};
@@ -416,12 +416,13 @@ struct MmdProducts {
       for (int i = 0; i < 4; ++i)
 #pragma unroll
         for (int r = 0; r < 2; ++r)
-          pull.v[p][r][i] -= main[i / 2].v[2 * r + i % 2] + rest[i / 2].v[2 * r + i % 2];
+          gradient.v[p][r][i] -= main[i / 2].v[2 * r + i % 2] + rest[i / 2].v[2 * r + i % 2];
     }
   }
 
-  static __device__ __forceinline__ void pull_differences(int left, const Pairs& slopes,
-                                                          const Shared& shared, Pull& pull) {
+  static __device__ __forceinline__ void gradient_by_differences(int left, const Pairs& slopes,
+                                                                 const Shared& shared,
+                                                                 Gradient& gradient) {
     const Lane lane = Lane::here();
 #pragma unroll
     for (int p = 0; p < kParts; ++p) {
@@ -449,7 +450,7 @@ struct MmdProducts {
             for (int r = 0; r < 2; ++r) {
 #pragma unroll
               for (int i = 0; i < 4; ++i)
-                pull.v[p][r][i] = madd(slope[r], home[r][i] - other[i], pull.v[p][r][i]);
+                gradient.v[p][r][i] = madd(slope[r], home[r][i] - other[i], gradient.v[p][r][i]);
             }
           }
         }
@@ -482,10 +483,10 @@ struct MmdProducts {
   }
 
   __device__ __forceinline__ void run(int64_t block, Shared& shared) const {
-    Pull pull = {};
-    go_through(place_of(block), shared, pull);
+    Gradient gradient = {};
+    go_through(place_of(block), shared, gradient);
     const Place at = place_of(block);
-    if (at.side.wanted()) put_pull(at, shared, pull);
+    if (at.side.wanted()) put_gradient(at, shared, gradient);
     if (at.chunk > 0) return;
     __syncthreads();
     const int thread = Lane::here().thread;
@@ -498,7 +499,8 @@ struct MmdProducts {
     values[before + at.tile * at.side.cut.splits + at.split] = value;
   }
 
-  __device__ __forceinline__ void go_through(const Place& at, Shared& shared, Pull& pull) const {
+  __device__ __forceinline__ void go_through(const Place& at, Shared& shared,
+                                             Gradient& gradient) const {
     const Side<float>& side = at.side;
     {
       const int thread = Lane::here().thread;
@@ -514,7 +516,7 @@ struct MmdProducts {
       const Points<float>& points = same ? side.own : side.other;
       const int tile = same ? index : index - within;
       Pairs squared = {};
-      // The block's own dimensions come last, and stay for the pull.
+      // The block's own dimensions come last, and stay for the gradient.
       bool products = false;
 #pragma unroll 1
       for (int c = 1; c <= chunks; ++c) {
@@ -547,9 +549,9 @@ struct MmdProducts {
         for (int i = 0; i < 4; ++i) slopes.v[n][i] *= factor;
       const int left = left_of(dims, int64_t{at.chunk} * kDims);
       if (products) {
-        pull_products(left, slopes, shared, pull);
+        gradient_by_products(left, slopes, shared, gradient);
       } else {
-        pull_differences(left, slopes, shared, pull);
+        gradient_by_differences(left, slopes, shared, gradient);
       }
     }
   }
@@ -570,7 +572,8 @@ struct MmdProducts {
   }
 
   // The halves of the threads have the same rows and dimensions, and other columns.
-  __device__ __forceinline__ void put_pull(const Place& at, Shared& shared, Pull& pull) const {
+  __device__ __forceinline__ void put_gradient(const Place& at, Shared& shared,
+                                               Gradient& gradient) const {
     const Lane lane = Lane::here();
     const int mine = lane.thread % kHalf;
     __syncthreads();
@@ -578,7 +581,7 @@ struct MmdProducts {
 #pragma unroll
       for (int p = 0; p < kParts; ++p)
 #pragma unroll
-        for (int i = 0; i < 8; ++i) shared.shares[8 * p + i][mine] = pull.v[p][i / 4][i % 4];
+        for (int i = 0; i < 8; ++i) shared.shares[8 * p + i][mine] = gradient.v[p][i / 4][i % 4];
     }
     __syncthreads();
     if (lane.thread >= kHalf) return;
@@ -596,7 +599,7 @@ struct MmdProducts {
           const int d = 16 * p + 2 * lane.place + i % 2 + i / 2 * 8;
           if (d >= left) continue;
           const float home = shared.own[(lane.row + 8 * r) * kPitch + d] - shared.middle[d];
-          const float sum = pull.v[p][r][i] + shared.shares[8 * p + 4 * r + i][mine];
+          const float sum = gradient.v[p][r][i] + shared.shares[8 * p + 4 * r + i][mine];
           // Where no tile took products, the middle may be anything.
           const float grad = slopes != 0.0f ? madd(slopes, home, sum) : sum;
           at.side.grad.set(at.split, point * dims + dim + d, grad);

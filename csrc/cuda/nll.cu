@@ -8,7 +8,7 @@ namespace {
 // True where the kernel for one storage type can run this call.
 bool plain(const NllArgs& args, int stored, int vector) {
   const int64_t rows = args.shape.rows;
-  if (args.mask || args.weight || args.stream.state != nullptr || args.reduce == Reduce::kElem ||
+  if (args.mask || args.weight || args.state.words != nullptr || args.reduce == Reduce::kElem ||
       !source<float>(args.target, rows, vector).wide)
     return false;
   for (int j = 0; j < kMaxParams; ++j) {
@@ -23,7 +23,7 @@ bool plain(const NllArgs& args, int stored, int vector) {
 // Rows that nothing tells apart become one: no row then begins where no vector can.
 NllArgs collapsed(NllArgs args) {
   const bool scalar_grad = args.scalar >= 0 && args.grads[args.scalar];
-  if (args.reduce == Reduce::kSample || scalar_grad || args.stream.per_sample) return args;
+  if (args.reduce == Reduce::kSample || scalar_grad || args.state.per_sample) return args;
   View* const views[] = {&args.params[0], &args.params[1], &args.params[2],
                          &args.target,    &args.mask,      &args.weight};
   const int64_t rows = args.shape.rows;

@@ -2,7 +2,7 @@
 // storage of the parameters compiles this for every likelihood.
 #pragma once
 
-#include "cuda/stream.cuh"
+#include "cuda/noise.cuh"
 #include "cuda/totals.cuh"
 #include "math/likelihoods.h"
 
@@ -28,7 +28,7 @@ struct Evaluate {
   Shape shape;
   Source params[F::kParams], x, mask, weight;
   // Set where the target is drawn from its intensities; their rows are `target_rows`.
-  Stream stream;
+  NoiseState state;
   int64_t target_rows;
   int scalar;
   // `alike`: the target is stored as the parameters are.
@@ -44,7 +44,7 @@ struct Evaluate {
         x(source<T>(args.target, args.shape.rows, V)),
         mask(source<T>(args.mask, args.shape.rows, V)),
         weight(source<T>(args.weight, args.shape.rows, V)),
-        stream(args.stream),
+        state(args.state),
         target_rows(args.target_rows),
         scalar(args.scalar),
         any_grad(false),
@@ -93,12 +93,12 @@ struct Evaluate {
     for (int j = 0; j < F::kParams; ++j) rows[j] = enter<kStored>(params[j], walk.row, walk.first);
     const char* x_row = enter<kAny>(x, walk.row, walk.first);
     Weights weights;
-    StreamRow noise_row = {};
+    NoiseRow noise_row = {};
     if constexpr (!kPlain) {
       weights.mask_row = enter<kAny>(mask, walk.row, walk.first);
       weights.weight_row = enter<kAny>(weight, walk.row, walk.first);
-      if (stream.state != nullptr)
-        noise_row = enter<true>(stream, shape, remainder(walk.row, target_rows), walk.first);
+      if (state.words != nullptr)
+        noise_row = enter<true>(state, shape, remainder(walk.row, target_rows), walk.first);
     }
     for (int col = walk.col; col < walk.count; col += walk.step) {
       const int n = walk.count - col < V ? walk.count - col : V;
@@ -123,7 +123,7 @@ struct Evaluate {
         decode<kAny, !kPlain>(x, raw_x, target);
         if (divided) divide(target);
       }
-      if (!kPlain && stream.state != nullptr) draw(noise_row, col, target);
+      if (!kPlain && state.words != nullptr) draw(noise_row, col, target);
       if (any_grad) {
         T slopes[F::kParams][V];
         evaluate<true>(target, theta, value, slopes);
@@ -199,10 +199,10 @@ struct Evaluate {
     }
   }
 
-  VAEFAST_MEMBER void draw(const StreamRow& row, int col, T* target) const {
+  VAEFAST_MEMBER void draw(const NoiseRow& row, int col, T* target) const {
     T u[V];
-    stream_values<false, T, V, false>(row.seed, row.first + static_cast<uint64_t>(col), 0,
-                                      static_cast<uint32_t>(Purpose::kBinarize), u);
+    noise_values<false, T, V, false>(row.seed, row.first + static_cast<uint64_t>(col), 0,
+                                     static_cast<uint32_t>(Purpose::kBinarize), u);
 #pragma unroll
     for (int l = 0; l < V; ++l) target[l] = u[l] <= target[l] ? T(1) : T(0);
   }

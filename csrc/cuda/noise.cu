@@ -1,6 +1,6 @@
 // Noise by itself: what `vaefast.random` gives.
 #include "cuda/launch.cuh"
-#include "cuda/stream.cuh"
+#include "cuda/noise.cuh"
 
 namespace vaefast {
 namespace VAEFAST_ISA {
@@ -14,7 +14,7 @@ struct Fill {
   Work work;
   RowCut cut;
   Shape shape;
-  Stream stream;
+  NoiseState state;
   bool normal;
   uint32_t purpose;
   Target out;
@@ -22,15 +22,15 @@ struct Fill {
   VAEFAST_MEMBER void run(int64_t unit, int lane, T*) const {
     const Walk walk = cut.template walk<V>(unit, lane);
     const int64_t start = walk.row * shape.cols + walk.first;
-    const StreamRow row = enter<true>(stream, shape, walk.row, walk.first);
+    const NoiseRow row = enter<true>(state, shape, walk.row, walk.first);
     for (int col = walk.col; col < walk.count; col += walk.step) {
       const int n = walk.count - col < V ? walk.count - col : V;
       const uint64_t first = row.first + static_cast<uint64_t>(col);
       T values[V];
       if (normal) {
-        stream_values<true, T, V, true>(row.seed, first, 0, purpose, values);
+        noise_values<true, T, V, true>(row.seed, first, 0, purpose, values);
       } else {
-        stream_values<false, T, V, true>(row.seed, first, 0, purpose, values);
+        noise_values<false, T, V, true>(row.seed, first, 0, purpose, values);
       }
       put<kAny, T, V>(out, start + col, n, values);
     }
@@ -40,7 +40,7 @@ struct Fill {
 template <class T, int V>
 void fill(const NoiseArgs& args, const cuda::Place& place) {
   const RowCut cut(args.shape.rows, args.shape.cols, V);
-  launch(Fill<T, V>{cut.work(false), cut, args.shape, args.stream, args.normal, args.purpose,
+  launch(Fill<T, V>{cut.work(false), cut, args.shape, args.state, args.normal, args.purpose,
                     target(args.out, args.shape.rows, args.shape.cols, V)},
          place);
 }

@@ -1,7 +1,7 @@
 // The diagonal Gaussian posterior and its prior, V elements at a time, for both passes.
 #pragma once
 
-#include "cuda/stream.cuh"
+#include "cuda/noise.cuh"
 #include "math/gaussian.h"
 
 namespace vaefast {
@@ -89,7 +89,7 @@ struct Inputs {
   static constexpr int V = K::V;
   Shape shape;
   Source mu, scale, prior_mu, prior_scale, mask, weight, noise;
-  Stream stream;
+  NoiseState state;
   Transform<T> transform;
   T temperature;
   int samples;
@@ -105,7 +105,7 @@ struct Inputs {
         mask(source<T>(args.mask, args.shape.rows, V)),
         weight(source<T>(args.weight, args.shape.rows, V)),
         noise(source<T>(args.noise, args.shape.rows, V)),
-        stream(args.stream),
+        state(args.state),
         transform(args),
         temperature(T(args.temperature)),
         samples(static_cast<int>(args.samples)),
@@ -119,7 +119,7 @@ struct InputRows {
   static constexpr int kStored = K::kStored;
   static constexpr bool kPlain = K::kPlain;
   const char *mu, *scale, *prior_mu, *prior_scale, *mask, *weight;
-  StreamRow stream;
+  NoiseRow noise_row;
 
   VAEFAST_MEMBER void enter_row(const Inputs<K>& in, int64_t row, int64_t col) {
     enter_posterior(in, row, col);
@@ -129,8 +129,8 @@ struct InputRows {
   VAEFAST_MEMBER void enter_posterior(const Inputs<K>& in, int64_t row, int64_t col) {
     mu = enter<kStored>(in.mu, row, col);
     scale = enter<kStored>(in.scale, row, col);
-    stream = {};
-    if (in.stream.state != nullptr) stream = enter<!kPlain>(in.stream, in.shape, row, col);
+    noise_row = {};
+    if (in.state.words != nullptr) noise_row = enter<!kPlain>(in.state, in.shape, row, col);
     if constexpr (!kPlain) mask = enter<kAny>(in.mask, row, col);
   }
 
@@ -262,9 +262,9 @@ VAEFAST_FN void epsilon(const Inputs<K>& in, const InputRows<K>& rows, int64_t r
       return decode<kAny, true>(in.noise, raw, eps);
     }
   }
-  stream_values<true, T, V, K::kPlain>(
-      rows.stream.seed, rows.stream.first + static_cast<uint64_t>(col), static_cast<uint32_t>(k),
-      static_cast<uint32_t>(Purpose::kPosterior), eps);
+  noise_values<true, T, V, K::kPlain>(
+      rows.noise_row.seed, rows.noise_row.first + static_cast<uint64_t>(col),
+      static_cast<uint32_t>(k), static_cast<uint32_t>(Purpose::kPosterior), eps);
 }
 
 // True where the kernels with kPlain serve, as far as both passes are concerned.
@@ -273,7 +273,7 @@ inline bool has_prior(const SampleKlArgs& args) { return args.prior_mu || args.p
 template <int V>
 bool plain(const SampleKlArgs& args, int stored) {
   return !args.wide && args.param == Param::kLogvar && args.clamp == Clamp::kNone &&
-         !has_prior(args) && !args.mask && !args.weight && !args.noise && !args.stream.per_sample &&
+         !has_prior(args) && !args.mask && !args.weight && !args.noise && !args.state.per_sample &&
          known(source<float>(args.mu, args.shape.rows, V), args.shape.rows, stored, false) &&
          known(source<float>(args.scale, args.shape.rows, V), args.shape.rows, stored, false);
 }

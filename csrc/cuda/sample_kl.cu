@@ -51,7 +51,7 @@ struct Forward {
   }
 
   VAEFAST_MEMBER void run(int64_t unit, int lane, T* sums) const {
-    settle(in.stream, unit, lane);
+    settle(in.state, unit, lane);
     InputRows<K> at;
     if constexpr (kPerDim) {
       const DimWalk walk = dims.template walk<V>(unit, lane);
@@ -166,7 +166,7 @@ SampleKlArgs collapsed(SampleKlArgs args) {
   const bool whole = args.reduce != Reduce::kSample && args.reduce != Reduce::kDim;
   View* const views[] = {&args.mu,   &args.scale,  &args.prior_mu, &args.prior_scale,
                          &args.mask, &args.weight, &args.noise};
-  if (whole && !args.stream.per_sample) collapse(args.shape, args.shape.rows, views, 7);
+  if (whole && !args.state.per_sample) collapse(args.shape, args.shape.rows, views, 7);
   return args;
 }
 

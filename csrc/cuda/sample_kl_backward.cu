@@ -162,7 +162,7 @@ void run_any(const SampleKlArgs& args, const cuda::Place& place) {
 SampleKlArgs collapsed(SampleKlArgs args) {
   View* const views[] = {&args.mu,     &args.scale, &args.prior_mu, &args.prior_scale, &args.mask,
                          &args.weight, &args.noise, &args.grad_z,   &args.grad_kl};
-  if (!args.stream.per_sample) collapse(args.shape, args.shape.rows, views, 9);
+  if (!args.state.per_sample) collapse(args.shape, args.shape.rows, views, 9);
   return args;
 }
 

@@ -1,4 +1,5 @@
-// What the kernels over several samples of one posterior share: `log_ratio` and `estimated_kl`.
+// What the kernels over several samples of one posterior share: `monte_carlo_kl` and
+// `sample_monte_carlo_kl`.
 #pragma once
 
 #include "cuda/posterior.cuh"
@@ -9,6 +10,12 @@ namespace VAEFAST_ISA {
 
 // The samples that share one read of the posterior, as sums of a unit.
 constexpr int kGroup = 4;
+
+// Bytes for a sum of each row of every sample, or of its pieces.
+inline int64_t samples_workspace(const SampleKlArgs& q) {
+  return cuda::workspace({q.samples * q.shape.rows, q.shape.cols, q.shape.segments},
+                         Reduce::kSample, false, 0);
+}
 
 // Forward, a unit is a row, or a piece of it, of a group of samples; neighbours have the same
 // piece.

@@ -24,7 +24,9 @@ int64_t queue(const RowNllArgs& args, const cuda::Place* place) {
 }  // namespace
 }  // namespace VAEFAST_ISA
 
-int64_t cuda::row_workspace(const RowNllArgs& args) { return VAEFAST_ISA::queue(args, nullptr); }
+int64_t cuda::row_nll_workspace(const RowNllArgs& args) {
+  return VAEFAST_ISA::queue(args, nullptr);
+}
 
 void cuda::row_nll(const RowNllArgs& args, const Place& place) { VAEFAST_ISA::queue(args, &place); }
 

@@ -55,7 +55,7 @@ struct TcTerms {
 };
 
 template <class T>
-int64_t run_forward(const MixtureArgs& args, const cuda::Place* place) {
+int64_t run_forward(const GaussianMixtureArgs& args, const cuda::Place* place) {
   Room room = place != nullptr ? Room(*place) : Room();
   const GaussianPairs<T, true> op(args, room);
   if (place == nullptr) return room.used();
@@ -74,11 +74,11 @@ int64_t run_forward(const MixtureArgs& args, const cuda::Place* place) {
   return room.used();
 }
 
-int64_t forward(const MixtureArgs& args, const cuda::Place* place) {
+int64_t forward(const GaussianMixtureArgs& args, const cuda::Place* place) {
   return args.wide ? run_forward<double>(args, place) : run_forward<float>(args, place);
 }
 
-int64_t backward(const MixtureArgs& args, const cuda::Place* place) {
+int64_t backward(const GaussianMixtureArgs& args, const cuda::Place* place) {
   return args.wide ? run_backward<double, true>(args, place)
                    : run_backward<float, true>(args, place);
 }
@@ -86,19 +86,19 @@ int64_t backward(const MixtureArgs& args, const cuda::Place* place) {
 }  // namespace
 }  // namespace VAEFAST_ISA
 
-void cuda::tc_terms(const MixtureArgs& args, const Place& place) {
+void cuda::tc_terms(const GaussianMixtureArgs& args, const Place& place) {
   VAEFAST_ISA::forward(args, &place);
 }
 
-void cuda::tc_terms_backward(const MixtureArgs& args, const Place& place) {
+void cuda::tc_terms_backward(const GaussianMixtureArgs& args, const Place& place) {
   VAEFAST_ISA::backward(args, &place);
 }
 
-int64_t cuda::tc_terms_workspace(const MixtureArgs& args) {
+int64_t cuda::tc_terms_workspace(const GaussianMixtureArgs& args) {
   return VAEFAST_ISA::forward(args, nullptr);
 }
 
-int64_t cuda::tc_terms_backward_workspace(const MixtureArgs& args) {
+int64_t cuda::tc_terms_backward_workspace(const GaussianMixtureArgs& args) {
   return VAEFAST_ISA::backward(args, nullptr);
 }
 

@@ -120,11 +120,11 @@ struct poisson {
   VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
     const T rate = exp(theta[0]);
     if constexpr (kGrad) grad[0] = rate - x;
-    const bool none = x == T(0);
-    const T log_x = log(none ? T(1) : x);
+    const bool zero = x == T(0);
+    const T log_x = log(zero ? T(1) : x);
     const T rest = factorial_rest(x, T(1) / x, log_x);
     const T deviance = x * expm1_minus_x(theta[0] - log_x);
-    const T bare = none ? rate : rate - x * theta[0];
+    const T bare = zero ? rate : rate - x * theta[0];
     // Below 1 the ratio rate / x may overflow, and there is nothing that cancels.
     const T small = madd(x, log_x - T(1), bare);
     const T full = (x >= T(1) ? deviance : small) + rest;
@@ -170,10 +170,10 @@ struct poisson_rate {
   template <bool kGrad>
   VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
     const T rate = theta[0];
-    const bool none = x == T(0);
-    if constexpr (kGrad) grad[0] = none ? T(1) : (rate - x) / rate;
+    const bool zero = x == T(0);
+    if constexpr (kGrad) grad[0] = zero ? T(1) : (rate - x) / rate;
     const T log_x = log(x);
-    const T w = T(1) / (none ? T(1) : x);
+    const T w = T(1) / (zero ? T(1) : x);
     const T b = (rate - x) * w;
     const bool above = x > rate;
     const T ratio = log1p_ratio(abs(rate - x), above ? T(1) / rate : w);
@@ -182,7 +182,7 @@ struct poisson_rate {
     const T full = madd(x, excess, factorial_rest(x, w, log_x));
     const T bare = rate - x * log(rate);
     const T value = whole != T(0) ? full : bare;
-    return x < T(0) ? kNan : none ? rate : value;
+    return x < T(0) ? kNan : zero ? rate : value;
   }
 };
 
@@ -192,19 +192,19 @@ struct poisson_rate {
 //       + log(1 + x/theta)/2 + S(theta) - S(x + theta) + log(x! / (x/e)^x).
 template <bool kGrad, Counts kCounts, class T>
 VAEFAST_FN T negative_binomial_nll(T x, T mu, T theta, T& grad_mu, T& grad_theta) {
-  const bool none = is_zero<kCounts>(x);
+  const bool zero = is_zero<kCounts>(x);
   const bool above = x > mu;
   const T d = abs(x - mu);
   const T sum = x + theta, mean = mu + theta;
   // Every ratio below is a product with one of these.
-  const T w_x = T(1) / (none ? T(1) : x), w_mu = T(1) / mu, w_theta = T(1) / theta;
+  const T w_x = T(1) / (zero ? T(1) : x), w_mu = T(1) / mu, w_theta = T(1) / theta;
   const T w_sum = T(1) / sum, w_mean = T(1) / mean;
   const T share = theta * (above ? w_sum : w_mean);
-  const T first = none ? T(0) : x * log1p_ratio(d * share, above ? w_mu : w_x);
+  const T first = zero ? T(0) : x * log1p_ratio(d * share, above ? w_mu : w_x);
   const T ratio = log1p_ratio(d, above ? w_mean : w_sum);
   const T deviance = first - theta * ratio;
 
-  const T log_x = log(none ? T(1) : x), log_theta = log(theta);
+  const T log_x = log(zero ? T(1) : x), log_theta = log(theta);
   const T spread = x * w_theta;
   const bool wide = spread > CountEdge<T>::largest_ratio;
   const T log_spread = wide ? log_x - log_theta : log1p(spread);
@@ -213,16 +213,16 @@ VAEFAST_FN T negative_binomial_nll(T x, T mu, T theta, T& grad_mu, T& grad_theta
                  stirling_rest<kGrad>(sum, w_sum, log_theta + log_spread, psi_sum);
   const T binomial = madd(T(0.5), log_spread, rest) + factorial_rest(x, w_x, log_x);
   if constexpr (kGrad) {
-    grad_mu = theta * w_mean * (none ? T(1) : (mu - x) * w_mu);
+    grad_mu = theta * w_mean * (zero ? T(1) : (mu - x) * w_mu);
     const T b = (x - mu) * w_mean;
     // b - log1p(b), by the logarithm that is known where nothing cancels.
     const bool near = abs(b) < T(0.25);
     const T known = b - (above ? ratio : -ratio);
     const T rise = near ? minus_log1p_near(b) : known;
     const T step = T(0.5) * spread * w_sum;
-    grad_theta = none ? rise : rise - (step + (psi_sum - psi_theta));
+    grad_theta = zero ? rise : rise - (step + (psi_sum - psi_theta));
   }
-  const T value = (above ? deviance : -deviance) + (none ? T(0) : binomial);
+  const T value = (above ? deviance : -deviance) + (zero ? T(0) : binomial);
   return x < T(0) ? T(kNan) : value;
 }
 
@@ -265,7 +265,7 @@ VAEFAST_FN float factorial_quick(float x, float w) {
 template <bool kGrad>
 VAEFAST_FN float negative_binomial_quick(float x, float mu, float theta, float* grad, bool& odd) {
   odd = !((x >= 0.0f) & (x < 1e6f) & between(mu, 1e-6f, 1e6f) & between(theta, 1e-6f, 1e6f));
-  const bool none = x == 0.0f, above = x > mu;
+  const bool zero = x == 0.0f, above = x > mu;
   const float rest = x - mu, d = abs(rest);
   const float sum = x + theta, mean = mu + theta;
   const float w_x = device::rcp(x), w_mu = device::rcp(mu), w_theta = device::rcp(theta);
@@ -273,7 +273,7 @@ VAEFAST_FN float negative_binomial_quick(float x, float mu, float theta, float* 
   const float share = theta * (above ? w_sum : w_mean);
   const float first = log1p_positive(d * share * (above ? w_mu : w_x));
   const float second = log1p_positive(d * (above ? w_mean : w_sum));
-  const float deviance = madd(none ? 0.0f : x, none ? 0.0f : first, -theta * second);
+  const float deviance = madd(zero ? 0.0f : x, zero ? 0.0f : first, -theta * second);
 
   float psi_theta, psi_sum;
   const float stirling =
@@ -288,7 +288,7 @@ VAEFAST_FN float negative_binomial_quick(float x, float mu, float theta, float* 
     // For a count of 0 the sum is theta, and their difference 0.
     grad[1] = rise - madd(0.5f * x, w_theta * w_sum, psi_sum - psi_theta);
   }
-  return (above ? deviance : -deviance) + (none ? 0.0f : binomial);
+  return (above ? deviance : -deviance) + (zero ? 0.0f : binomial);
 }
 #endif
 

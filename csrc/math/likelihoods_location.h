@@ -47,9 +47,9 @@ struct gaussian_scalar {
     const T inverse = T(1) / theta[1];
     const T d = (theta[0] - x) * inverse;
     if constexpr (kGrad) {
-      const T pull = d * inverse;
-      grad[0] = pull;
-      grad[1] = madd(-d, pull, inverse);
+      const T slope = d * inverse;
+      grad[0] = slope;
+      grad[1] = madd(-d, slope, inverse);
     }
     return T(0.5) * d * d + log(theta[1]) + constant;
   }
@@ -223,10 +223,10 @@ VAEFAST_FN T log_or_log1p(bool whole, T x) {
 
 // log1p(r^2) and r / (1 + r^2) where r^2 may overflow.
 template <class T>
-VAEFAST_FN T log1p_square(T r, T& pull) {
+VAEFAST_FN T log1p_square(T r, T& slope) {
   const T a = abs(r);
   const bool far = a > LocationEdge<T>::root;
-  pull = far ? T(1) / r : r / madd(r, r, T(1));
+  slope = far ? T(1) / r : r / madd(r, r, T(1));
   return (far ? T(2) : T(1)) * log1p(far ? a : r * r);
 }
 
@@ -240,9 +240,9 @@ struct student_t_fixed {
 
   template <bool kGrad>
   VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
-    T pull;
-    const T value = half * log1p_square((theta[0] - x) * inverse, pull);
-    if constexpr (kGrad) grad[0] = T(2) * half * pull * inverse;
+    T slope;
+    const T value = half * log1p_square((theta[0] - x) * inverse, slope);
+    if constexpr (kGrad) grad[0] = T(2) * half * slope * inverse;
     return value + constant;
   }
 };
@@ -273,10 +273,10 @@ struct student_t {
     // All but the product is known before the logarithm is.
     const T rest = (far ? T(2) * half * (log_root - s) : T(0)) + (s + constant);
     if constexpr (kGrad) {
-      const T pull = (far ? T(1) : r) / (far ? d : square + T(1));
+      const T slope = (far ? T(1) : r) / (far ? d : square + T(1));
       const T by = far ? T(1) : shrink;
-      grad[0] = T(2) * half * pull * by * by;
-      grad[1] = T(1) - T(2) * half * (far ? T(1) : r * pull);
+      grad[0] = T(2) * half * slope * by * by;
+      grad[1] = T(1) - T(2) * half * (far ? T(1) : r * slope);
     }
     return madd(far ? T(2) * half : half, found, rest);
   }

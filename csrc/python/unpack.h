@@ -1,8 +1,8 @@
 // From Python's plain tuples to the core's arguments, and where a call runs.
 //
 // An operand is (pointer, dtype, div, mod, row_stride, col_stride, divisor), a result (pointer,
-// dtype), a stream (pointer, per_sample, offset), a shape (rows, cols, segments); None stands for
-// what is absent. A kernel's last argument says where it runs: a number of threads, or on a GPU
+// dtype), a noise state (pointer, per_sample, offset), a shape (rows, cols, segments); None stands
+// for what is absent. A kernel's last argument says where it runs: a number of threads, or on a GPU
 // (device, stream, workspace, its bytes, ...).
 #pragma once
 
@@ -52,11 +52,11 @@ inline Output output(const py::object& object) {
   return o;
 }
 
-inline Stream stream(const py::object& object) {
-  Stream s;
+inline NoiseState noise_state(const py::object& object) {
+  NoiseState s;
   if (object.is_none()) return s;
   const py::tuple t = py::reinterpret_borrow<py::tuple>(object);
-  s.state = static_cast<const int64_t*>(pointer(t));
+  s.words = static_cast<const int64_t*>(pointer(t));
   s.per_sample = at<bool>(t, 1);
   s.offset = at<int64_t>(t, 2);
   return s;
@@ -73,35 +73,16 @@ inline int useful_threads(int64_t elements, int threads) {
   return useful < 1 ? 1 : useful < threads ? static_cast<int>(useful) : threads;
 }
 
+// Of how many elements a call is; an operator that counts otherwise has its own beside its struct's
+// name, in the namespace vaefast.
 template <class Args>
 void set_threads(Args& args, int threads, int64_t copies = 1) {
   args.threads = useful_threads(args.shape.rows * args.shape.cols * copies, threads);
 }
 
-inline void set_threads(RowNllArgs& args, int threads, int64_t) {
-  args.threads = useful_threads(args.rows * args.classes * args.inner, threads);
-}
-
-inline void set_threads(LogRatioArgs& args, int threads, int64_t copies) {
-  set_threads(args.q, threads, copies);
-}
-
-inline void set_threads(EstimatedKlArgs& args, int threads, int64_t copies) {
-  set_threads(args.q, threads, copies);
-}
-
 // A pair costs about as much as 8 elements.
 inline int useful_pair_threads(int64_t pairs, int64_t dims, int threads) {
   return useful_threads(8 * pairs * dims, threads);
-}
-
-inline void set_threads(MmdArgs& args, int threads, int64_t) {
-  const int64_t points = args.x_points + args.y_points;
-  args.threads = useful_pair_threads(points * points / 2, args.dims, threads);
-}
-
-inline void set_threads(MixtureArgs& args, int threads, int64_t) {
-  args.threads = useful_pair_threads(args.points * args.components, args.dims, threads);
 }
 
 // From 4 MiB on a result is written past the caches: csrc/cpu/nontemporal.h has the figures.
@@ -111,7 +92,7 @@ inline int64_t width(DType dtype) {
   return dtype == DType::kF64 ? 8 : dtype == DType::kF32 ? 4 : 2;
 }
 
-inline void set_stream(Output& out, int64_t elements) {
+inline void set_nontemporal(Output& out, int64_t elements) {
   out.nontemporal = out && past_caches(elements * width(out.dtype));
 }
 

@@ -92,7 +92,7 @@ struct Posterior {
   int64_t samples = 1, offset = 0;
   bool prior = false, masked = false, per_sample = false;
   // The KL at each sample, and then without the score's gradient.
-  bool estimated = false, stopped = false;
+  bool monte_carlo = false, stopped = false;
 };
 
 // Everything that one forward and backward pass gives, one after the other.
@@ -119,13 +119,13 @@ std::vector<T> run_sample_kl(const Shape& shape, const Posterior& set, int threa
     a.prior_mu = dense(prior_mu, shape.rows, shape.cols);
     a.prior_scale = dense(prior_scale, shape.rows, shape.cols);
   }
-  if (set.masked && !set.estimated) {
+  if (set.masked && !set.monte_carlo) {
     a.weight = dense(weight, shape.rows, shape.cols);
     a.mask = a.weight;
     a.mask.data = mask.empty() ? a.weight.data : mask.data();
     a.mask.dtype = DType::kBool;
   }
-  a.stream = {state.data(), set.per_sample, set.offset};
+  a.state = {state.data(), set.per_sample, set.offset};
   a.param = set.param;
   a.clamp = set.clamp;
   a.low = 0.2;
@@ -138,7 +138,7 @@ std::vector<T> run_sample_kl(const Shape& shape, const Posterior& set, int threa
   a.threads = threads;
 
   const int64_t width = shape.segments * shape.cols;
-  const int64_t kl_size = set.estimated                   ? batch * set.samples
+  const int64_t kl_size = set.monte_carlo                 ? batch * set.samples
                           : set.reduce == Reduce::kElem   ? n
                           : set.reduce == Reduce::kSample ? batch
                           : set.reduce == Reduce::kDim    ? width
@@ -147,13 +147,13 @@ std::vector<T> run_sample_kl(const Shape& shape, const Posterior& set, int threa
   a.z = out(z);
   a.z.nontemporal = set.prior;
   a.kl = out(kl).data;
-  set.estimated ? cpu::estimated_kl({a}) : cpu::sample_kl(a);
+  set.monte_carlo ? cpu::sample_monte_carlo_kl({a}) : cpu::sample_kl(a);
 
   std::vector<T> grads[4];
   std::vector<double> sums[2];
   for (auto& g : grads) g.resize(static_cast<size_t>(n));
   a.grad_z = dense(upstream, shape.rows * set.samples, shape.cols);
-  a.grad_kl = dense(kl_upstream, shape.rows * (set.estimated ? set.samples : 1), shape.cols);
+  a.grad_kl = dense(kl_upstream, shape.rows * (set.monte_carlo ? set.samples : 1), shape.cols);
   a.grad_mu = out(grads[0]);
   a.grad_scale = out(grads[1]);
   if (set.prior) {
@@ -162,13 +162,14 @@ std::vector<T> run_sample_kl(const Shape& shape, const Posterior& set, int threa
     for (Output* g : {&a.grad_mu, &a.grad_scale, &a.grad_prior_mu, &a.grad_prior_scale})
       g->nontemporal = true;
   }
-  if (set.prior && !set.estimated) {
+  if (set.prior && !set.monte_carlo) {
     for (auto& s : sums) s.resize(static_cast<size_t>(kPriorBlocks * n));
     a.sum_prior_mu = sums[0].data();
     a.sum_prior_scale = sums[1].data();
     a.prior_mu_size = a.prior_scale_size = n;
   }
-  set.estimated ? cpu::estimated_kl_backward({a, set.stopped}) : cpu::sample_kl_backward(a);
+  set.monte_carlo ? cpu::sample_monte_carlo_kl_backward({a, set.stopped})
+                  : cpu::sample_kl_backward(a);
 
   std::vector<T> all = z;
   // A block's tiles are the compute type's; the sums over the blocks are not.
@@ -206,7 +207,7 @@ std::vector<T> run_nll(const Shape& shape, int form, Reduce reduce, bool masked,
   a.target = dense(x, shape.rows, shape.cols);
   if (masked) a.weight = dense(weight, shape.rows, shape.cols);
   const int64_t state[2] = {5, 3};
-  a.stream.state = masked ? state : nullptr;
+  a.state.words = masked ? state : nullptr;
   a.target_rows = shape.rows;
   a.reduce = reduce;
   a.factor = 0.25;
@@ -243,8 +244,8 @@ void test_posteriors(const Shape& shape) {
       set.masked = turn % 3 == 2;
       set.per_sample = turn % 4 == 3;
       ++turn;
-      for (bool estimated : {false, true}) {
-        set.estimated = estimated;
+      for (bool monte_carlo : {false, true}) {
+        set.monte_carlo = monte_carlo;
         set.stopped = turn % 4 < 2;
         const auto narrow = run_sample_kl<float>(shape, set, 1);
         check(close(narrow, run_sample_kl<double>(shape, set, 1), 2e-4), "sample_kl", shape.rows,
@@ -311,18 +312,18 @@ void test_scale_of_nothing() {
 }
 
 void test_noise() {
-  // A value belongs to its place: a piece of the stream equals that piece of the whole.
+  // A value belongs to its place: a piece of the noise equals that piece of the whole.
   const int64_t state[2] = {123456789, 0};
   std::vector<float> whole(5000), piece(777);
   NoiseArgs a;
   a.shape = {1, 5000, 1};
-  a.stream.state = state;
+  a.state.words = state;
   a.threads = 2;
   a.out = out(whole);
   cpu::noise(a);
   for (int64_t offset : {0, 1, 2, 3, 4, 1023}) {
     a.shape = {1, 777, 1};
-    a.stream.offset = offset;
+    a.state.offset = offset;
     a.out = out(piece);
     cpu::noise(a);
     check(std::memcmp(piece.data(), whole.data() + offset, piece.size() * sizeof(float)) == 0,

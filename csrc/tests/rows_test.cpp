@@ -130,7 +130,7 @@ std::vector<T> run(const Case& set, int threads, bool in_place) {
   a.grad.data = in_place ? params.data() : grad.data();
   a.grad.dtype = dtype;
   if (set.form == RowForm::kLogisticMixture) {
-    cpu::mixture_nll(a);
+    cpu::logistic_mixture_nll(a);
   } else {
     cpu::softmax_nll(a);
   }

@@ -31,12 +31,13 @@ def emulated(core: types.ModuleType) -> types.ModuleType:
         setattr(module, name, getattr(core, name))
     module.available_capabilities = lambda: ["default"]
 
-    def run(name, args, reduce=0, scalar_grad=False, target_rows=0, size=0):
-        if reduce > 1 or scalar_grad:
-            size = core.workspace(args[0], reduce, scalar_grad, target_rows)
-        workspace = torch.full((size + GUARD,), 0xFF, dtype=torch.uint8)
-        getattr(core, name)(*args[:-1], (0, 0, workspace.data_ptr(), size))
-        assert (workspace[size:] == 0xFF).all(), "written past the workspace"
+    def run(name, args, size):
+        """A kernel, whose last argument says where it runs; `size`: of its workspace, of the
+        others."""
+        bytes_there = size(*args[:-1])
+        workspace = torch.full((bytes_there + GUARD,), 0xFF, dtype=torch.uint8)
+        getattr(core, name)(*args[:-1], (0, 0, workspace.data_ptr(), bytes_there))
+        assert (workspace[bytes_there:] == 0xFF).all(), "written past the workspace"
 
     def on_gpu(prepared, size):
         """A prepared call, whose first argument says where it runs; `size` of its workspace, of the
@@ -69,31 +70,13 @@ def emulated(core: types.ModuleType) -> types.ModuleType:
         forward, scale = core.prepare_nll(*args)
         return on_gpu(forward, size), on_gpu(scale, lambda *_: 0)
 
-    def with_own_size(name, size):
-        return lambda *args: run(name, args, size=size(*args[:-1]))
-
+    for name in core.kernels():
+        if hasattr(core, name):
+            size = getattr(core, f"{name}_workspace", lambda *_: 0)
+            setattr(module, name, lambda *args, name=name, size=size: run(name, args, size))
+    # Those that are prepared.
     module.prepare_nll = prepare_nll
-    module.row_nll = with_own_size("row_nll", core.row_workspace)
-    for name in (
-        *("mmd", "mixture_log_prob", "mixture_log_prob_backward"),
-        *("tc_terms", "tc_terms_backward"),
-    ):
-        setattr(module, name, with_own_size(name, getattr(core, f"{name}_workspace")))
     module.prepare_sample_kl = prepare_sample_kl
-
-    def per_sample(name):
-        def call(*args):
-            rows, cols, segments = args[0]
-            samples = args[3][5]
-            size = core.workspace((samples * rows, cols, segments), 2, False, 0)
-            run(name, args, size=size)
-
-        return call
-
-    for name in ("log_ratio", "estimated_kl"):
-        setattr(module, name, per_sample(name))
-    for name in (*("noise", "scale", "log_ratio_backward", "estimated_kl_backward"),):
-        setattr(module, name, lambda *args, name=name: run(name, args))
     return module
 
 

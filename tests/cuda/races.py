@@ -95,12 +95,12 @@ def calls() -> Iterator[tuple[str, Call, list[Tensor]]]:
         leaves((2, mixture.size, 5, 3)),
     )
     yield (
-        "log_ratio",
+        "monte_carlo_kl",
         lambda z, m, s, a, b: vf.monte_carlo_kl(z, m, s, prior=(a, b)),
         leaves((5, 3, 50), (3, 50), (3, 50), (50,), (50,)),
     )
     yield (
-        "estimated_kl",
+        "sample_monte_carlo_kl",
         lambda m, s: vf.sample_kl(m, s, seed=1, num_samples=5, estimator="monte_carlo"),
         leaves((3, 1100), (3, 1100)),
     )

@@ -249,8 +249,8 @@ def test_the_networks_of_piwae_are_trained_apart_by_the_coupled_trainer():
     made.decoder.zero_grad()
     output.decoder_loss.backward(retain_graph=True)
     for part, loss in ((made.encoder, of_encoder), (made.decoder, of_decoder)):
-        twin = exact.encoder if part is made.encoder else exact.decoder
-        want = torch.autograd.grad(loss, list(twin.parameters()), retain_graph=True)
+        own = exact.encoder if part is made.encoder else exact.decoder
+        want = torch.autograd.grad(loss, list(own.parameters()), retain_graph=True)
         for p, slope in zip(part.parameters(), want, strict=True):
             torch.testing.assert_close(p.grad.double(), slope, rtol=1e-4, atol=1e-5)
 

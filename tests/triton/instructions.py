@@ -16,7 +16,9 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "triton")]
 import aot  # noqa: E402
 import sass  # noqa: E402
 import torch  # noqa: E402
-from catalogue import BF16, F32, _nll, _posterior  # noqa: E402
+from calls.nll import likelihood  # noqa: E402
+from calls.sample_kl import posterior  # noqa: E402
+from triton_call import BF16, F32  # noqa: E402
 
 from vaefast.backends.triton.likelihoods import HEAVY  # noqa: E402
 
@@ -42,10 +44,10 @@ class Case(NamedTuple):
 
     def run(self, dtype: torch.dtype):
         if self.form:
-            return _nll(self.form, (self.moved - 1) // 2, dtype=dtype)
+            return likelihood(self.form, (self.moved - 1) // 2, dtype=dtype)
         backward = self.direction == "backward"
         samples = -1 if self.operator == "gaussian_kl" else 0
-        return _posterior(dtype=dtype, samples=samples, backward=backward)
+        return posterior(dtype=dtype, samples=samples, backward=backward)
 
     @property
     def elements(self) -> int:

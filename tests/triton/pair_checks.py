@@ -7,10 +7,10 @@ borders of a tile, and of what varies together each pair of values is there once
 
 import interpreted
 import pytest
-import test_estimated_kl as estimate
 import test_log_weights as weights
 import test_mixture_log_prob as mixture
 import test_mmd as discrepancy
+import test_sample_monte_carlo_kl as estimate
 import test_tc_terms as total_correlation
 import torch
 from conftest import Target
@@ -215,35 +215,35 @@ def test_mmd_of_distant_points(kernel):
     ],
     ids=str,
 )
-def test_log_ratio(shape, prior):
+def test_monte_carlo_kl(shape, prior):
     weights.test_against_distributions("triton", shape, prior)
 
 
 @pytest.fixture(params=[False, True], ids=["narrow", "wide"])
 def few_programs(monkeypatch, request):
     """A program takes several samples, which else is so from 512 on; in places of 32 or 64 bits."""
-    from vaefast.backends.triton import _grid, log_ratio
+    from vaefast.backends.triton import _grid, monte_carlo_kl
 
-    monkeypatch.setattr(log_ratio, "_PROGRAMS", 2)
+    monkeypatch.setattr(monte_carlo_kl, "_PROGRAMS", 2)
     if request.param:
         monkeypatch.setattr(_grid, "_wide", lambda *_: True)
 
 
-def test_log_ratio_of_many_samples(few_programs):
+def test_monte_carlo_kl_of_many_samples(few_programs):
     weights.test_against_distributions("triton", (7, 5, 7), "full")
 
 
 @pytest.mark.parametrize("wanted", weights.NAMES)
-def test_only_the_wanted_gradient_of_log_ratio(wanted):
+def test_only_the_wanted_gradient_of_monte_carlo_kl(wanted):
     weights.check_only_the_wanted_gradient(wanted)
 
 
-def test_log_ratio_without_a_prior():
-    weights.test_minus_log_q_alone("triton")
+def test_monte_carlo_kl_without_a_prior():
+    weights.test_log_q_alone("triton")
 
 
 @pytest.mark.parametrize(("dtype", "prior"), [(F32, ""), (F32, "shared"), (F16, "shared")])
-def test_log_ratio_narrow(dtype, prior):
+def test_monte_carlo_kl_narrow(dtype, prior):
     weights.test_narrow_dtypes("triton", dtype, prior)
 
 
@@ -253,7 +253,7 @@ CLAMPS = [None, (0.4, 1.5), ("soft", 0.2, 3.0)]
 
 @pytest.mark.parametrize("param", PARAMS)
 @pytest.mark.parametrize("clamp", CLAMPS)
-def test_log_ratio_scale_parameters(param, clamp):
+def test_monte_carlo_kl_scale_parameters(param, clamp):
     weights.test_scale_parameters("triton", param, clamp)
 
 
@@ -275,34 +275,34 @@ def test_log_ratio_scale_parameters(param, clamp):
     ],
     ids=str,
 )
-def test_estimated_kl(backend, samples, shape, prior, stop_posterior):
+def test_sample_monte_carlo_kl(backend, samples, shape, prior, stop_posterior):
     estimate.test_against_distributions(backend, samples, shape, prior, stop_posterior)
 
 
-def test_estimated_kl_of_many_samples(few_programs, backend):
+def test_sample_monte_carlo_kl_of_many_samples(few_programs, backend):
     estimate.test_against_distributions(backend, 7, (5, 7), "full", False)
 
 
 @pytest.mark.parametrize(("dtype", "prior"), [(F32, ""), (F32, "shared"), (F16, "shared")])
-def test_estimated_kl_narrow(backend, dtype, prior):
+def test_sample_monte_carlo_kl_narrow(backend, dtype, prior):
     estimate.test_narrow_dtypes(backend, dtype, prior)
 
 
-# The kernels read the parameters as log_ratio's do.
+# The kernels read the parameters as monte_carlo_kl's do.
 @pytest.mark.parametrize(("param", "clamp"), list(zip(PARAMS, (CLAMPS * 2)[:5], strict=True)))
-def test_estimated_kl_scale_parameters(backend, param, clamp):
+def test_sample_monte_carlo_kl_scale_parameters(backend, param, clamp):
     estimate.test_scale_parameters(backend, param, clamp)
 
 
 @pytest.mark.parametrize(
     ("samples", "shape"), [(0, (6, 50)), (3, (6, 50)), (0, (4, 2, 7)), (3, (9,))], ids=str
 )
-def test_estimated_kl_noise(backend, samples, shape):
+def test_sample_monte_carlo_kl_noise(backend, samples, shape):
     estimate.test_noise_is_that_of_rsample(backend, samples, shape)
 
 
 @pytest.mark.parametrize("output", [0, 1])
-def test_one_output_of_estimated_kl(backend, output):
+def test_one_output_of_sample_monte_carlo_kl(backend, output):
     estimate.test_one_output_alone(backend, output)
 
 
@@ -316,7 +316,7 @@ def test_one_output_of_estimated_kl(backend, output):
     ],
     ids=lambda test: test.__name__,
 )
-def test_estimated_kl_as_every_backend(backend, test):
+def test_sample_monte_carlo_kl_as_every_backend(backend, test):
     test(backend)
 
 
@@ -325,5 +325,5 @@ if INTERPRETED:
     def test_every_branch_was_taken():
         """By the checks above, where all of them ran."""
         files = ("_pairs.py", "mixture_log_prob.py", "tc_terms.py", "mmd.py")
-        files += ("log_ratio.py", "estimated_kl.py", "_posterior.py")
+        files += ("monte_carlo_kl.py", "sample_monte_carlo_kl.py", "_posterior.py")
         assert interpreted.missed(files) == []

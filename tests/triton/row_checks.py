@@ -154,7 +154,7 @@ def test_linear_nll(backend, number, name, heads, sparse):
 @pytest.mark.parametrize("shape", [(7, 300), (3, 2500)], ids=str)
 @pytest.mark.parametrize("sparse", [False, True])
 def test_the_gradient_lies_where_the_logits_did(device, shape, sparse):  # noqa: F811
-    from vaefast.backends._options import RowNll
+    from vaefast.backends._options import RowNllOptions
     from vaefast.backends.triton.row_nll import row_nll
 
     logits = torch.randn(*shape, 1, device=device)
@@ -162,7 +162,7 @@ def test_the_gradient_lies_where_the_logits_did(device, shape, sparse):  # noqa:
     csr = x.to_sparse_csr()
     parts = (csr.crow_indices(), csr.col_indices(), csr.values())
     target = parts if sparse else (x.unsqueeze(2),)
-    options = RowNll("multinomial", (1.0,), 1, "sample", 1.0, 0.5)
+    options = RowNllOptions("multinomial", (1.0,), 1, "sample", 1.0, 0.5)
     want = row_nll(logits, target, None, None, options, True)
     got = row_nll(logits, target, None, None, options, True, logits)
     assert got[1] is logits
@@ -191,5 +191,5 @@ if INTERPRETED:
 
     def test_every_branch_was_taken():
         """By the checks above, where all of them ran."""
-        files = ("_softmax_rows.py", "_counts_rows.py", "_mixture_rows.py")
+        files = ("_softmax_rows.py", "_counts_rows.py", "_logistic_mixture_rows.py")
         assert interpreted.missed(files) == []

@@ -44,7 +44,7 @@ class Posterior(NamedTuple):
         return {"elem": whole, "sample": whole[:1], "dim": whole[1:]}.get(self.reduce, ())
 
 
-class Nll(NamedTuple):
+class NllOptions(NamedTuple):
     """Settings of `nll`.
 
     `form` and `numbers` are the likelihood's; `scalar` is the index of a parameter that is one
@@ -83,7 +83,7 @@ class Weighing(NamedTuple):
     stratum: float
 
 
-class Mmd(NamedTuple):
+class MmdOptions(NamedTuple):
     """Settings of `mmd`: the sum over `scales` of exp(-d^2 / scale) or scale / (scale + d^2)."""
 
     rbf: bool
@@ -98,7 +98,7 @@ class Mmd(NamedTuple):
         return 1 / n**2, 1 / m**2, -2 / (n * m), len(self.scales) * (1 / n + 1 / m)
 
 
-class RowNll(NamedTuple):
+class RowNllOptions(NamedTuple):
     """Settings of `row_nll`, the likelihoods with a class dimension.
 
     `form`: "categorical", "multinomial" or "logistic_mixture", and its numbers. `segments` rows
@@ -119,7 +119,7 @@ class RowNll(NamedTuple):
         return {"elem": (rows, inner), "sample": (rows // self.segments,)}.get(self.reduce, ())
 
 
-class LinearNll(NamedTuple):
+class LinearNllOptions(NamedTuple):
     """Settings of `linear_nll`.
 
     `form`, `numbers`, `scalar` and `uint8_scale` are the likelihood's, `by_row` whether it is one

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._args import stored_dtype
 from . import load
-from ._options import LinearNll, Nll, RowNll
+from ._options import LinearNllOptions, NllOptions, RowNllOptions
 from .reference import linear_nll as reference
 
 Maybe = Sequence[Tensor | None]
@@ -31,7 +31,7 @@ def linear_nll(
     target: Sequence[Tensor],
     mask: Tensor | None,
     weight: Tensor | None,
-    options: LinearNll,
+    options: LinearNllOptions,
     need: Sequence[bool],
     backend: str,
 ) -> list[Tensor]:
@@ -85,7 +85,7 @@ class _Sums:
         weights: Maybe,
         biases: Maybe,
         scalar: Tensor | None,
-        options: LinearNll,
+        options: LinearNllOptions,
         need: Sequence[bool],
         native: bool,
     ) -> None:
@@ -154,7 +154,7 @@ class _Chunk:
         self,
         weights: Maybe,
         biases: Maybe,
-        options: LinearNll,
+        options: LinearNllOptions,
         device: torch.device,
         grads: bool,
         native: bool,
@@ -227,7 +227,7 @@ def _evaluate(
     params: Sequence[Tensor],
     scalar: Tensor | None,
     part: _Part,
-    options: LinearNll,
+    options: LinearNllOptions,
     need: Sequence[bool],
     into_scalar: Tensor | None,
     into: Maybe,
@@ -241,7 +241,7 @@ def _evaluate(
     places = [None if t is None else t[:count] for t in into]
     in_place = backend == "native" and params[0].is_cpu
     if options.by_row:
-        by_row = RowNll(options.form, options.numbers, 1, "sample", 1.0, options.grad_factor)
+        by_row = RowNllOptions(options.form, options.numbers, 1, "sample", 1.0, options.grad_factor)
         place = None if places[0] is None else places[0].unsqueeze(2)
         kernel = load(backend, "row_nll").row_nll
         logits = params[0].unsqueeze(2)
@@ -268,17 +268,17 @@ def _evaluate(
     return loss, every, None if of_scalar is None else of_scalar.sum()
 
 
-def _row_options(options: LinearNll, grad_factor: float) -> Nll:
+def _row_options(options: LinearNllOptions, grad_factor: float) -> NllOptions:
     """An elementwise likelihood's settings for one loss per row."""
     form, numbers, _, scalar, uint8_scale, *_ = options
-    return Nll(form, numbers, scalar, 1, uint8_scale, 0, "sample", 1.0, grad_factor)
+    return NllOptions(form, numbers, scalar, 1, uint8_scale, 0, "sample", 1.0, grad_factor)
 
 
 def _differentiated(
     params: Sequence[Tensor],
     scalar: Tensor | None,
     part: _Part,
-    options: LinearNll,
+    options: LinearNllOptions,
     need: Sequence[bool],
     need_scalar: bool,
 ) -> tuple[Tensor, Maybe, Tensor | None]:

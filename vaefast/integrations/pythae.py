@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .._args import count
-from ..backends._options import Nll
+from ..backends._options import NllOptions
 from ..likelihoods import Bernoulli, Gaussian, Likelihood
 from ..ops import _nll
 from ..ops.gaussian_kl import gaussian_kl
@@ -412,7 +412,7 @@ def _terms(
     data = _rows(x, x)[1].unsqueeze(1).expand(batch, samples, width)
     form = _likelihood(model).form_for((recon_x,), data)
     # Two leading dimensions, of which the second is one that x does not have.
-    options = Nll(form.name, form.numbers, -1, 2, 1.0, 0, "sample", 1.0, 1.0)
+    options = NllOptions(form.name, form.numbers, -1, 2, 1.0, 0, "sample", 1.0, 1.0)
     recon_loss: Tensor = _nll.run(form.params, data, None, None, None, options)
     kld = monte_carlo_kl(*(t.reshape(batch * samples, -1) for t in (z, mu, log_var)))
     return recon_loss.t(), kld.view(batch, samples).t()

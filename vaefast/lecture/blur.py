@@ -31,7 +31,7 @@ def run(context: Context) -> Claim:
     for kind in _KINDS:
         for repeat in range(context.repeats):
             model = context.model(kind, repeat)
-            seed = context.stream("blur", repeat)
+            seed = context.seed_of("blur", repeat)
             generator = torch.Generator().manual_seed(seed)
             z = torch.randn(_SAMPLES, LATENT, generator=generator)
             mean, draw = model.mean(z).clamp(0, 1), model.draw(z, seed)

@@ -22,7 +22,7 @@ def run(context: Context) -> Claim:
     model, x = context.model("vae"), context.digits.test.x
     most = context.samples
     ladder = [k for k in (1, 5, 50, 500, 5000) if k <= most]
-    seed = context.stream("bounds")
+    seed = context.seed_of("bounds")
     kept: list[Tensor] = []
 
     def weigh(data: Tensor, count: int) -> Tensor:

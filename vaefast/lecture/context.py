@@ -87,7 +87,7 @@ class Context:
         """The model of that kind (a key of `KINDS`), trained when it is first asked for."""
         key = (kind, repeat)
         if key not in self._models:
-            data, seed = self.digits, self.stream(kind, repeat)
+            data, seed = self.digits, self.seed_of(kind, repeat)
 
             def train(model: Autoencoder) -> None:
                 self.say(f"training: {KINDS[kind].name}, {repeat + 1} of {self.repeats}")
@@ -124,6 +124,6 @@ class Context:
                 torch.save(model.state_dict(), part)
         return model
 
-    def stream(self, name: str, repeat: int = 0) -> int:
+    def seed_of(self, name: str, repeat: int = 0) -> int:
         """A seed of its own for each purpose, which follows from the one seed."""
         return zlib.crc32(f"{name} {repeat} {self.seed}".encode()) % 2**31

@@ -37,14 +37,14 @@ def run(context: Context) -> Claim:
     for draw in range(draws):
         repeat = draw % context.repeats
         for count in counts:
-            rows = _subset(train.labels, count, context.stream("labels", draw))
+            rows = _subset(train.labels, count, context.seed_of("labels", draw))
             for kind in ("vae", "autoencoder"):
                 left, right = features[kind, repeat]
                 score = _logistic(left, right, rows, train.labels, test.labels)
                 found[kind][count].append(score)
             score = _logistic(train.x, test.x, rows, train.labels, test.labels)
             found["pixels"][count].append(score)
-            seed = context.stream("scratch", draw)
+            seed = context.seed_of("scratch", draw)
             found["scratch"][count].append(_scratch(train, test, rows, seed))
     against = {
         other: {c: difference(found["vae"][c], found[other][c]) for c in counts}

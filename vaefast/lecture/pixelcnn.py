@@ -99,7 +99,7 @@ def run(context: Context) -> Claim:
     pairs: list[tuple[Tensor, Tensor]] = []
     models: list[tuple[PixelCNN, Autoencoder]] = []
     for repeat in range(min(context.repeats, 2)):
-        seed = context.stream("pixelcnn", repeat)
+        seed = context.seed_of("pixelcnn", repeat)
         pixelcnn, vae = _train(context, seed, repeat), context.model("vae", repeat)
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
@@ -113,7 +113,7 @@ def run(context: Context) -> Claim:
     # Digit by digit, over the trainings' means: what is left is the spread of the digits.
     bound, exact = (torch.stack(values).mean(0) for values in zip(*pairs, strict=True))
     gap = difference(bound.tolist(), exact.tolist())
-    shown, seconds = _sample(*models[0], context.stream("pixelcnn"))
+    shown, seconds = _sample(*models[0], context.seed_of("pixelcnn"))
     shown["data"] = test[:_SAMPLES]
     times = seconds["pixelcnn"] / seconds["vae"]
     parameters = [sum(p.numel() for p in model.parameters()) for model in models[0]]

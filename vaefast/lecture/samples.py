@@ -27,7 +27,7 @@ def run(context: Context) -> Claim:
     spreads: list[float] = []
     for repeat in range(context.repeats):
         vae, plain = (context.model(kind, repeat) for kind in ("vae", "autoencoder"))
-        generator = torch.Generator().manual_seed(context.stream("samples", repeat))
+        generator = torch.Generator().manual_seed(context.seed_of("samples", repeat))
         z = torch.randn(count, LATENT, generator=generator)
         codes = plain.code(train)
         spreads.append(float(codes.std(0).mean()))

@@ -30,7 +30,7 @@ def run(context: Context) -> Claim:
     for kind in _KINDS:
         for repeat in range(context.repeats):
             model = context.model(kind, repeat)
-            used, values = _measure(context, model, context.stream(f"walks-{kind}", repeat))
+            used, values = _measure(context, model, context.seed_of(f"walks-{kind}", repeat))
             for name, value in values.items():
                 found[kind][name].append(value)
             if repeat == 0:

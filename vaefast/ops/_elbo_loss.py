@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._torch import apply_of
-from . import _nll
+from . import _nll_backward
 from ._autograd import kept
 from ._plans import recording
 
@@ -29,7 +29,7 @@ def _of(nll: Tensor, kl: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
     return torch.add(nll, mean, alpha=beta), nll, mean
 
 
-class _ELBO(torch.autograd.Function):
+class _ElboLossFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, plan: Any, beta: float, target: Tensor, kl: Tensor, *params: Tensor
@@ -60,14 +60,14 @@ class _ELBO(torch.autograd.Function):
             return (None, None, None, grad_kl, *(None,) * (len(need) - 4))
         if ctx.dtypes[0] != upstream.dtype:
             upstream = upstream.to(ctx.dtypes[0])
-        taken = _nll.as_made(ctx, ctx.plan, upstream)
+        taken = _nll_backward.as_made(ctx, ctx.plan, upstream)
         if taken is not None:
             return None, None, None, grad_kl, *taken
         (target, *params), made, overwrite = kept(ctx, len(need) - 3)
-        found = _nll.gradients(
+        found = _nll_backward.gradients(
             ctx.plan, params, target, (), need[4:], False, upstream, made, overwrite
         )
         return (None, None, None, grad_kl, *found[1:])
 
 
-_apply = apply_of(_ELBO)
+_apply = apply_of(_ElboLossFunction)

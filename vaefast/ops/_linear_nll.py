@@ -16,7 +16,7 @@ from .. import backends
 from .._args import grad_needed
 from .._explain import served
 from ..backends import linear_nll as chunked
-from ..backends._options import LinearNll
+from ..backends._options import LinearNllOptions
 from ..backends.linear_nll import Maybe
 from ..backends.reference import linear_nll as reference
 from ._autograd import (
@@ -39,7 +39,7 @@ def run(
     target: Sequence[Tensor],
     mask: Tensor | None,
     weight: Tensor | None,
-    options: LinearNll,
+    options: LinearNllOptions,
     factor: float | None,
 ) -> Tensor:
     """The loss of each row, or `factor` times their sum."""
@@ -57,14 +57,14 @@ def run(
     if grad_needed(*leaves):
         parts = len(target)
         how = (numbers, options, factor is not None, backend, parts)
-        loss: Tensor = _LinearNLL.apply(*distinct(mask, weight, *how, *target, *leaves))
+        loss: Tensor = _LinearNllFunction.apply(*distinct(mask, weight, *how, *target, *leaves))
         return loss
     need = [False] * len(leaves)
     rows = _call(leaves, target, mask, weight, numbers, options, need, backend)[0]
     return rows if factor is None else _total(rows, numbers, options)
 
 
-def _total(rows: Tensor, numbers: Tensor | None, options: LinearNll) -> Tensor:
+def _total(rows: Tensor, numbers: Tensor | None, options: LinearNllOptions) -> Tensor:
     """The sum of rows that may cancel, or be many, times the gradients' factor: the last of the
     settings' numbers."""
     factor = options.grad_factor if numbers is None else numbers[-1]
@@ -73,14 +73,14 @@ def _total(rows: Tensor, numbers: Tensor | None, options: LinearNll) -> Tensor:
     return (rows.sum(dtype=torch.float64) * factor).to(rows.dtype)
 
 
-class _LinearNLL(torch.autograd.Function):
+class _LinearNllFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         mask: Tensor | None,
         weight: Tensor | None,
         numbers: Tensor | None,
-        options: LinearNll,
+        options: LinearNllOptions,
         summed: bool,
         backend: str,
         parts: int,
@@ -140,7 +140,7 @@ def _repeated(
     mask: Tensor | None,
     weight: Tensor,
     numbers: Tensor | None,
-    options: LinearNll,
+    options: LinearNllOptions,
     need: Sequence[bool],
     backend: str,
 ) -> list[Tensor]:
@@ -175,7 +175,7 @@ def _call(
     mask: Tensor | None,
     weight: Tensor | None,
     numbers: Tensor | None,
-    options: LinearNll,
+    options: LinearNllOptions,
     need: Sequence[bool],
     backend: str,
 ) -> list[Tensor]:
@@ -197,7 +197,7 @@ def _fake(
     target: Sequence[Tensor],
     mask: Tensor | None,
     weight: Tensor | None,
-    options: LinearNll,
+    options: LinearNllOptions,
     need: Sequence[bool],
 ) -> list[Tensor]:
     wide = torch.promote_types(options.dtype, torch.float32)
@@ -216,7 +216,7 @@ _operator = Operator(
     "linear_nll",
     "Tensor h, Tensor?[] weights, Tensor?[] biases, Tensor? learned, Tensor[] target, "
     "Tensor? mask, Tensor? weight",
-    LinearNll,
+    LinearNllOptions,
     "Tensor[]",
     _fake,
     also="bool[] need",

@@ -36,7 +36,7 @@ def run(
     if plan.planned:
         return run_found(plan, *tensors)
     if grad_needed(*tensors):
-        values: Tensor = _Mixture.apply(*distinct(plan, *tensors))
+        values: Tensor = _MixtureLogProbFunction.apply(*distinct(plan, *tensors))
     else:
         values = plan.run(_forward, tensors)[0]
     return values
@@ -54,7 +54,7 @@ def run_found(
     return values
 
 
-class _Mixture(torch.autograd.Function):
+class _MixtureLogProbFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: Any, *tensors: Any) -> Tensor:
         values: Tensor
@@ -78,7 +78,7 @@ class _Mixture(torch.autograd.Function):
         return (None, *[grad if n else None for grad, n in zip(made, need, strict=True)])
 
 
-_apply = apply_of(_Mixture)
+_apply = apply_of(_MixtureLogProbFunction)
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import backends
 from .._args import grad_needed
 from .._torch import apply_of
-from ..backends._options import Mmd
+from ..backends._options import MmdOptions
 from ..backends.reference import mmd as reference
 from . import _plans
 from ._autograd import (
@@ -29,7 +29,7 @@ from ._autograd import (
 from ._register import Operator
 
 
-def run(x: Tensor, y: Tensor, options: Mmd, key: Hashable | None = None) -> Tensor:
+def run(x: Tensor, y: Tensor, options: MmdOptions, key: Hashable | None = None) -> Tensor:
     """The squared discrepancy of x `[N, D]` and y `[M, D]`, both of one dtype. `key`: what the
     call's plan may be kept under."""
     backend = backends.select(x.device, "mmd", dtype=x.dtype)
@@ -39,7 +39,7 @@ def run(x: Tensor, y: Tensor, options: Mmd, key: Hashable | None = None) -> Tens
     if plan.planned:
         return run_found(plan, x, y)
     if grad_needed(x, y):
-        value: Tensor = _MMD.apply(*distinct(plan, x, y, numbers))
+        value: Tensor = _MmdFunction.apply(*distinct(plan, x, y, numbers))
     else:
         value = _made(plan, x, y, numbers, [False, False])[0]
     return value
@@ -63,7 +63,7 @@ def _made(
     return found
 
 
-class _MMD(torch.autograd.Function):
+class _MmdFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: Any, x: Tensor, y: Tensor, numbers: Tensor | None) -> Tensor:
         ctx.need = list(ctx.needs_input_grad[1:3])
@@ -86,12 +86,12 @@ class _MMD(torch.autograd.Function):
         return (None, *grads, None)
 
 
-_apply = apply_of(_MMD)
+_apply = apply_of(_MmdFunction)
 
 
-def _fake(x: Tensor, y: Tensor, options: Mmd, need: list[bool]) -> list[Tensor]:
+def _fake(x: Tensor, y: Tensor, options: MmdOptions, need: list[bool]) -> list[Tensor]:
     grads = [t.new_empty(t.shape) for t, n in zip((x, y), need, strict=True) if n]
     return [x.new_empty(()), *grads]
 
 
-_operator = Operator("mmd", "Tensor x, Tensor y", Mmd, "Tensor[]", _fake, also="bool[] need")
+_operator = Operator("mmd", "Tensor x, Tensor y", MmdOptions, "Tensor[]", _fake, also="bool[] need")

@@ -17,7 +17,7 @@ from .. import backends
 from .._args import compute_dtype, grad_needed, stored_dtype
 from .._explain import declined, served
 from .._torch import apply_of
-from ..backends._options import RowNll
+from ..backends._options import RowNllOptions
 from ..backends.reference import row_nll as reference
 from ..likelihoods import Likelihood, Params
 from . import _plans
@@ -81,7 +81,7 @@ def run(
     target: Sequence[Tensor],
     mask: Tensor | None,
     weight: Tensor | None,
-    options: RowNll,
+    options: RowNllOptions,
     key: Hashable | None = None,
     given: Sequence[Tensor | None] = (),
     loss: Sequence[int] = (),
@@ -114,7 +114,9 @@ def run(
     options, numbers = settled(options)
     if grad_needed(params):
         unplanned = Unplanned(options, backend)
-        result = _RowNLL.apply(*distinct(unplanned, None, params, mask, weight, numbers, *target))
+        result = _RowNllFunction.apply(
+            *distinct(unplanned, None, params, mask, weight, numbers, *target)
+        )
         return result
     return _call(params, target, mask, weight, numbers, options, False, backend)[0]
 
@@ -139,7 +141,7 @@ def _are_views(given: Sequence[Tensor | None], taken: Sequence[Tensor | None]) -
 class Unplanned(NamedTuple):
     """A call that has no plan: by a backend that makes none, or by torch's dispatcher."""
 
-    options: RowNll
+    options: RowNllOptions
     backend: str
     casts: bool = True
 
@@ -157,7 +159,7 @@ class Unplanned(NamedTuple):
         return made[0], made[1] if need else None
 
 
-class _RowNLL(torch.autograd.Function):
+class _RowNllFunction(torch.autograd.Function):
     """`found`: the plan was found, and the tensors are the user's; None: they are the kernel's."""
 
     @staticmethod
@@ -217,7 +219,7 @@ class _RowNLL(torch.autograd.Function):
         return (None, None, grad, None, None, None, *[None] * ctx.targets)
 
 
-_apply = apply_of(_RowNLL)
+_apply = apply_of(_RowNllFunction)
 
 
 def _weighed(
@@ -226,7 +228,7 @@ def _weighed(
     mask: Tensor | None,
     weight: Tensor | None,
     numbers: Tensor | None,
-    options: RowNll,
+    options: RowNllOptions,
     upstream: Tensor,
     backend: str,
 ) -> Tensor:
@@ -252,7 +254,7 @@ def _call(
     mask: Tensor | None,
     weight: Tensor | None,
     numbers: Tensor | None,
-    options: RowNll,
+    options: RowNllOptions,
     need: bool,
     backend: str,
 ) -> list[Tensor]:
@@ -267,7 +269,7 @@ def _fake(
     target: Sequence[Tensor],
     mask: Tensor | None,
     weight: Tensor | None,
-    options: RowNll,
+    options: RowNllOptions,
     need: bool,
 ) -> list[Tensor]:
     loss = params.new_empty(options.loss_shape(params.shape), dtype=compute_dtype(params))
@@ -279,7 +281,7 @@ def _fake(
 _operator = Operator(
     "row_nll",
     "Tensor params, Tensor[] target, Tensor? mask, Tensor? weight",
-    RowNll,
+    RowNllOptions,
     "Tensor[]",
     _fake,
     also="bool need",

@@ -35,7 +35,7 @@ def run(
     if plan.planned:
         return run_found(plan, *tensors)
     if grad_needed(*tensors):
-        terms: Tensor = _TCTerms.apply(*distinct(plan, *tensors, numbers))
+        terms: Tensor = _TcTermsFunction.apply(*distinct(plan, *tensors, numbers))
     else:
         terms = plan.run(_forward, tensors, numbers)[0]
     return terms
@@ -50,7 +50,7 @@ def run_found(plan: _plans.Settings, z: Tensor, mu: Tensor, logvar: Tensor) -> T
     return terms
 
 
-class _TCTerms(torch.autograd.Function):
+class _TcTermsFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, plan: Any, z: Tensor, mu: Tensor, logvar: Tensor, numbers: Tensor | None
@@ -77,7 +77,7 @@ class _TCTerms(torch.autograd.Function):
         return (None, *[g if n else None for g, n in zip(made, need, strict=True)], None)
 
 
-_apply = apply_of(_TCTerms)
+_apply = apply_of(_TcTermsFunction)
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:

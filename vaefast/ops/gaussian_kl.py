@@ -13,6 +13,7 @@ from .._explain import declined
 from ..backends._options import Posterior
 from ..backends.reference._exact import clamp as closed_clamp
 from . import _sample_kl
+from ._sample_kl_operator import Others
 from .rsample import transform_of
 
 FreeBitsPer = Literal["dim", "sample", "total"]
@@ -75,16 +76,15 @@ def gaussian_kl(
     Source: Kingma & Welling 2014, appendix B; free bits: Kingma et al. 2016, appendix C.8; balance:
     Hafner et al. 2021, "Mastering Atari with Discrete World Models", algorithm 2.
     """
-    others: _sample_kl.Others = ()
+    others: Others = ()
     if not (prior_mu is prior_scale is mask is weight is None):
         others = (prior_mu, prior_scale, mask, weight, None)
     free = (free_bits == 0) is not True
-    if free:
-        free_bits = _args.number("free_bits", free_bits)
+    if free or balance is not None:
+        free_bits, balance = checked_extras(
+            free_bits, free_bits_per, reduction, balance, prior_mu, prior_scale
+        )
         free = free_bits > 0
-        before_free_bits(reduction, free_bits, free_bits_per)
-    if balance is not None:
-        balance = checked_balance(balance, prior_mu, prior_scale)
     settings = ("gaussian_kl", param, min_std, clamp, reduction, free, free_bits_per)
     others, key, plan = _sample_kl.find(mu, scale, others, settings)
     if plan is not None:
@@ -95,10 +95,8 @@ def gaussian_kl(
         return finished(found, mu, kept, reduction, free_bits, free_bits_per)
     wide_scale = check_prior(mu, scale, prior_mu, prior_scale)
     mask, weight = _args.mask_and_weight(mask, weight, mu.shape, mu)
-    _args.one_of("reduction", reduction, (*_args.REDUCTIONS, "dim"))
-    _args.one_of("free_bits_per", free_bits_per, ("dim", "sample", "total"))
+    first = checked_reduction(reduction, free_bits, free_bits_per)
     transform = transform_of(param, min_std, clamp)
-    first = before_free_bits(reduction, free_bits, free_bits_per)
     how, factor = kernel_reduction(first, mu.shape)
     options = Posterior(transform, -1, 1.0, 0, how, factor)
     if key is not None and wide_scale is not scale:
@@ -143,10 +141,31 @@ def check_prior(
     return scale
 
 
-def checked_balance(
+def checked_extras(
+    free_bits: float,
+    per: str,
+    reduction: Reduction,
+    balance: float | None,
+    prior_mu: Tensor | None,
+    prior_scale: Tensor | None,
+) -> tuple[float, float | None]:
+    """The free bits as a number, and the prior's share of the gradient as one in [0, 1], None for
+    none; checks both."""
+    free_bits = _args.number("free_bits", free_bits)
+    before_free_bits(reduction, free_bits, per)
+    return free_bits, _checked_balance(balance, prior_mu, prior_scale)
+
+
+def checked_reduction(reduction: Reduction, free_bits: float, per: FreeBitsPer) -> Reduction:
+    """As `before_free_bits`, of words that are checked first."""
+    _args.one_of("reduction", reduction, (*_args.REDUCTIONS, "dim"))
+    _args.one_of("free_bits_per", per, ("dim", "sample", "total"))
+    return before_free_bits(reduction, free_bits, per)
+
+
+def _checked_balance(
     balance: float | None, prior_mu: Tensor | None, prior_scale: Tensor | None
 ) -> float | None:
-    """The prior's share of the gradient as a number in [0, 1]; None for none."""
     if balance is None:
         return None
     if prior_mu is None and prior_scale is None:

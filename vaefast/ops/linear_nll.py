@@ -12,7 +12,7 @@ from .. import _args, likelihoods
 from .._args import Reduction
 from .._explain import declined, served
 from .._torch import has_autocast
-from ..backends._options import LinearNll
+from ..backends._options import LinearNllOptions
 from ..backends.reference.linear_nll import heads
 from ..likelihoods import REAL, Likelihood, RowLikelihood
 from . import _linear_nll
@@ -145,7 +145,7 @@ def linear_nll(
         # Of a row that is left out whole, nothing may enter the weights' gradients.
         kept = by_row.any(1, keepdim=True).repeat(len(flat) // len(by_row), 1)
         flat = torch.where(kept, flat, 0.0)
-    options = LinearNll(
+    options = LinearNllOptions(
         form,
         numbers,
         isinstance(model, RowLikelihood),
@@ -186,7 +186,7 @@ def _check_heads(
     biases: Sequence[Tensor | None],
     mask: Tensor | None,
     model: Likelihood,
-    options: LinearNll,
+    options: LinearNllOptions,
 ) -> None:
     """Raises ValueError where a head without a link gives a parameter that it must not be."""
     every = zip(model.param_names, weights, biases, options.links, strict=False)

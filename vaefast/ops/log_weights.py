@@ -8,7 +8,7 @@ from .. import _args, random
 from .._args import Clamp, Param
 from .._explain import declined
 from ..likelihoods import Likelihood, Params
-from . import _log_ratio, _plans
+from . import _monte_carlo_kl, _plans
 from ._validate import check_scale
 from .gaussian_kl import check_prior
 from .nll import nll
@@ -81,7 +81,7 @@ def log_weights(
     key, plan = _plans.find((z, mu, scale, prior_mu, prior_scale), settings)
     if plan is None:
         scale = check_prior(mu, scale, prior_mu, prior_scale)
-        _log_ratio.check_samples(z, mu)
+        _monte_carlo_kl.check_samples(z, mu)
         transform = transform_of(param, min_std, clamp)
         if scale is not own and key is not None:
             declined("shape", f"{list(mu.shape)} and {list(own.shape)}")
@@ -119,9 +119,9 @@ def log_weights(
     if stop_posterior:
         mu, scale = mu.detach(), scale.detach()
     if plan is not None:
-        ratio = _log_ratio.run_found(plan, z, mu, scale, prior_mu, prior_scale)
+        kl = _monte_carlo_kl.run_found(plan, z, mu, scale, prior_mu, prior_scale)
     else:
-        ratio = _log_ratio.run(
+        kl = _monte_carlo_kl.run(
             z,
             mu,
             scale,
@@ -132,5 +132,5 @@ def log_weights(
             key=key,
         )
     if log_prior is not None:
-        ratio = ratio + log_prior
-    return ratio - reconstruction
+        kl = kl - log_prior
+    return -(kl + reconstruction)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _args
 from .._args import compute_dtype
-from ..backends._options import Mmd
+from ..backends._options import MmdOptions
 from . import _mmd, _plans
 
 Kernel = Literal["imq", "rbf"]
@@ -84,7 +84,7 @@ def mmd(
     if not dims:
         # All points are the same one.
         return (x.sum() + y.sum()).to(compute_dtype(x, y))
-    options = Mmd(kernel == "rbf", denominators(kernel, scales, dims), unbiased)
+    options = MmdOptions(kernel == "rbf", denominators(kernel, scales, dims), unbiased)
     dtype = compute_dtype(x, y)
     taken = _args.matrix(x, x.shape[0], dims, dtype), _args.matrix(y, y.shape[0], dims, dtype)
     return _mmd.run(*taken, options, _plans.if_taken(key, (x, y), taken))

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import _args
 from .._args import Clamp, Param
 from .._explain import declined
-from . import _log_ratio, _plans
+from . import _monte_carlo_kl, _plans
 from .rsample import transform_of
 
 Prior = tuple[Tensor, Tensor] | Callable[[Tensor], Tensor] | Tensor | None
@@ -81,13 +81,13 @@ def monte_carlo_kl(
         if stop_posterior:
             given = (z, mu.detach(), scale.detach(), *given[3:])
         lead = z.shape[: z.dim() - mu.dim() + 1]
-        return _finished(-_log_ratio.run_found(plan, *given), log_det, lead, reduction)
+        return _finished(_monte_carlo_kl.run_found(plan, *given), log_det, lead, reduction)
     own = scale
     scale = _args.posterior(mu, scale)
     if scale is not own and key is not None:
         declined("shape", f"{list(mu.shape)} and {list(own.shape)}")
         key = None
-    _log_ratio.check_samples(z, mu)
+    _monte_carlo_kl.check_samples(z, mu)
     _args.one_of("reduction", reduction, ("sample", "batchmean", "sum"))
     transform = transform_of(param, min_std, clamp)
     lead = z.shape[: z.dim() - mu.dim() + 1]
@@ -98,11 +98,11 @@ def monte_carlo_kl(
     prior_mu, prior_scale = prior if isinstance(prior, tuple) else (None, None)
     gaussian = prior is None or isinstance(prior, tuple)
     if gaussian and z_flow is None:
-        kl = -_log_ratio.run(
+        kl = _monte_carlo_kl.run(
             z, mu, scale, transform, prior_mu=prior_mu, prior_scale=prior_scale, key=key
         )
     else:
-        kl = -_log_ratio.run(z, mu, scale, transform, prior=False)
+        kl = _monte_carlo_kl.run(z, mu, scale, transform, prior=False)
         at = z if z_flow is None else z_flow
         if isinstance(prior, tuple):
             unclamped = transform._replace(clamp=())
@@ -110,7 +110,7 @@ def monte_carlo_kl(
                 t if _args.same_shape(t.shape, mu.shape) else _args.expanded(t, mu.shape)
                 for t in prior
             ]
-            kl = kl + _log_ratio.run(at, wide[0], wide[1], unclamped, prior=False)
+            kl = kl - _monte_carlo_kl.run(at, wide[0], wide[1], unclamped, prior=False)
         else:
             kl = kl - _log_prior(prior, at, lead)
     return _finished(kl, log_det, lead, reduction)

@@ -10,11 +10,12 @@ from torch import Tensor
 from .. import _args, backends, likelihoods, random
 from .._args import Reduction
 from .._explain import declined, served
-from ..backends._options import Nll, RowNll
+from ..backends._options import NllOptions, RowNllOptions
 from ..backends.reference._exact import clamp as closed_clamp
 from ..likelihoods import Form, Likelihood, Params, RowLikelihood
 from ..likelihoods._location import OPTIMAL_VARIANCE
 from . import _nll, _plans, _row_nll
+from ._nll_operator import Others
 from ._plans import recording
 from ._validate import check_params, check_target
 from .gaussian_kl import inverse
@@ -74,7 +75,7 @@ def nll(
         raise TypeError(f"target must be a Tensor, got {type(target).__name__}")
     if isinstance(model, RowLikelihood):
         return row_nll(model, params, target, mask, weight, reduction, validate)
-    beside: _nll.Others = ()
+    beside: Others = ()
     if not (mask is weight is None):
         mask, weight = (
             _args.one_per_sample(t, target.shape) if isinstance(t, Tensor) else t
@@ -118,7 +119,7 @@ def nll(
         declined("argument", "Gaussian(std='optimal'), a composition")
         return _optimal(tensors[0], target, mask, weight, form, model, lead, reduction)
     how, factor = _kernel_reduction(reduction, shape, lead)
-    options = Nll(
+    options = NllOptions(
         form.name,
         form.numbers,
         -1 if form.scalar is None else form.scalar,
@@ -184,7 +185,7 @@ def row_nll(
     flat = (_args.count(per_sample) // inner, inner)
     mask = None if mask is None else mask.expand(per_sample).reshape(flat)
     weight = None if weight is None else weight.expand(per_sample).reshape(flat)
-    options = RowNll(rows.form, rows.numbers, rows.segments, how, factor, factor)
+    options = RowNllOptions(rows.form, rows.numbers, rows.segments, how, factor, factor)
     shape = {"none": positions, "sample": positions[:lead]}.get(reduction, torch.Size())
     own = (*likelihoods.as_tuple(params), *given, target)
     loss = _row_nll.run(rows.params, rows.target, mask, weight, options, key, own, shape)
@@ -316,7 +317,9 @@ def _optimal(
     S; what follows is on `[B]` tensors, and its gradient flows through std too. std^2 is at least
     `OPTIMAL_VARIANCE`, with no gradient below.
     """
-    squares = Nll("gaussian_fixed", (1.0, 0.0), -1, lead, model.uint8_scale, 0, "sample", 1.0, 1.0)
+    squares = NllOptions(
+        "gaussian_fixed", (1.0, 0.0), -1, lead, model.uint8_scale, 0, "sample", 1.0, 1.0
+    )
     if reduction == "none":
         squares = squares._replace(reduce="elem")
     errors = _nll.run((mean,), target, mask, weight, None, squares)

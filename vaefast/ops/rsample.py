@@ -9,6 +9,7 @@ from .._args import Clamp, Param
 from .._explain import declined
 from ..backends._options import Posterior, Transform, z_shape
 from . import _sample_kl
+from ._sample_kl_operator import Others
 
 
 def rsample(
@@ -38,7 +39,7 @@ def rsample(
             softplus(scale) + min_std).
         min_std: the floor of sigma under `"softplus"`.
         clamp: `(lo, hi)` on scale before use, with zero gradient outside; `("soft", lo, hi)`
-            bends by a tanh, `"soft"` with NVAE's bounds (-5, 5).
+            squashes by a tanh, `"soft"` with NVAE's bounds (-5, 5).
         seed: an int, an int64 state tensor `[2]` or `[B, 2]`, or B ints, one per sample.
         generator: a `torch.Generator`, or B of them.
         noise: eps itself, of z's shape, instead of drawing it.
@@ -61,7 +62,7 @@ def rsample(
     Source: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", section 2.4.
     """
     key, plan = None, None
-    others: _sample_kl.Others = () if noise is None else (None, None, None, None, noise)
+    others: Others = () if noise is None else (None, None, None, None, noise)
     if noise is None or (seed is None and generator is None):
         settings = ("rsample", param, min_std, clamp, temperature, offset, num_samples)
         others, key, plan = _sample_kl.find(mu, scale, others, settings)

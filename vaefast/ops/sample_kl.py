@@ -10,12 +10,13 @@ from .. import _args, random
 from .._args import Clamp, Param, Reduction
 from .._explain import declined
 from ..backends._options import Posterior
-from . import _estimated_kl, _sample_kl
+from . import _sample_kl, _sample_monte_carlo_kl
+from ._sample_kl_operator import Others
 from .gaussian_kl import (
     FreeBitsPer,
-    before_free_bits,
     check_prior,
-    checked_balance,
+    checked_extras,
+    checked_reduction,
     finished,
     kernel_reduction,
 )
@@ -91,16 +92,15 @@ def sample_kl(
     Source: Kingma & Welling 2014, section 2.4 and appendix B; Burda et al. 2016 and Roeder et al.
     2017 for `"monte_carlo"` and `stop_posterior`.
     """
-    others: _sample_kl.Others = ()
+    others: Others = ()
     if not (prior_mu is prior_scale is mask is weight is noise is None):
         others = (prior_mu, prior_scale, mask, weight, noise)
     free = (free_bits == 0) is not True
-    if free:
-        free_bits = _args.number("free_bits", free_bits)
+    if free or balance is not None:
+        free_bits, balance = checked_extras(
+            free_bits, free_bits_per, reduction, balance, prior_mu, prior_scale
+        )
         free = free_bits > 0
-        before_free_bits(reduction, free_bits, free_bits_per)
-    if balance is not None:
-        balance = checked_balance(balance, prior_mu, prior_scale)
     key, plan = None, None
     if noise is None or (seed is None and generator is None):
         settings = (
@@ -111,8 +111,8 @@ def sample_kl(
     if plan is not None and estimator != "closed":
         state = noise_state(mu, num_samples, seed, generator, noise)
         beside = (others[0], others[1], state, noise) if others else (None, None, state, None)
-        return _estimated(
-            _estimated_kl.run_found(plan, mu, scale, *beside, stop_posterior), reduction
+        return _reduced(
+            _sample_monte_carlo_kl.run_found(plan, mu, scale, *beside, stop_posterior), reduction
         )
     if plan is not None:
         found: tuple[Tensor, Tensor] = _sample_kl.run_found(
@@ -124,10 +124,8 @@ def sample_kl(
         return found[0], finished(found[1], mu, kept, reduction, free_bits, free_bits_per)
     wide_scale = check_prior(mu, scale, prior_mu, prior_scale)
     mask, weight = _args.mask_and_weight(mask, weight, mu.shape, mu)
-    _args.one_of("reduction", reduction, (*_args.REDUCTIONS, "dim"))
     _args.one_of("estimator", estimator, ("closed", "monte_carlo"))
-    _args.one_of("free_bits_per", free_bits_per, ("dim", "sample", "total"))
-    first = before_free_bits(reduction, free_bits, free_bits_per)
+    first = checked_reduction(reduction, free_bits, free_bits_per)
     transform = transform_of(param, min_std, clamp)
     state = noise_state(mu, num_samples, seed, generator, noise)
     samples = 0 if num_samples is None else _args.integer("num_samples", num_samples)
@@ -150,8 +148,8 @@ def sample_kl(
         if key is not None and wide_scale is not scale:
             declined("shape", f"{list(mu.shape)} and {list(scale.shape)}")
             key = None
-        return _estimated(
-            _estimated_kl.run(
+        return _reduced(
+            _sample_monte_carlo_kl.run(
                 mu,
                 wide_scale,
                 Posterior(transform, samples, heat, place, "sample", 1.0),
@@ -188,7 +186,7 @@ def sample_kl(
     return z, finished(kl, mu, mask, reduction, free_bits, free_bits_per)
 
 
-def _estimated(result: tuple[Tensor, Tensor], reduction: str) -> tuple[Tensor, Tensor]:
+def _reduced(result: tuple[Tensor, Tensor], reduction: str) -> tuple[Tensor, Tensor]:
     z, kl = result
     if reduction == "sample":
         return z, kl

@@ -60,7 +60,7 @@ def result(tensor: Tensor | None) -> tuple[int, int] | None:
     return None if tensor is None else (tensor.data_ptr(), DTYPES[tensor.dtype])
 
 
-def stream(state: Tensor | None, offset: int) -> tuple[int, bool, int] | None:
+def state_of(state: Tensor | None, offset: int) -> tuple[int, bool, int] | None:
     """A noise state for the core."""
     return None if state is None else (state.data_ptr(), state.dim() > 1, offset)
 

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ... import _C
 from ..._torch import raw_stream
-from ._pack import REDUCE
 
 Place = tuple[int, int, int, int, Tensor | None]
 
@@ -27,12 +26,6 @@ def place(
     # Two of the reductions need none: "" and "elem".
     size = _C.workspace(grid, reduce, scalar_grad, target_rows) if reduce > 1 or scalar_grad else 0
     return place_with(tensor, size)
-
-
-def place_for_samples(tensor: Tensor, grid: tuple[int, int, int], samples: int) -> Place:
-    """With room for a sum for each row of every one of `samples`, or for its pieces."""
-    rows, cols, segments = grid
-    return place(tensor, (samples * rows, cols, segments), REDUCE["sample"])
 
 
 def place_with(tensor: Tensor, size: int) -> Place:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from ... import _C
-from .._options import Mmd
+from .._options import MmdOptions
 from ._place import place_with
 
 
-def mmd(x: Tensor, y: Tensor, options: Mmd, need: list[bool]) -> list[Tensor]:
+def mmd(x: Tensor, y: Tensor, options: MmdOptions, need: list[bool]) -> list[Tensor]:
     """The squared discrepancy and its gradients in those of x and y that `need` asks for."""
     x, y = x.contiguous(), y.contiguous()
     value = x.new_empty(())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ... import _C
 from ..._args import stored_dtype
-from .._options import Nll
+from .._options import NllOptions
 from ..layout import laid_out, places
 from ._pack import DTYPES, REDUCE
 from ._place import place_with
@@ -25,7 +25,7 @@ _FORMS = _C.forms()
 Others = Sequence[Tensor | None]
 
 
-def plan(params: Sequence[Tensor], target: Tensor, others: Others, options: Nll) -> Plan:
+def plan(params: Sequence[Tensor], target: Tensor, others: Others, options: NllOptions) -> Plan:
     """The plan of a call."""
     mask, weight, _, starts, _ = others or (None,) * 5
     keys = tuple([operand_of(t) for t in (*params, target, mask, weight)])
@@ -33,7 +33,9 @@ def plan(params: Sequence[Tensor], target: Tensor, others: Others, options: Nll)
 
 
 @functools.lru_cache(maxsize=1024)
-def _made(keys: tuple[Operand, ...], sparse: bool, options: Nll, device: torch.device) -> Plan:
+def _made(
+    keys: tuple[Operand, ...], sparse: bool, options: NllOptions, device: torch.device
+) -> Plan:
     return Plan(keys, sparse, options, device)
 
 
@@ -61,7 +63,7 @@ class Plan:
     )
 
     def __init__(
-        self, keys: tuple[Operand, ...], sparse: bool, options: Nll, device: torch.device
+        self, keys: tuple[Operand, ...], sparse: bool, options: NllOptions, device: torch.device
     ) -> None:
         *params, target, mask, weight = keys
         first, scalar = params[0], options.scalar
@@ -192,7 +194,7 @@ def nll(
     weight: Tensor | None,
     state: Tensor | None,
     sparse: Sequence[Tensor],
-    options: Nll,
+    options: NllOptions,
     need: Sequence[bool],
     into: Sequence[Tensor | None] = (),
 ) -> list[Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import _C
-from ._pack import fresh, result, stream
+from ._pack import fresh, result, state_of
 from ._place import place
 
 
@@ -23,7 +23,7 @@ def noise(
     grid = (rows, cols, 1)
     _C.noise(
         grid,
-        stream(state, offset),
+        state_of(state, offset),
         kind == "normal",
         purpose,
         result(out),

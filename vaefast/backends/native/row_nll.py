@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ... import _C
 from ..._args import stored_dtype
-from .._options import RowNll
+from .._options import RowNllOptions
 from ..layout import dense_strides
 from ._pack import DTYPES, REDUCE
 from ._place import place_with
@@ -26,7 +26,7 @@ def plan(
     target: Sequence[Tensor],
     mask: Tensor | None,
     weight: Tensor | None,
-    options: RowNll,
+    options: RowNllOptions,
     need: bool,
 ) -> Plan:
     """The plan of a call; `need`: of its gradient too."""
@@ -37,7 +37,9 @@ def plan(
 
 
 @functools.lru_cache(maxsize=1024)
-def _made(keys: tuple[Operand, ...], widened: bool, options: RowNll, device: torch.device) -> Plan:
+def _made(
+    keys: tuple[Operand, ...], widened: bool, options: RowNllOptions, device: torch.device
+) -> Plan:
     return Plan(keys, widened, options, device)
 
 
@@ -54,7 +56,7 @@ class Plan:
     )
 
     def __init__(
-        self, keys: tuple[Operand, ...], widened: bool, options: RowNll, device: torch.device
+        self, keys: tuple[Operand, ...], widened: bool, options: RowNllOptions, device: torch.device
     ) -> None:
         params, mask, weight, *target = keys
         assert params is not None and target[-1] is not None
@@ -143,7 +145,7 @@ class Plan:
         if self._on_cpu:
             _C.row_nll(*call, torch.get_num_threads())
         else:
-            _C.row_nll(*call, place_with(params, _C.row_workspace(*call)))
+            _C.row_nll(*call, place_with(params, _C.row_nll_workspace(*call)))
         return loss, grad
 
     def _copied(
@@ -167,7 +169,7 @@ def row_nll(
     target: Sequence[Tensor],
     mask: Tensor | None,
     weight: Tensor | None,
-    options: RowNll,
+    options: RowNllOptions,
     need: bool,
     into: Tensor | None = None,
 ) -> list[Tensor]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..._args import compute_dtype
-from .._options import LinearNll, Nll, RowNll
+from .._options import LinearNllOptions, NllOptions, RowNllOptions
 from .nll import nll
 from .row_nll import entry_rows, row_nll
 
@@ -22,7 +22,7 @@ def linear_nll(
     target: Sequence[Tensor],
     mask: Tensor | None,
     weight: Tensor | None,
-    options: LinearNll,
+    options: LinearNllOptions,
 ) -> Tensor:
     """-log p(target | heads of h) of each of the rows h [R, H]."""
     given = [heads(h, w, b, options.dtype) for w, b in zip(weights, biases, strict=True)]
@@ -51,11 +51,11 @@ def likelihood(
     target: Sequence[Tensor],
     mask: Tensor | None,
     weight: Tensor | None,
-    options: LinearNll,
+    options: LinearNllOptions,
 ) -> Tensor:
     """-log p of each row of params [R, V], which may repeat the target's rows."""
     if options.by_row:
-        by_row = RowNll(options.form, options.numbers, 1, "sample", 1.0, 1.0)
+        by_row = RowNllOptions(options.form, options.numbers, 1, "sample", 1.0, 1.0)
         return row_nll(params[0].unsqueeze(2), target, mask, weight, by_row)
     rows, width = params[0].shape
     x = dense(target, width, compute_dtype(*params))
@@ -63,7 +63,7 @@ def likelihood(
     full = [p.reshape(copies, -1, width) for p in params]
     if scalar is not None:
         full.insert(options.scalar, scalar)
-    each = Nll(
+    each = NllOptions(
         options.form, options.numbers, options.scalar, 2, options.uint8_scale, 0, "sample", 1, 1
     )
     return nll(tuple(full), x, mask, weight, None, each).reshape(rows)

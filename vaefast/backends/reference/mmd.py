@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._options import Mmd
+from .._options import MmdOptions
 
 
-def mmd(x: Tensor, y: Tensor, options: Mmd) -> Tensor:
+def mmd(x: Tensor, y: Tensor, options: MmdOptions) -> Tensor:
     """The squared discrepancy of x `[N, D]` and y `[M, D]`."""
     n, m = x.shape[0], y.shape[0]
     within_x, within_y = kernel(x, x, options), kernel(y, y, options)
@@ -20,7 +20,7 @@ def mmd(x: Tensor, y: Tensor, options: Mmd) -> Tensor:
     return within - 2 * kernel(x, y, options).mean()
 
 
-def kernel(x: Tensor, y: Tensor, options: Mmd) -> Tensor:
+def kernel(x: Tensor, y: Tensor, options: MmdOptions) -> Tensor:
     """The sum over the scales of k(x_i, y_j) as `[N, M]`."""
     # Not torch.cdist, whose second derivative and whose gradient at distance 0 are missing.
     squared = ((x[:, None] - y) ** 2).sum(-1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..._args import compute_dtype
-from .._options import BINARIZE, Nll
+from .._options import BINARIZE, NllOptions
 from .likelihoods import FORMULAS
 from .noise import noise
 from .sample_kl import reduce, unmasked
@@ -18,7 +18,7 @@ def nll(
     mask: Tensor | None,
     weight: Tensor | None,
     state: Tensor | None,
-    options: Nll,
+    options: NllOptions,
 ) -> Tensor:
     """-log p(target | params), reduced as `options` says."""
     dtype = compute_dtype(*params)
@@ -31,7 +31,9 @@ def nll(
     return reduce(elements, mask, weight, options.reduce, options.lead) * options.factor
 
 
-def wide_target(target: Tensor, state: Tensor | None, options: Nll, dtype: torch.dtype) -> Tensor:
+def wide_target(
+    target: Tensor, state: Tensor | None, options: NllOptions, dtype: torch.dtype
+) -> Tensor:
     """The target in the compute dtype: uint8 scaled, and binarised where there is a state."""
     x = target.to(dtype)
     if target.dtype == torch.uint8 and options.uint8_scale != 1.0:

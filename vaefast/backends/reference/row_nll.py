@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..._args import compute_dtype
-from .._options import RowNll
+from .._options import RowNllOptions
 from ._exact import clamp, logsumexp, tanh
 from .likelihoods.pixels import bin_nll
 from .sample_kl import unmasked
@@ -26,7 +26,7 @@ def row_nll(
     target: Sequence[Tensor],
     mask: Tensor | None,
     weight: Tensor | None,
-    options: RowNll,
+    options: RowNllOptions,
 ) -> Tensor:
     """-log p(target | params), reduced as `options` says: [R, S], [R / segments] or a scalar."""
     dtype = compute_dtype(params)

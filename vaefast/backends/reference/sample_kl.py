@@ -80,7 +80,7 @@ def standard_deviation(scale: Tensor, transform: Transform) -> Tensor:
 
 
 def clamped(scale: Tensor, clamp: tuple[float, ...]) -> Tensor:
-    """`scale` within the bounds: cut off, or bent by a tanh (NVAE)."""
+    """`scale` within the bounds: cut off, or squashed by a tanh (NVAE)."""
     if not clamp:
         return scale
     low, high = clamp[:2]

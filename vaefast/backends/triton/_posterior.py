@@ -1,12 +1,27 @@
-"""What a posterior's scale parameter means, inside kernels."""
+"""What a posterior's scale parameter means: to a kernel's call, and inside of it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import triton
 import triton.language as tl
 
+from .._options import Transform
 from ._grid import load
 from ._math import exp, sigmoid, softplus, tanh_and_slope
+
+
+def numbers(transform: Transform) -> tuple[float, ...]:
+    """What a kernel takes of the scale parameter: `min_std` and the clamp's bounds."""
+    low, high = transform.clamp[:2] if transform.clamp else (0.0, 0.0)
+    return (transform.min_std, low, high)
+
+
+def settings(transform: Transform) -> dict[str, Any]:
+    """What a kernel is compiled for of the scale parameter."""
+    clamp = transform.clamp
+    return {"PARAM": transform.param, "CLAMP": len(clamp) - 1 if clamp else 0}
 
 
 @triton.jit

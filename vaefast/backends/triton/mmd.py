@@ -9,14 +9,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._options import Mmd
+from .._options import MmdOptions
 from ._grid import launch
 from ._math import exp
 from ._pairs import pair_meta, shares, tile
 from ._sums import total
 
 
-def mmd(x: Tensor, y: Tensor, options: Mmd, need: list[bool]) -> list[Tensor]:
+def mmd(x: Tensor, y: Tensor, options: MmdOptions, need: list[bool]) -> list[Tensor]:
     """The squared discrepancy and its gradients in those of x and y that `need` asks for."""
     x, y = x.contiguous(), y.contiguous()
     within_x, within_y, across, constant = options.factors(x.shape[0], y.shape[0])
@@ -43,7 +43,7 @@ def _side(
     parts: Tensor,
     own: Tensor,
     other: Tensor,
-    options: Mmd,
+    options: MmdOptions,
     cut: tuple[int, int],
     factors: tuple[float, float, float],
     mode: int,

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._args import compute_dtype, stored_dtype
-from .._options import BINARIZE, Nll
+from .._options import BINARIZE, NllOptions
 from ._grid import launch, load, share, tile_at
 from ._philox import tile_noise
 from ._sums import Sums, room
@@ -27,7 +27,7 @@ def nll(
     weight: Tensor | None,
     state: Tensor | None,
     sparse: Sequence[Tensor],
-    options: Nll,
+    options: NllOptions,
     need: Sequence[bool],
 ) -> list[Tensor]:
     """The loss and the needed gradients; no target is `sparse` here."""

@@ -17,10 +17,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._args import compute_dtype, stored_dtype
-from .._options import RowNll
+from .._options import RowNllOptions
 from ._counts_rows import coefficients, sparse_grad, sparse_terms
 from ._grid import launch
-from ._mixture_rows import mixture_nll
+from ._logistic_mixture_rows import logistic_mixture_nll
 from ._softmax_rows import CATEGORICAL, DENSE, SPARSE, softmax_nll, softmax_part, softmax_rest
 from ._sums import Sums
 
@@ -36,7 +36,7 @@ def row_nll(
     target: Sequence[Tensor],
     mask: Tensor | None,
     weight: Tensor | None,
-    options: RowNll,
+    options: RowNllOptions,
     need: bool,
     into: Tensor | None = None,
 ) -> list[Tensor]:
@@ -74,7 +74,7 @@ def _softmax(
     target: Sequence[Tensor],
     mask: Tensor | None,
     weight: Tensor | None,
-    options: RowNll,
+    options: RowNllOptions,
     grad: Tensor | None,
     sums: Sums,
 ) -> None:
@@ -144,7 +144,7 @@ def _mixture(
     target: Sequence[Tensor],
     mask: Tensor | None,
     weight: Tensor | None,
-    options: RowNll,
+    options: RowNllOptions,
     grad: Tensor | None,
     sums: Sums,
 ) -> None:
@@ -163,7 +163,7 @@ def _mixture(
     del meta["CLASS_VEC"]
     x = target[0].contiguous()
     _start(
-        mixture_nll, tiles, params, sums.to, grad, params, x, mask, weight, rows,
+        logistic_mixture_nll, tiles, params, sums.to, grad, params, x, mask, weight, rows,
         inner // meta["VEC"], params.stride(0) // meta["ROW_VEC"], stride, x.shape[0], *numbers,
         math.log(numbers[3]), sums.now, options.grad_factor, MIXTURES=int(mixtures),
         CHANNELS=int(channels), **meta,

@@ -12,6 +12,7 @@ from .._options import Posterior, z_shape
 from ..layout import View, fitted
 from . import _sample_kl
 from ._grid import Work, launch, share
+from ._posterior import numbers, settings
 from ._sums import room
 
 
@@ -155,16 +156,12 @@ def _registers(
 
 
 def _numbers(options: Posterior, factor: float) -> tuple[float, ...]:
-    (_, min_std, clamp), samples, temperature, *_ = options
-    low, high = clamp[:2] if clamp else (0.0, 0.0)
-    return max(samples, 1), temperature, min_std, low, high, factor
+    return max(options.num_samples, 1), options.temperature, *numbers(options.transform), factor
 
 
 def _settings(work: Work, options: Posterior, state: Tensor | None) -> dict[str, object]:
-    clamp = options.transform.clamp
     return {
-        "PARAM": options.transform.param,
-        "CLAMP": len(clamp) - 1 if clamp else 0,
+        **settings(options.transform),
         "PER_SAMPLE": state is not None and state.dim() > 1,
         "ALIGNED": work.cols % 4 == 0,
         **work.meta,

@@ -1,4 +1,4 @@
-"""Twins of values in [0, 1]."""
+"""Values in [0, 1], for Triton."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Twins of counts: no difference of two large log Gammas anywhere.
+"""Counts, for Triton: no difference of two large log Gammas anywhere.
 
 With Stirling's formula taken out the large parts of every count likelihood combine by hand into its
 deviance, and what is left is small: right for counts and dispersions of any size (Loader 2000,

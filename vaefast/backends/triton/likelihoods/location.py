@@ -1,4 +1,4 @@
-"""Twins of real values around a location."""
+"""Real values around a location, for Triton."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def gaussian_scalar(x, theta, numbers):
     """theta: mean, std; numbers: constant."""
     inverse = 1.0 / theta[1]
     d = (theta[0] - x) * inverse
-    pull = d * inverse
-    return 0.5 * d * d + tl.log(theta[1]) + numbers[0], pull, inverse - d * pull
+    slope = d * inverse
+    return 0.5 * d * d + tl.log(theta[1]) + numbers[0], slope, inverse - d * slope
 
 
 @form
@@ -89,8 +89,8 @@ def log_cosh(x, theta, numbers):
 @triton.jit
 def student_t_fixed(x, theta, numbers):
     """theta: loc; numbers: 1 / (b sqrt(df)), (df + 1) / 2, constant."""
-    value, pull = _log1p_square((theta[0] - x) * numbers[0])
-    return numbers[1] * value + numbers[2], 2.0 * numbers[1] * pull * numbers[0]
+    value, slope = _log1p_square((theta[0] - x) * numbers[0])
+    return numbers[1] * value + numbers[2], 2.0 * numbers[1] * slope * numbers[0]
 
 
 @form
@@ -106,12 +106,12 @@ def student_t(x, theta, numbers):
     square = tl.where(far, 0.0, r * r)
     size = tl.log(tl.where(far, tl.abs(d), 1.0))
     value = tl.where(far, 2.0 * ((size - theta[1]) + tl.log(numbers[0])), log1p(square))
-    pull = tl.where(far, 1.0, r) / tl.where(far, d, square + 1.0)
-    share = tl.where(far, 1.0, r * pull)
+    slope = tl.where(far, 1.0, r) / tl.where(far, d, square + 1.0)
+    share = tl.where(far, 1.0, r * slope)
     by = tl.where(far, 1.0, shrink)
-    pull = pull * by * by * tl.where(far, 1.0, numbers[0])
+    slope = slope * by * by * tl.where(far, 1.0, numbers[0])
     twice = 2.0 * numbers[1]
-    return numbers[1] * value + theta[1] + numbers[2], twice * pull, 1.0 - twice * share
+    return numbers[1] * value + theta[1] + numbers[2], twice * slope, 1.0 - twice * share
 
 
 @triton.jit
@@ -141,6 +141,6 @@ def _log1p_square(r):
     root: tl.constexpr = 1e150 if r.dtype == tl.float64 else 1e18
     far = a > root
     square = tl.where(far, a, r * r)
-    pull = tl.where(far, 1.0 / r, r / (square + 1.0))
+    slope = tl.where(far, 1.0 / r, r / (square + 1.0))
     value = log1p(square)
-    return tl.where(far, 2.0 * value, value), pull
+    return tl.where(far, 2.0 * value, value), slope

@@ -1,4 +1,4 @@
-"""Twins of pixels of a few levels."""
+"""Pixels of a few levels, for Triton."""
 
 from __future__ import annotations
 

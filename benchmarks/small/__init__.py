@@ -1,0 +1,1 @@
+"""Small calls of every public operator, likelihood and kernel: a file per operator."""
