@@ -114,3 +114,20 @@ def test_under_a_compiler_and_transforms(backend):
     torch.testing.assert_close(torch.func.grad(loss, 1)(mu, scale), want)
     rows = torch.func.vmap(vf.gaussian_kl, (0, None))(mu.expand(3, 4, 5), scale)
     torch.testing.assert_close(rows, vf.gaussian_kl(mu, scale).expand(3))
+
+
+@pytest.mark.skipif("native" not in vf.available_backends(), reason="the reference makes no plans")
+@pytest.mark.parametrize("name", list(OPERATORS)[:7])
+def test_a_call_like_one_before_is_fast(name):
+    m, s = torch.randn(4, 5, requires_grad=True), torch.randn(5, requires_grad=True)
+    with vf.backend("native"):
+        OPERATORS[name](m, s)
+        calls = vf.explain(lambda: OPERATORS[name](m, s)).calls
+    assert calls and all(call.fast for call in calls), calls
+
+
+@pytest.mark.parametrize("operator", [vf.rsample, vf.gaussian_kl, vf.sample_kl])
+def test_none_is_no_parameter(operator):
+    for mu, scale, name in ((None, torch.ones(3), "mu"), (torch.ones(2, 3), None, "scale")):
+        with pytest.raises(TypeError, match=f"{name} must be"):
+            operator(mu, scale)

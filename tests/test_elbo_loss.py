@@ -130,6 +130,16 @@ def test_free_bits(batch, per, reduction):
         torch.testing.assert_close(given.loss, got.loss)
 
 
+@pytest.mark.parametrize("per", ["dim", "sample", "total"])
+def test_negative_free_bits(batch, per):
+    logits, x, mu, logvar = batch
+    settings = {"likelihood": "bernoulli", "free_bits": -0.1, "free_bits_per": per}
+    for posterior in ((mu, logvar), ()):
+        kl = None if posterior else parts(*batch)[1]
+        with pytest.raises(ValueError, match="free_bits must be at least 0"):
+            vf.elbo_loss(logits, x, *posterior, kl=kl, **settings)
+
+
 def test_learned_prior_and_posterior_settings(backend, batch):
     logits, x, mu, logvar = batch
     prior = torch.randn(2, 4, dtype=torch.float64, device=backend.device).requires_grad_()

@@ -90,21 +90,25 @@ def run(
 
 def find(
     mu: Tensor, scale: Tensor, others: Others, settings: tuple[object, ...]
-) -> tuple[Others, Hashable | None, Any]:
-    """The others, where one of `[B]` is one value per sample; what to keep the call's plan under;
-    and the one that is kept there."""
-    if not others:
-        return others, *_plans.find((mu, scale), settings)
-    prior_mu, prior_scale, mask, weight, noise = others
-    if not _plans.takes(weight, noise):
-        return others, None, None
-    if isinstance(mu, Tensor):
-        mask, weight = (
-            _args.one_per_sample(t, mu.shape) if isinstance(t, Tensor) else t
-            for t in (mask, weight)
-        )
-    others = prior_mu, prior_scale, mask, weight, noise
-    return others, *_plans.find((mu, scale, *others), settings)
+) -> tuple[Tensor, Others, Hashable | None, Any]:
+    """The scale, of mu's shape where it broadcasts to it; the others, where one of `[B]` is one
+    value per sample; what to keep the call's plan under; and the one that is kept there."""
+    if others:
+        prior_mu, prior_scale, mask, weight, noise = others
+        if not _plans.takes(weight, noise):
+            return scale, others, None, None
+        if isinstance(mu, Tensor):
+            mask, weight = (
+                _args.one_per_sample(t, mu.shape) if isinstance(t, Tensor) else t
+                for t in (mask, weight)
+            )
+        others = prior_mu, prior_scale, mask, weight, noise
+    key, plan = _plans.find((mu, scale, *others), settings)
+    if key is not None and plan is None:
+        given, scale = scale, _args.posterior(mu, scale)
+        if scale is not given:
+            key, plan = _plans.find((mu, scale, *others), settings)
+    return scale, others, key, plan
 
 
 def run_found(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,13 +10,12 @@ from torch import Tensor
 from .. import _args, likelihoods, random
 from .._args import Clamp, Param, Reduction
 from .._explain import declined
-from ..backends.reference._exact import clamp as closed_clamp
 from ..likelihoods import Likelihood, Params
 from . import _elbo_loss, _nll
 from ._plans import recording
 from ._register import direct
 from ._validate import check_scale
-from .gaussian_kl import FreeBitsPer, gaussian_kl, inverse
+from .gaussian_kl import FreeBitsPer, before_free_bits, gaussian_kl, inverse, with_free_bits
 from .nll import nll
 
 
@@ -92,9 +91,10 @@ def elbo_loss(
     """
     _args.one_of("reduction", reduction, ("batchmean", "sum", "mean", "sample"))
     posterior = _posterior(mu, scale, kl, free_bits, free_bits_per)
-    first = likelihoods.as_tuple(params)[0]
+    param_0 = likelihoods.as_tuple(params)[0]
     model = likelihoods.resolve(likelihood)
-    lead = model.lead(first, target)
+    shape, lead = param_0.shape, model.lead(param_0, target)
+    free = (free_bits == 0) is not True
     special = (
         "capacity"
         if capacity is not None
@@ -103,7 +103,7 @@ def elbo_loss(
         else "beta"
         if not isinstance(beta, (int, float))
         else "free_bits"
-        if (free_bits == 0) is not True
+        if free
         else "mask"
         if mask is not None
         else "weight"
@@ -115,9 +115,9 @@ def elbo_loss(
     sample_weight, apart = None, False
     if special:
         if isinstance(beta, Tensor):
-            _per_sample("beta", beta, first.shape, lead)
+            _per_sample("beta", beta, shape, lead)
         if isinstance(capacity, Tensor):
-            _per_sample("capacity", capacity, first.shape, lead)
+            _per_sample("capacity", capacity, shape, lead)
         if isinstance(weight, Tensor) and _args.same_shape(weight.shape, target.shape[:1]):
             sample_weight = weight
         apart = (
@@ -126,7 +126,19 @@ def elbo_loss(
             or (isinstance(beta, Tensor) and beta.dim() > 0)
             or sample_weight is not None
         )
-    shared: dict[str, Any] = {"param": param, "min_std": min_std, "clamp": clamp}
+    per_sample: Reduction = "sample" if apart else "batchmean"
+    # The KL's own reduction: what its free bits are granted behind.
+    first = per_sample
+    if free:
+        free_bits = _args.number("free_bits", free_bits)
+        if apart and free_bits > 0 and free_bits_per != "sample":
+            raise ValueError(
+                f"free_bits_per={free_bits_per!r} is a maximum of a mean over the batch; with a "
+                "capacity, a beta or weight per sample, or reduction='sample', take "
+                "free_bits_per='sample'"
+            )
+        first = before_free_bits(per_sample, free_bits, free_bits_per)
+        free = free_bits > 0
     if kl is None:
         assert posterior is not None
         if validate:
@@ -136,11 +148,13 @@ def elbo_loss(
             *posterior,
             prior_mu,
             prior_scale,
-            reduction="sample" if apart else "batchmean",
-            **shared,
+            reduction=first,
+            param=param,
+            min_std=min_std,
+            clamp=clamp,
         )
     else:
-        _check_kl(kl, first.shape, lead)
+        _check_kl(kl, shape, lead)
         raw = kl = kl.to(_args.compute_dtype(kl))
     if special:
         declined("argument", f"{special} of elbo_loss")
@@ -151,7 +165,6 @@ def elbo_loss(
         tensors, _, plan = _nll.find(params, target, model, "batchmean", False)
         if plan is not None:
             return ELBO(*_elbo_loss.run_found(plan, tensors, target, raw, float(beta)))
-    free_bits = _args.number("free_bits", free_bits)
     beta = _args.number_or_tensor("beta", beta)
     if capacity is not None:
         capacity = _args.number_or_tensor("capacity", capacity)
@@ -161,19 +174,21 @@ def elbo_loss(
         model,
         mask=mask,
         weight=weight,
-        reduction="sample" if apart else "batchmean",
+        reduction=per_sample,
         validate=validate,
         seed=seed,
         generator=generator,
         offset=offset,
     )
-    if kl is not None and not apart:
-        raw = _args.mean(kl)
+    whole = raw
+    if first == "dim":
+        raw = raw.sum()
+    elif not apart and (kl is not None or first == "sample"):
+        raw = _args.mean(raw)
     cost = raw
-    if free_bits > 0:
-        cost = _free_bits(
-            kl, raw, posterior, prior_mu, prior_scale, free_bits, free_bits_per, apart, shared
-        )
+    if free:
+        cost = raw if first == "batchmean" else whole
+        cost = with_free_bits(cost, free_bits, free_bits_per, per_sample, shape)
     if capacity is not None:
         cost = (cost - capacity).abs()
     if sample_weight is not None:
@@ -190,7 +205,7 @@ def elbo_loss(
     if apart:
         loss, data, raw = _args.mean(loss), _args.mean(data), _args.mean(raw)
     if reduction == "sum":
-        loss = loss * float(_args.count(first.shape[:lead]))
+        loss = loss * float(_args.count(shape[:lead]))
     elif reduction == "mean":
         loss = _per_element(loss, model.elements(target), mask)
     return ELBO(loss, data, raw)
@@ -233,40 +248,6 @@ def _check_kl(kl: Tensor, shape: torch.Size, lead: int) -> None:
         raise ValueError(
             f"kl must be one value per sample, {list(shape[lead - 1 : lead])}, got {list(kl.shape)}"
         )
-
-
-def _free_bits(
-    kl: Tensor | None,
-    raw: Tensor,
-    posterior: tuple[Tensor, Tensor] | None,
-    prior_mu: Tensor | None,
-    prior_scale: Tensor | None,
-    free_bits: float,
-    per: FreeBitsPer,
-    apart: bool,
-    shared: dict[str, Any],
-) -> Tensor:
-    """The KL that costs: with its free bits granted."""
-    if apart and per != "sample":
-        raise ValueError(
-            f"free_bits_per={per!r} is a maximum of a mean over the batch; with a capacity, a beta "
-            "or weight per sample, or reduction='sample', take free_bits_per='sample'"
-        )
-    if kl is None:
-        assert posterior is not None
-        return gaussian_kl(
-            *posterior,
-            prior_mu,
-            prior_scale,
-            free_bits=free_bits,
-            free_bits_per=per,
-            reduction="sample" if apart else "batchmean",
-            **shared,
-        )
-    if per == "total":
-        return closed_clamp(raw, low=free_bits)
-    floor = closed_clamp(kl, low=free_bits)
-    return floor if apart else _args.mean(floor)
 
 
 def _per_element(loss: Tensor, shape: torch.Size, mask: Tensor | None) -> Tensor:

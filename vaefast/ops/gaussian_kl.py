@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .. import _args
 from .._args import Clamp, Param, Reduction
-from .._explain import declined
 from ..backends._options import Posterior
 from ..backends.reference._exact import clamp as closed_clamp
 from . import _sample_kl
@@ -86,25 +85,22 @@ def gaussian_kl(
         )
         free = free_bits > 0
     settings = ("gaussian_kl", param, min_std, clamp, reduction, free, free_bits_per)
-    others, key, plan = _sample_kl.find(mu, scale, others, settings)
+    scale, others, key, plan = _sample_kl.find(mu, scale, others, settings)
     if plan is not None:
         found: Tensor = _sample_kl.kl_found(plan, mu, scale, others, balance)
         if not free and reduction != "mean":
             return found
         kept = others[2] if others else None
         return finished(found, mu, kept, reduction, free_bits, free_bits_per)
-    wide_scale = check_prior(mu, scale, prior_mu, prior_scale)
+    scale = check_prior(mu, scale, prior_mu, prior_scale)
     mask, weight = _args.mask_and_weight(mask, weight, mu.shape, mu)
     first = checked_reduction(reduction, free_bits, free_bits_per)
     transform = transform_of(param, min_std, clamp)
     how, factor = kernel_reduction(first, mu.shape)
     options = Posterior(transform, -1, 1.0, 0, how, factor)
-    if key is not None and wide_scale is not scale:
-        declined("shape", f"{list(mu.shape)} and {list(scale.shape)}")
-        key = None
     _, kl = _sample_kl.run(
         mu,
-        wide_scale,
+        scale,
         options,
         prior_mu=prior_mu,
         prior_scale=prior_scale,

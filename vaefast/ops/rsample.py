@@ -6,7 +6,6 @@ from torch import Tensor
 
 from .. import _args, random
 from .._args import Clamp, Param
-from .._explain import declined
 from ..backends._options import Posterior, Transform, z_shape
 from . import _sample_kl
 from ._sample_kl_operator import Others
@@ -65,20 +64,17 @@ def rsample(
     others: Others = () if noise is None else (None, None, None, None, noise)
     if noise is None or (seed is None and generator is None):
         settings = ("rsample", param, min_std, clamp, temperature, offset, num_samples)
-        others, key, plan = _sample_kl.find(mu, scale, others, settings)
+        scale, others, key, plan = _sample_kl.find(mu, scale, others, settings)
     if plan is not None:
         found: Tensor = _sample_kl.run_found(plan, mu, scale, seed, generator, others)[0]
         return found
-    wide_scale = _args.posterior(mu, scale)
+    scale = _args.posterior(mu, scale)
     transform = transform_of(param, min_std, clamp)
     state = noise_state(mu, num_samples, seed, generator, noise)
     samples = 0 if num_samples is None else _args.integer("num_samples", num_samples)
     heat = _args.number("temperature", temperature)
     options = Posterior(transform, samples, heat, _args.integer("offset", offset), "", 1.0)
-    if key is not None and wide_scale is not scale:
-        declined("shape", f"{list(mu.shape)} and {list(scale.shape)}")
-        key = None
-    z, _ = _sample_kl.run(mu, wide_scale, options, state=state, noise=noise, key=key)
+    z, _ = _sample_kl.run(mu, scale, options, state=state, noise=noise, key=key)
     assert z is not None
     return z
 

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from .. import _args, random
 from .._args import Clamp, Param, Reduction
-from .._explain import declined
 from ..backends._options import Posterior
 from . import _sample_kl, _sample_monte_carlo_kl
 from ._sample_kl_operator import Others
@@ -107,7 +106,7 @@ def sample_kl(
             *("sample_kl", param, min_std, clamp, temperature, offset, reduction),
             *(num_samples, free, free_bits_per, estimator, stop_posterior, balance is None),
         )
-        others, key, plan = _sample_kl.find(mu, scale, others, settings)
+        scale, others, key, plan = _sample_kl.find(mu, scale, others, settings)
     if plan is not None and estimator != "closed":
         state = noise_state(mu, num_samples, seed, generator, noise)
         beside = (others[0], others[1], state, noise) if others else (None, None, state, None)
@@ -122,7 +121,7 @@ def sample_kl(
             return found
         kept = others[2] if others else None
         return found[0], finished(found[1], mu, kept, reduction, free_bits, free_bits_per)
-    wide_scale = check_prior(mu, scale, prior_mu, prior_scale)
+    scale = check_prior(mu, scale, prior_mu, prior_scale)
     mask, weight = _args.mask_and_weight(mask, weight, mu.shape, mu)
     _args.one_of("estimator", estimator, ("closed", "monte_carlo"))
     first = checked_reduction(reduction, free_bits, free_bits_per)
@@ -145,13 +144,10 @@ def sample_kl(
                 "reaches the posterior through z too"
             )
         _args.one_of("reduction", reduction, ("sample", "batchmean", "sum"))
-        if key is not None and wide_scale is not scale:
-            declined("shape", f"{list(mu.shape)} and {list(scale.shape)}")
-            key = None
         return _reduced(
             _sample_monte_carlo_kl.run(
                 mu,
-                wide_scale,
+                scale,
                 Posterior(transform, samples, heat, place, "sample", 1.0),
                 prior_mu=prior_mu,
                 prior_scale=prior_scale,
@@ -166,12 +162,9 @@ def sample_kl(
         raise ValueError("stop_posterior needs estimator='monte_carlo', got 'closed'")
     how, factor = kernel_reduction(first, mu.shape)
     options = Posterior(transform, samples, heat, place, how, factor)
-    if key is not None and wide_scale is not scale:
-        declined("shape", f"{list(mu.shape)} and {list(scale.shape)}")
-        key = None
     z, kl = _sample_kl.run(
         mu,
-        wide_scale,
+        scale,
         options,
         prior_mu=prior_mu,
         prior_scale=prior_scale,
