@@ -8,6 +8,7 @@ before or after models are made. docs/integrations.md says what is replaced, and
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributions import Normal
 
 from .. import distributions, likelihoods, nll
 from ._patching import Library, Patch, Replacement
@@ -69,7 +71,25 @@ def _replacements() -> Iterator[Replacement]:
     yield Replacement(PEAKVAE, "get_reconstruction_loss", _peak_loss)
     for name in ("rsample", "sample", "log_prob"):
         yield Replacement(_normal.Normal, name, vars(distributions.FusedNormal)[name])
-    yield Replacement(_base_components, "Normal", distributions.FusedNormal, everywhere=True)
+    yield Replacement(_base_components, "Normal", FusedNormal, everywhere=True)
+
+
+class FusedNormal(distributions.FusedNormal):
+    """Whose copies are fused too, and whose pickles are torch's Normal: models keep some, and are
+    loaded where there is no vaefast."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return Normal, (self.loc, self.scale, self._validate_args)
+
+    def __copy__(self) -> Any:
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        return new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        new = memo[id(self)] = object.__new__(type(self))
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return new
 
 
 _library = Library("scvi-tools", versions=("1.4",), replacements=_replacements, package="scvi")
