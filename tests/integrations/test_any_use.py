@@ -98,6 +98,7 @@ def test_copies_of_a_trained_model_go_on(library):
     assert torch.isfinite(train(copy.copy(twin), step))
 
 
+@pytest.mark.slow
 def test_a_model_trained_under_the_patch_is_loaded_without_vaefast(library, tmp_path):
     integration, model, step = library
     with integration.patched():
