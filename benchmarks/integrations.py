@@ -5,8 +5,9 @@ machine moves. A count is no time.
     python -m benchmarks.integrations [--only LIBRARY ...]
 
 prints them and writes `results/integrations-instructions.json`, and from it the table of
-docs/integrations.md; what is not counted keeps what it has there. It needs the extra `integrations`, valgrind and a C compiler. valgrind hides AVX-512: the
-counts are those of AVX2 kernels.
+docs/integrations.md; what is not counted keeps what it has there. It needs the extra
+`integrations`, valgrind and a C compiler. valgrind hides AVX-512: the counts are those of AVX2
+kernels.
 """
 
 from __future__ import annotations
