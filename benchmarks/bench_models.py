@@ -211,7 +211,8 @@ class _Given(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-        return None, *ctx.gradients
+        # Autograd takes over what nobody else holds; it would copy a weight's gradient otherwise.
+        return None, *(None if g is None else g.detach() for g in ctx.gradients)
 
 
 def _handed_over(operation: Callable[..., Any]) -> Callable[..., Any]:

@@ -28,7 +28,8 @@ class Summary(NamedTuple):
     """Seconds per call: median and quartiles over `rounds` samples of `batch` calls each.
 
     `first`: the median of the samples' first calls, which come right after another
-    implementation's; None where it was not measured.
+    implementation's; None where it was not measured. `samples`: one of each round, in their order,
+    which is that of the other implementations' too.
     """
 
     median: float
@@ -37,6 +38,29 @@ class Summary(NamedTuple):
     rounds: int
     batch: int
     first: float | None = None
+    samples: tuple[float, ...] = ()
+
+
+class Above(NamedTuple):
+    """How much longer one implementation takes than another, as a multiple of a third's time: the
+    median over the rounds, and a 95% interval of it by the bootstrap."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+def above(mine: Summary, limit: Summary, unit: Summary) -> Above:
+    """Of times of the same rounds: what is slow for a while is so for both."""
+    rounds = [*zip(mine.samples, limit.samples, unit.samples, strict=True)]
+
+    def ratio(rounds: Sequence[tuple[float, float, float]]) -> float:
+        more = statistics.median(a - b for a, b, _ in rounds)
+        return more / statistics.median(c for _, _, c in rounds)
+
+    draw = random.Random(0)
+    each = sorted(ratio(draw.choices(rounds, k=len(rounds))) for _ in range(1000))
+    return Above(ratio(rounds), each[25], each[974])
 
 
 def summarize(
@@ -45,9 +69,9 @@ def summarize(
     """Of samples in seconds per call."""
     first = statistics.median(firsts) if firsts else None
     if len(seconds) == 1:
-        return Summary(seconds[0], seconds[0], seconds[0], 1, batch, first)
+        return Summary(seconds[0], seconds[0], seconds[0], 1, batch, first, tuple(seconds))
     q1, median, q3 = statistics.quantiles(seconds, n=4, method="inclusive")
-    return Summary(median, q1, q3, len(seconds), batch, first)
+    return Summary(median, q1, q3, len(seconds), batch, first, tuple(seconds))
 
 
 def interleaved(

@@ -265,22 +265,30 @@ class ScVI(Model):
 
 
 class MultVAE(Model):
-    """Mult-VAE (Liang et al. 2018): a user's items under a multinomial."""
+    """Mult-VAE (Liang et al. 2018): a user's items under a multinomial. Its last layer is of the
+    replaced operations: `linear_nll` takes both."""
 
     replaced: ClassVar[Mapping[str, Replaced]] = {
         "sample": SAMPLE_KL,
-        "nll": Replaced(one(bench_row_nll.multinomial), likelihood(vf.Multinomial(const=False))),
+        "head": Replaced(
+            lambda h, weight, bias, x: bench_row_nll.multinomial(F.linear(h, weight, bias), x)[0],
+            lambda h, weight, bias, x: vf.linear_nll(
+                h, weight, bias, x, vf.Multinomial(const=False)
+            ),
+        ),
     }
 
     def __init__(self, batch: int, items: int, hidden: int, latent: int) -> None:
         super().__init__()
         self.shape = (batch, items)
         self.encoder = perceptron(items, hidden, 2 * latent)
-        self.decoder = perceptron(latent, hidden, items)
+        self.decoder = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU())
+        self.last = nn.Linear(hidden, items)
 
     def data(self, device: torch.device) -> tuple[Tensor, ...]:
         return ((torch.rand(self.shape, device=device) < bench_row_nll.DENSITY).float(),)
 
     def forward(self, x: Tensor) -> Tensor:
         z, kl = self.ops["sample"](*self.encoder(F.normalize(x)).chunk(2, 1))
-        return self.ops["nll"](self.decoder(z), x) + 0.2 * kl.mean()
+        nll = self.ops["head"](self.decoder(z), self.last.weight, self.last.bias, x)
+        return nll + 0.2 * kl.mean()

@@ -22,8 +22,19 @@ import vaefast as vf
 from vaefast import backends
 
 from . import ROOT, gpu, memory
-from .case import BOTH, COMPILED, EAGER, FUSED, Call, Case, fused_backends
-from .harness import FLOOR, SAMPLE, Summary, copy_floor, interleaved, warm_up
+from .case import (
+    BOTH,
+    COMPILED,
+    EAGER,
+    FUSED,
+    LIMIT,
+    OPERATORS,
+    TOGETHER,
+    Call,
+    Case,
+    fused_backends,
+)
+from .harness import FLOOR, SAMPLE, Summary, above, copy_floor, interleaved, warm_up
 
 RESULTS = ROOT / "benchmarks" / "results"
 SOURCES = ("vaefast", "csrc", "setup.py", "benchmarks/*.py")
@@ -134,6 +145,10 @@ def run_case(
             entry |= {"clock": "device", "cold": cold}
             if what == BOTH and cold:
                 targets = dict(CUDA_TARGETS)
+        for name in [n for n in times if LIMIT in times and OPERATORS in times]:
+            if name.startswith(FUSED) or name == TOGETHER:
+                more = above(times[name], times[LIMIT], times[OPERATORS])
+                extra.setdefault(name, {})["above"] = [_rounded(value) for value in more]
         entry["implementations"] = figures(times, timed.elements(inputs), moved, extra)
         passes[what] = entry
         if with_memory and not timed.apart and device.type == "cpu":

@@ -132,6 +132,13 @@ class _Change:
     original: object
 
 
+@dataclass(eq=False)
+class _Block:
+    """An open `patched()`, and what was in force when it began."""
+
+    before: Patch | None
+
+
 class Library:
     """One library's `patch()`, `unpatch()` and `patched()`.
 
@@ -156,6 +163,7 @@ class Library:
         self._replacements = replacements
         self._changes: list[_Change] = []
         self._active: Patch | None = None
+        self._blocks: list[_Block] = []
 
     @property
     def active(self) -> Patch | None:
@@ -207,19 +215,30 @@ class Library:
     def patched(self, **options: object) -> Iterator[Patch]:
         """`patch` inside the block; after it what was before, another patch too. Also a decorator.
 
-        The library is patched for all threads of the process.
+        The library is patched for all threads of the process. Of blocks that overlap, as those of
+        two threads do, the last to begin says what holds until it ends, and what was before the
+        first comes back after the last.
         """
         with _lock:
-            before = self._active
+            block = _Block(self._active)
             now = self.patch(**options)
+            self._blocks.append(block)
         try:
             yield now
         finally:
             with _lock:
-                if before is None:
-                    self.unpatch()
-                else:
-                    self.patch(**dict(before.options))
+                self._leave(block)
+
+    def _leave(self, block: _Block) -> None:
+        place = self._blocks.index(block)
+        self._blocks.remove(block)
+        if place < len(self._blocks):
+            # The block that began next is still open: what it comes back to is what this one found.
+            self._blocks[place].before = block.before
+        elif block.before is None:
+            self.unpatch()
+        else:
+            self.patch(**dict(block.before.options))
 
     def _replace(self, replacement: Replacement) -> Iterator[str]:
         owner, name, new = replacement.owner, replacement.name, replacement.new

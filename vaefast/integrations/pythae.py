@@ -455,16 +455,20 @@ def _miwae(how: _How, model: Any, log_w: Tensor) -> tuple[Tensor]:
 
 
 def _piwae(how: _How, model: Any, log_w: Tensor) -> tuple[Tensor, Tensor]:
-    how.differs(
-        "PIWAE's losses are minus the bounds, each network has the gradient of its own, not both "
-        "of the sum, and MIWAE's weights add up to 1 over number_samples, not over "
-        "number_gradient_estimates"
-    )
+    _piwae_differs(how)
     if how.compat:
         groups = log_w.unflatten(0, _samples(model))
         return -_weighed(groups, 0).mean(), -_weighed(log_w, 0).mean()
     found = importance_loss(log_w, bound="piwae", groups=model.gradient_n_estimates)
     return found.encoder, found.decoder
+
+
+def _piwae_differs(how: _How) -> None:
+    how.differs(
+        "PIWAE's losses are minus the bounds, each network has the gradient of its own, not both "
+        "of the sum, and MIWAE's weights add up to 1 over number_samples, not over "
+        "number_gradient_estimates"
+    )
 
 
 def _bound_loss(how: _How, bound: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
@@ -578,10 +582,12 @@ def _apart(
     The decoder was given a leaf, `given`, in the place of z. What MIWAE sends back to z is passed
     through the decoder here, and z's gradient from there on is put on z itself.
     """
+    _piwae_differs(how)
     leaf = recon_loss.detach().requires_grad_()
-    encoder, _ = _piwae(how, model, -(leaf + kld))
+    groups = model.gradient_n_estimates
+    encoder = importance_loss(-(leaf + kld), bound="miwae", groups=groups)
     (upstream,) = torch.autograd.grad(encoder, leaf, retain_graph=True)
     (slope,) = torch.autograd.grad(recon_loss, given, upstream, retain_graph=True)
     through = (slope * z).sum()
-    _, decoder = _piwae(how, model, -(recon_loss + kld.detach()))
+    decoder = importance_loss(-(recon_loss + kld.detach()))
     return encoder + (through - through.detach()), decoder

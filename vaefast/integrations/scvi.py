@@ -8,13 +8,16 @@ before or after models are made. docs/integrations.md says what is replaced, and
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.distributions import Normal
 
 from .. import distributions, likelihoods, nll
 from ._patching import Library, Patch, Replacement
@@ -27,9 +30,9 @@ _PROBABILITIES = likelihoods.Bernoulli(logits=False)
 def patch() -> Patch:
     """Replaces scvi-tools' hot functions by fused ones, for all models, and says which.
 
-    The functions `log_nb_positive` and `log_zinb_positive` and the `log_prob` of the distributions
-    that stand on them; PeakVI's reconstruction loss; torch's Normal where scvi-tools' modules make
-    one. Losses and gradients agree to float32's rounding; the latent noise is vaefast's, so that a
+    The functions `log_nb_positive`, `log_zinb_positive` and `log_mixture_nb` and the `log_prob` of
+    the distributions that stand on them; PeakVI's reconstruction loss; torch's Normal where
+    scvi-tools' modules make one. Losses and gradients agree to float32's rounding; the latent noise is vaefast's, so that a
     seed gives other numbers than without the patch.
 
     Raises:
@@ -55,15 +58,38 @@ def _replacements() -> Iterator[Replacement]:
     from scvi.module import PEAKVAE
     from scvi.nn import _base_components
 
-    for name, make in (("log_nb_positive", _nb), ("log_zinb_positive", _zinb)):
+    functions = {"log_nb_positive": _nb, "log_zinb_positive": _zinb, "log_mixture_nb": _mixture}
+    for name, make in functions.items():
         yield Replacement(counts, name, make(getattr(counts, name)), everywhere=True)
-    inflated = counts.ZeroInflatedNegativeBinomial
-    yield Replacement(counts.NegativeBinomial, "log_prob", _nb_log_prob)
-    yield Replacement(inflated, "log_prob", _zinb_log_prob)
+    methods = {
+        "NegativeBinomial": _nb_log_prob,
+        "ZeroInflatedNegativeBinomial": _zinb_log_prob,
+        "NegativeBinomialMixture": _mixture_log_prob,
+    }
+    for name, method in methods.items():
+        yield Replacement(getattr(counts, name), "log_prob", method)
     yield Replacement(PEAKVAE, "get_reconstruction_loss", _peak_loss)
     for name in ("rsample", "sample", "log_prob"):
         yield Replacement(_normal.Normal, name, vars(distributions.FusedNormal)[name])
-    yield Replacement(_base_components, "Normal", distributions.FusedNormal, everywhere=True)
+    yield Replacement(_base_components, "Normal", FusedNormal, everywhere=True)
+
+
+class FusedNormal(distributions.FusedNormal):
+    """Whose copies are fused too, and whose pickles are torch's Normal: models keep some, and are
+    loaded where there is no vaefast."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return Normal, (self.loc, self.scale, self._validate_args)
+
+    def __copy__(self) -> Any:
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        return new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        new = memo[id(self)] = object.__new__(type(self))
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return new
 
 
 _library = Library("scvi-tools", versions=("1.4",), replacements=_replacements, package="scvi")
@@ -109,6 +135,38 @@ def _zinb(original: Callable[..., Any]) -> Callable[..., Any]:
     return log_zinb_positive
 
 
+def _mixture(original: Callable[..., Any]) -> Callable[..., Any]:
+    def log_mixture_nb(
+        x: Any,
+        mu_1: Any,
+        mu_2: Any,
+        theta_1: Any,
+        theta_2: Any,
+        pi_logits: Any,
+        eps: float = 1e-8,
+        log_fn: Callable[..., Any] = torch.log,
+        lgamma_fn: Callable[..., Any] = torch.lgamma,
+    ) -> Any:
+        """log p(x) of two negative binomials per element, pi_logits those of the first; theta_2
+        None for the first's."""
+        second = theta_1 if theta_2 is None else theta_2
+        if not _torchs(log_fn, lgamma_fn, x, mu_1, mu_2, theta_1, second, pi_logits):
+            return original(x, mu_1, mu_2, theta_1, theta_2, pi_logits, eps, log_fn, lgamma_fn)
+        if theta_2 is None and theta_1.dim() == 1:
+            # Of vectors scvi-tools makes [1, G].
+            theta_1 = second = theta_1.view(1, -1)
+        shape = torch.broadcast_shapes(x.shape, mu_1.shape, mu_2.shape, theta_1.shape, second.shape)
+        mu = torch.stack([mu_1.expand(shape), mu_2.expand(shape)])
+        theta = theta_1
+        if theta_2 is not None:
+            theta = torch.stack([theta_1.expand(shape), theta_2.expand(shape)])
+        first, other = distributions.NegativeBinomial(mu=mu, theta=theta, eps=eps).log_prob(x)
+        # Not by the softplus of a difference, which would lose what a much less likely one has.
+        return torch.logaddexp(first, other - pi_logits) - F.softplus(-pi_logits)
+
+    return log_mixture_nb
+
+
 def _torchs(log_fn: object, lgamma_fn: object, *tensors: object) -> bool:
     """False for jax's arrays, and for a device on which scvi-tools has a function of its own."""
     own = log_fn is torch.log and lgamma_fn is torch.lgamma
@@ -130,6 +188,16 @@ def _zinb_log_prob(self: Any, value: Tensor) -> Any:
     _warn_unless_counts(value)
     own = {"lgamma_fn": counts.torch_lgamma_mps} if self.on_mps else {}
     return counts.log_zinb_positive(value, self.mu, self.theta, self.zi_logits, eps=1e-8, **own)
+
+
+def _mixture_log_prob(self: Any, value: Tensor) -> Any:
+    from scvi.distributions import _negative_binomial as counts
+
+    _warn_unless_counts(value)
+    own = {"lgamma_fn": counts.torch_lgamma_mps} if self.on_mps else {}
+    return counts.log_mixture_nb(
+        value, self.mu1, self.mu2, self.theta1, self.theta2, self.mixture_logits, eps=1e-8, **own
+    )
 
 
 def _warn_unless_counts(value: Tensor) -> None:
