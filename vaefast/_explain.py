@@ -123,8 +123,8 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     Example:
         >>> import torch, vaefast as vf
         >>> mu, logvar = torch.zeros(8, 2), torch.zeros(8, 2)
-        >>> print(vf.explain(vf.sample_kl, mu, logvar[0]))
-        sample_kl: native, slow path, past torch's dispatcher
+        >>> print(vf.explain(vf.nll, (mu, logvar[0]), mu, "gaussian"))
+        nll: native, slow path, past torch's dispatcher
             the fast path takes operands of one shape, got [8, 2] and [2]
     """
     given = (*args, *kwargs.values())
