@@ -7,12 +7,12 @@ namespace {
 
 template <Param kParam, Clamp kClamp, class T>
 void transform(const SampleKlArgs& args, const T* raw, int64_t n, ScaleBuffers<T>& b) {
-  const T low = T(args.low), high = T(args.high), min_std = T(args.min_std);
+  const ScaleNumbers<T> numbers(args);
   for (int64_t i = 0; i < n; ++i) {
     T s = raw[i], clamp_grad = T(1);
-    if constexpr (kClamp == Clamp::kHard) s = clamp_hard(s, low, high, clamp_grad);
-    if constexpr (kClamp == Clamp::kSoft) s = clamp_soft(s, low, high, clamp_grad);
-    const Scale<T> scale = scale_of<kParam>(s, clamp_grad, min_std);
+    if constexpr (kClamp == Clamp::kHard) s = clamp_hard(s, numbers.low, numbers.high, clamp_grad);
+    if constexpr (kClamp == Clamp::kSoft) s = clamp_soft(s, numbers.low, numbers.high, clamp_grad);
+    const Scale<T> scale = scale_of<kParam>(s, clamp_grad, numbers);
     b.logvar[i] = scale.logvar;
     b.std[i] = scale.std;
     b.slope[i] = scale.slope;

@@ -17,20 +17,16 @@ template <class T>
 struct Transform {
   Param param;
   Clamp clamp;
-  T low, high, min_std;
+  ScaleNumbers<T> numbers;
 
   explicit Transform(const SampleKlArgs& args)
-      : param(args.param),
-        clamp(args.clamp),
-        low(T(args.low)),
-        high(T(args.high)),
-        min_std(T(args.min_std)) {}
+      : param(args.param), clamp(args.clamp), numbers(args) {}
 
   template <Param kParam, int V>
   VAEFAST_MEMBER void apply_as(const T* s, const T* clamp_grad, Scales<T, V>& out) const {
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const Scale<T> scale = scale_of<kParam>(s[j], clamp_grad[j], min_std);
+      const Scale<T> scale = scale_of<kParam>(s[j], clamp_grad[j], numbers);
       out.logvar[j] = scale.logvar;
       out.std[j] = scale.std;
       out.slope[j] = scale.slope;
@@ -44,14 +40,14 @@ struct Transform {
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       clamp_grad[j] = T(1);
-      if (how == Clamp::kHard) s[j] = clamp_hard(s[j], low, high, clamp_grad[j]);
+      if (how == Clamp::kHard) s[j] = clamp_hard(s[j], numbers.low, numbers.high, clamp_grad[j]);
     }
     if (how == Clamp::kSoft) {
       // One after the other: side by side they take registers that a prior has filled.
 #pragma unroll 1
       for (int i = 0; i < V; ++i) {
         T slope;
-        const T value = clamp_soft(pick<V>(s, i), low, high, slope);
+        const T value = clamp_soft(pick<V>(s, i), numbers.low, numbers.high, slope);
         place<V>(s, i, true, value);
         place<V>(clamp_grad, i, true, slope);
       }

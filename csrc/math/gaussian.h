@@ -68,9 +68,19 @@ struct Scale {
   T logvar, std, slope;
 };
 
+// The numbers of a call that a scale parameter is transformed by.
+template <class T>
+struct ScaleNumbers {
+  T low, high, min_std;
+
+  template <class Args>
+  explicit ScaleNumbers(const Args& args)
+      : low(T(args.low)), high(T(args.high)), min_std(T(args.min_std)) {}
+};
+
 // From the raw parameter s, after its clamp; `clamp_grad` is the clamp's own derivative.
 template <Param kParam, class T>
-VAEFAST_FN Scale<T> scale_of(T s, T clamp_grad, T min_std) {
+VAEFAST_FN Scale<T> scale_of(T s, T clamp_grad, const ScaleNumbers<T>& numbers) {
   if constexpr (kParam == Param::kLogvar) {
     return {s, of_logvar<StdOf>(s), clamp_grad};
   } else if constexpr (kParam == Param::kLogStd) {
@@ -80,7 +90,7 @@ VAEFAST_FN Scale<T> scale_of(T s, T clamp_grad, T min_std) {
   } else if constexpr (kParam == Param::kVar) {
     return {log(s), sqrt(s), clamp_grad / s};
   } else {
-    const T std = softplus(s) + min_std;
+    const T std = softplus(s) + numbers.min_std;
     return {T(2) * log(std), std, T(2) * clamp_grad * sigmoid(s) / std};
   }
 }
