@@ -1,5 +1,5 @@
-"""The negative binomials at counts that are no integers, as normalised ones are, against 150 digits.
-tests/triton/count_checks.py has them in Triton."""
+"""The negative binomials at counts that are no integers, as normalised ones are, against 150
+digits. tests/triton/count_checks.py has them in Triton."""
 
 from __future__ import annotations
 

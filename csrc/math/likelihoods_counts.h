@@ -71,9 +71,9 @@ VAEFAST_FN T minus_log1p_near(T b) {
   return s * madd(-z, atanh_rest(z), b);
 }
 
-// log Gamma(x + 1) - (x log x - x), x >= 0, w = 1/x. Below 1 log Gamma(x + 1) is x (x - 1) G(x - 1),
-// with G as in lgamma_mid, from there to 3 (x - 1) (x - 2) G(x - 2) + log x: what is left has no
-// term that is larger.
+// log Gamma(x + 1) - (x log x - x), x >= 0, w = 1/x. Below 1 log Gamma(x + 1) is x (x - 1) G(x -
+// 1), with G as in lgamma_mid, from there to 3 (x - 1) (x - 2) G(x - 2) + log x: what is left has
+// no term that is larger.
 template <class T>
 VAEFAST_FN T factorial_rest(T x, T w, T log_x) {
   const T below = x < T(1) ? x : x - T(1);
@@ -243,8 +243,8 @@ struct Unit {
 // The negative binomial's loss and derivatives: mean mu, dispersion theta, variance
 // mu + mu^2/theta.
 //
-// Its large parts are combined by Stirling's formula at u and v: theta and x + theta, or where theta
-// is below 3 both three further on, by Gamma's recurrence. With m = mu + theta the loss is
+// Its large parts are combined by Stirling's formula at u and v: theta and x + theta, or where
+// theta is below 3 both three further on, by Gamma's recurrence. With m = mu + theta the loss is
 //   x log1p(c) - theta log1p(b) + log(v/u)/2 + log G + S(u) - S(v) + log(x! / (x/e)^x),
 //   c = x m / (mu v) - 1, b = theta v / (u m) - 1, G = g(x + theta) / g(theta),
 //   g(z) = z (z + 1) (z + 2) / (z + 3)^3, or 1.
@@ -299,9 +299,9 @@ VAEFAST_FN T negative_binomial_by(T x, T mu, T theta, T& grad_mu, T& grad_theta)
   const T binomial = By::grown(growth, w_all, x * w_u) + stirling + By::factorial(x, none);
   if constexpr (kGrad) {
     grad_mu = theta * w_mean * (alone ? T(1) : -d * w_mu);
-    const T steps = madd(x * By::inverse(sum), w_all * pair,
-                         x * (By::inverse(first * (sum + T(1))) +
-                              By::inverse(second * (sum + T(2)))));
+    const T steps =
+        madd(x * By::inverse(sum), w_all * pair,
+             x * (By::inverse(first * (sum + T(1))) + By::inverse(second * (sum + T(2)))));
     const T more = madd(T(0.5), apart, low ? steps : T(0)) + psi;
     grad_theta = alone ? rise : rise + madd(further, x * w_mean, -more);
   }
@@ -310,8 +310,7 @@ VAEFAST_FN T negative_binomial_by(T x, T mu, T theta, T& grad_mu, T& grad_theta)
 
 template <bool kGrad, Counts kCounts, class T>
 VAEFAST_FN T negative_binomial_nll(T x, T mu, T theta, T& grad_mu, T& grad_theta) {
-  const T value =
-      negative_binomial_by<Exact<T>, kGrad, kCounts>(x, mu, theta, grad_mu, grad_theta);
+  const T value = negative_binomial_by<Exact<T>, kGrad, kCounts>(x, mu, theta, grad_mu, grad_theta);
   return x < T(0) ? T(kNan) : value;
 }
 
