@@ -101,6 +101,10 @@ struct EstimatedKlBackward : SampleGradients<K> {
   using Base::kUpstream;
   using Base::rows;
   static constexpr int kStored = K::kStored, V = K::V;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  // In the registers of two blocks ptxas spills 80 bytes there.
+  static constexpr int kBlocksPerSm = K::kPrior ? 1 : Base::kBlocksPerSm;
+#endif
   Source grad_z, grad_kl;
   bool stop;
 
