@@ -148,7 +148,7 @@ struct MonteCarloKlBackward : SampleGradients<K> {
         }
         if (grad_z) put<kStored, T, V>(grad_z, start + col + k * in.sample_size, n, g);
       }
-      this->put_all(b.v, start + col, n, by_mu, by_scale, by_prior_mu, by_prior_scale);
+      this->put_all(b.v, walk, col, n, by_mu, by_scale, by_prior_mu, by_prior_scale);
     }
   }
 };

@@ -101,6 +101,10 @@ struct SampleMonteCarloKlBackward : SampleGradients<K> {
   using Base::kUpstream;
   using Base::rows;
   static constexpr int kStored = K::kStored, V = K::V;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  // In the registers of two blocks ptxas spills 80 bytes there.
+  static constexpr int kBlocksPerSm = K::kPrior ? 1 : Base::kBlocksPerSm;
+#endif
   Source grad_z, grad_kl;
   bool stop;
 
@@ -112,11 +116,11 @@ struct SampleMonteCarloKlBackward : SampleGradients<K> {
 
   VAEFAST_MEMBER void run(int64_t unit, int lane, T*) const {
     const Walk walk = rows.template walk<V>(unit, lane);
-    const int64_t start = walk.row * in.shape.cols + walk.first;
     InputRows<K> at;
     at.enter_row(in, walk.row, walk.first);
     for (int col = walk.col; col < walk.count; col += walk.step) {
       const int n = walk.count - col < V ? walk.count - col : V;
+      if constexpr (K::kPrior) at.enter_row(in, anew(walk.row), walk.first);
       Latent<K> b;
       b.read(in, at, col, n);
       T by_mu[V] = {}, by_scale[V] = {};
@@ -124,12 +128,13 @@ struct SampleMonteCarloKlBackward : SampleGradients<K> {
 #pragma unroll 1
       for (int k = 0; k < in.samples; ++k) {
         Raw<T, V> raw_z, raw_kl;
-        const char* z_row = enter<kStored>(grad_z, walk.row, walk.first, k);
-        const char* kl_row = enter<kUpstream>(grad_kl, walk.row, walk.first, k);
+        const int64_t row = K::kPrior ? anew(walk.row) : walk.row;
+        const char* z_row = enter<kStored>(grad_z, row, walk.first, k);
+        const char* kl_row = enter<kUpstream>(grad_kl, row, walk.first, k);
         fetch<kStored, true>(grad_z, z_row, col, n, raw_z);
         fetch<kUpstream, true>(grad_kl, kl_row, col, n, raw_kl);
         T eps[V], by_z[V], g[V];
-        epsilon(in, at, walk.row, walk.first, col, k, n, eps);
+        epsilon(in, at, row, walk.first, col, k, n, eps);
         // An absent gradient is decoded as zeros.
         decode<kStored, true>(grad_z, raw_z, by_z);
         decode<kUpstream, true>(grad_kl, raw_kl, g);
@@ -148,7 +153,7 @@ struct SampleMonteCarloKlBackward : SampleGradients<K> {
           }
         }
       }
-      this->put_all(b.v, start + col, n, by_mu, by_scale, by_prior_mu, by_prior_scale);
+      this->put_all(b.v, walk, col, n, by_mu, by_scale, by_prior_mu, by_prior_scale);
     }
   }
 };

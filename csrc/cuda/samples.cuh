@@ -66,7 +66,7 @@ struct SampleGradients {
   using T = typename K::T;
   static constexpr int kStored = K::kStored, V = K::V;
   static constexpr int kSums = 0;
-  static constexpr int kBlocksPerSm = sizeof(T) == 8 || K::kPrior ? 1 : 2;
+  static constexpr int kBlocksPerSm = sizeof(T) == 8 ? 1 : 2;
   // The upstream gradient has the value's type.
   static constexpr int kUpstream = K::kPlain ? kFloat : kAny;
   using Sum = T;
@@ -87,9 +87,24 @@ struct SampleGradients {
 
   Target result(const Output& out) const { return target(out, in.shape.rows, in.shape.cols, V); }
 
-  // Of the logvars the scales' are half, times dlogvar/dscale.
-  VAEFAST_MEMBER void put_all(const Vector<K>& v, int64_t start, int n, T* mu, T* scale,
+  // Of the logvars the scales' are half, times dlogvar/dscale. With a prior these are read again:
+  // kept through the samples they would take the registers of a second block.
+  VAEFAST_MEMBER void put_all(const Vector<K>& v, const Walk& walk, int col, int n, T* mu, T* scale,
                               T* prior_mu, T* prior_scale) const {
+    if constexpr (K::kPrior) {
+      const int64_t row = anew(walk.row);
+      InputRows<K> at;
+      at.enter_row(in, row, walk.first);
+      Vector<K> again;
+      again.read(in, at, col, n);
+      put_each(again, row * in.shape.cols + walk.first + col, n, mu, scale, prior_mu, prior_scale);
+    } else {
+      put_each(v, walk.row * in.shape.cols + walk.first + col, n, mu, scale, nullptr, nullptr);
+    }
+  }
+
+  VAEFAST_MEMBER void put_each(const Vector<K>& v, int64_t start, int n, T* mu, T* scale,
+                               T* prior_mu, T* prior_scale) const {
 #pragma unroll
     for (int j = 0; j < V; ++j) scale[j] *= T(0.5) * v.q.slope[j];
     if (grad_mu) put<kStored, T, V>(grad_mu, start, n, mu);

@@ -70,26 +70,84 @@ VAEFAST_FN double digamma_mid(double t) {
                 1.24040779030237631e-07, -6.45762301100763081e-08);
 }
 
-// x (log Gamma(x) - ((x - 1/2) log x - x + log(2 pi)/2)), z = 1/x^2 <= 1/9.
-VAEFAST_FN float lgamma_tail(float z) {
-  return horner(z, 8.333326876e-02f, -2.772793639e-03f, 6.971281255e-04f);
+// The tails of Stirling's series from 3 on, z = 1/x^2 <= 1/9:
+//   L = x (log Gamma(x) - ((x - 1/2) log x - x + log(2 pi)/2)),
+//   D = x^2 (log x - 1/(2x) - digamma(x)).
+// In double to 1e-17, absolute, as differences of them count too. `form` takes the coefficients.
+template <class Form>
+VAEFAST_FN auto lgamma_tail_by(float, const Form& form) {
+  return form(8.333326876e-02f, -2.772793639e-03f, 6.971281255e-04f);
 }
 
-VAEFAST_FN double lgamma_tail(double z) {
-  return horner(z, 8.33333333333225457e-02, -2.77777777168751938e-03, 7.93649767868661129e-04,
-                -5.95158478442449432e-04, 8.38329574213404760e-04, -1.82771971041200635e-03,
-                4.87545174786653893e-03, -1.13885115851765067e-02, 1.46329840416871866e-02);
+template <class Form>
+VAEFAST_FN auto lgamma_tail_by(double, const Form& form) {
+  return form(8.33333333333331344e-02, -2.77777777760738294e-03, 7.93650751179687483e-04,
+              -5.95233158391167286e-04, 8.41427186480803732e-04, -1.90424135578263804e-03,
+              6.04522768191371063e-03, -2.24803742568472249e-02, 7.74908236324769878e-02,
+              -1.91880921817415284e-01, 2.35957962503850732e-01);
 }
 
-// x^2 (log x - 1/(2x) - digamma(x)), z = 1/x^2 <= 1/9.
-VAEFAST_FN float digamma_tail(float z) {
-  return horner(z, 8.333262056e-02f, -8.292097598e-03f, 3.267690772e-03f);
+template <class Form>
+VAEFAST_FN auto digamma_tail_by(float, const Form& form) {
+  return form(8.333262056e-02f, -8.292097598e-03f, 3.267690772e-03f);
 }
 
-VAEFAST_FN double digamma_tail(double z) {
-  return horner(z, 8.33333333328195869e-02, -8.33333313744124421e-03, 3.96822799847043259e-03,
-                -4.16495146032510102e-03, 7.50996043889597120e-03, -1.94963005849038487e-02,
-                5.73085061069461832e-02, -1.38543075970774088e-01, 1.77919970540289185e-01);
+template <class Form>
+VAEFAST_FN auto digamma_tail_by(double, const Form& form) {
+  return form(8.33333333333204918e-02, -8.33333332622562470e-03, 3.96825259386162765e-03,
+              -4.16653258081682229e-03, 7.56801678440715327e-03, -2.08035013580818509e-02,
+              7.59009192980659025e-02, -3.05164572578943250e-01, 1.08221657957841688e+00,
+              -2.67784067615031107e+00, 3.24524347311522909e+00);
+}
+
+// P(x) of the coefficients.
+template <class T>
+struct AtPoint {
+  T x;
+  template <class... C>
+  VAEFAST_MEMBER T operator()(C... c) const {
+    return horner(x, c...);
+  }
+};
+
+// P(x), and (P(x) - P(y)) / (x - y), which cancels nothing.
+template <class T>
+struct Divided {
+  T value, slope;
+};
+
+template <class T>
+struct BetweenPoints {
+  T x, y;
+
+  VAEFAST_MEMBER Divided<T> operator()(T c0, T c1) const { return {madd(c1, x, c0), c1}; }
+
+  template <class... C>
+  VAEFAST_MEMBER Divided<T> operator()(T c0, T c1, C... c) const {
+    const Divided<T> inner = (*this)(c1, c...);
+    return {madd(inner.value, x, c0), madd(inner.slope, y, inner.value)};
+  }
+};
+
+template <class T>
+VAEFAST_FN T lgamma_tail(T z) {
+  return lgamma_tail_by(z, AtPoint<T>{z});
+}
+
+template <class T>
+VAEFAST_FN T digamma_tail(T z) {
+  return digamma_tail_by(z, AtPoint<T>{z});
+}
+
+// Between u, v >= 3 by their inverses a, b, and apart = a - b: a L(a^2) - b L(b^2) is returned,
+// `psi` is a^2 D(a^2) - b^2 D(b^2). `apart` is a factor of both.
+template <class T>
+VAEFAST_FN T tails_apart(T a, T b, T apart, T& psi) {
+  const BetweenPoints<T> at{a * a, b * b};
+  const Divided<T> l = lgamma_tail_by(a, at), d = digamma_tail_by(a, at);
+  const T both = a + b;
+  psi = apart * both * madd(at.y, d.slope, d.value);
+  return apart * madd(b * both, l.slope, l.value);
 }
 
 // log Gamma(x), <= 4 ulp in float, 8 in double, and digamma(x), <= 4 ulp in float, 16 in double,

@@ -29,12 +29,12 @@ struct CountEdge;
 
 template <>
 struct CountEdge<float> {
-  static constexpr float largest_ratio = 1e30f, far = 80.0f;
+  static constexpr float largest_ratio = 1e30f, least = 1e-37f, far = 80.0f;
 };
 
 template <>
 struct CountEdge<double> {
-  static constexpr double largest_ratio = 1e290, far = 690.0;
+  static constexpr double largest_ratio = 1e290, least = 1e-307, far = 690.0;
 };
 
 template <Counts kCounts, class T>
@@ -71,32 +71,17 @@ VAEFAST_FN T minus_log1p_near(T b) {
   return s * madd(-z, atanh_rest(z), b);
 }
 
-// S(z), and P(z) = digamma(z) - log z + 1/(2 z), for z > 0 whose inverse and logarithm are known.
-// From 3 on both are the tails of Stirling's series; below, what they are by definition.
-template <bool kGrad, class T>
-VAEFAST_FN T stirling_rest(T z, T w, T log_z, T& psi) {
-  using C = GammaConstants<T>;
-  const bool big = z >= T(3);
-  const bool small = z < T(1);
-  const T square = w * w;
-  // log Gamma(z + 1) and digamma(z) around 2, as in lgamma_digamma.
-  const T t = z - (small ? T(1) : T(2));
-  const T lg = madd(t * (small ? z : z - T(1)), lgamma_mid(t), small ? T(0) : log_z);
-  const T low = madd(-(z + T(0.5)), log_z, z) + (lg - kHalfLog2Pi<T>);
-  if constexpr (kGrad) {
-    const T dg =
-        madd((t + C::zero) + C::zero_low, digamma_mid(t), small ? T(-0.5) * w : T(0.5) * w);
-    psi = big ? -square * digamma_tail(square) : dg - log_z;
-  }
-  return big ? w * lgamma_tail(square) : low;
-}
-
-// log Gamma(x + 1) - (x log x - x), x >= 0, w = 1/x.
+// log Gamma(x + 1) - (x log x - x), x >= 0, w = 1/x. Below 1 log Gamma(x + 1) is x (x - 1) G(x -
+// 1), with G as in lgamma_mid, from there to 3 (x - 1) (x - 2) G(x - 2) + log x: what is left has
+// no term that is larger.
 template <class T>
 VAEFAST_FN T factorial_rest(T x, T w, T log_x) {
-  T unused;
-  const T rest = stirling_rest<false>(x, w, log_x, unused);
-  return x > T(0) ? madd(T(0.5), log_x, kHalfLog2Pi<T>) + rest : T(0);
+  const T below = x < T(1) ? x : x - T(1);
+  const T t = below - T(1);
+  const T low = madd(below, madd(t, lgamma_mid(t), -log_x), x);
+  const T high = madd(w, lgamma_tail(w * w), madd(T(0.5), log_x, kHalfLog2Pi<T>));
+  const T rest = x >= T(3) ? high : low;
+  return x > T(0) ? rest : T(0);
 }
 
 // log Gamma(x + 1), 0 <= x < 3, <= 2e-7: its zeros at 0 and 1 as factors, around 3/2.
@@ -120,11 +105,11 @@ struct poisson {
   VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
     const T rate = exp(theta[0]);
     if constexpr (kGrad) grad[0] = rate - x;
-    const bool zero = x == T(0);
-    const T log_x = log(zero ? T(1) : x);
+    const bool none = x == T(0);
+    const T log_x = log(none ? T(1) : x);
     const T rest = factorial_rest(x, T(1) / x, log_x);
     const T deviance = x * expm1_minus_x(theta[0] - log_x);
-    const T bare = zero ? rate : rate - x * theta[0];
+    const T bare = none ? rate : rate - x * theta[0];
     // Below 1 the ratio rate / x may overflow, and there is nothing that cancels.
     const T small = madd(x, log_x - T(1), bare);
     const T full = (x >= T(1) ? deviance : small) + rest;
@@ -170,10 +155,10 @@ struct poisson_rate {
   template <bool kGrad>
   VAEFAST_MEMBER T nll(T x, const T* theta, T* grad) const {
     const T rate = theta[0];
-    const bool zero = x == T(0);
-    if constexpr (kGrad) grad[0] = zero ? T(1) : (rate - x) / rate;
+    const bool none = x == T(0);
+    if constexpr (kGrad) grad[0] = none ? T(1) : (rate - x) / rate;
     const T log_x = log(x);
-    const T w = T(1) / (zero ? T(1) : x);
+    const T w = T(1) / (none ? T(1) : x);
     const T b = (rate - x) * w;
     const bool above = x > rate;
     const T ratio = log1p_ratio(abs(rate - x), above ? T(1) / rate : w);
@@ -182,113 +167,161 @@ struct poisson_rate {
     const T full = madd(x, excess, factorial_rest(x, w, log_x));
     const T bare = rate - x * log(rate);
     const T value = whole != T(0) ? full : bare;
-    return x < T(0) ? kNan : zero ? rate : value;
+    return x < T(0) ? kNan : none ? rate : value;
   }
 };
 
+// log(1 + y) with 1 + y known, which cancels nothing.
+VAEFAST_FN float log1p_known(float y, float whole) {
+  const uint32_t e = exponent_field(whole);
+  const float f = e == 0 ? y : as_float(to_bits(whole) - e) - 1.0f;
+  return log_edges(whole, log_join(exponent_value(e), log1p_core(f)));
+}
+
+VAEFAST_FN double log1p_known(double y, double whole) {
+  const uint64_t e = exponent_field(whole);
+  const double f = e == 0 ? y : as_double(to_bits(whole) - e) - 1.0;
+  return log_edges(whole, log_join(exponent_value(e), log1p_core(f)));
+}
+
+// The negative binomial's arithmetic for parameters of any size.
+template <class T>
+struct Exact {
+  static constexpr bool kAnySize = true;
+
+  VAEFAST_MEMBER static T inverse(T x) { return T(1) / x; }
+
+  // log(1 + y); `rise` is what that leaves of y.
+  VAEFAST_MEMBER static T log1p(T y, T whole, T& rise) {
+    const T found = log1p_known(y, whole);
+    rise = abs(y) < T(0.25) ? minus_log1p_near(y) : y - found;
+    return found;
+  }
+
+  // log(1 + n w) + log(1 + spread)/2.
+  VAEFAST_MEMBER static T grown(T n, T w, T spread) {
+    return madd(T(0.5), log1p_positive(spread), log1p_ratio(n, w));
+  }
+
+  VAEFAST_MEMBER static T factorial(T x, bool none) {
+    const T some = none ? T(1) : x;
+    return factorial_rest(x, T(1) / some, log(some));
+  }
+};
+
+#if VAEFAST_DEVICE
+// The same by a GPU's special-function unit, for numbers between 1e-6 and 1e6.
+struct Unit {
+  static constexpr bool kAnySize = false;
+
+  VAEFAST_MEMBER static float inverse(float x) { return device::rcp(x); }
+
+  // The series is within 5e-8 between -0.38 and 0.62.
+  VAEFAST_MEMBER static float log1p(float y, float whole, float& rise) {
+    const bool near = abs(y - 0.12f) < 0.5f;
+    const float close = minus_log1p_near(y), far = device::log_near(whole);
+    rise = near ? close : y - far;
+    return near ? y - close : far;
+  }
+
+  VAEFAST_MEMBER static float grown(float n, float w, float spread) {
+    const float more = n * w, whole = 1.0f + more;
+    const float y = madd(more, 1.0f + whole, spread * (whole * whole));
+    const float far = madd(0.5f, device::lg2(1.0f + spread), device::lg2(whole)) * device::kLn2F;
+    return y < 0.62f ? 0.5f * (y - minus_log1p_near(y)) : far;
+  }
+
+  VAEFAST_MEMBER static float factorial(float x, bool) {
+    const float w = device::rcp(x), log_x = device::log_near(x);
+    const float low = log_factorial_low(x) + madd(-x, log_x, x);
+    const float high = madd(0.5f, log_x, madd(w, lgamma_tail(w * w), kHalfLog2Pi<float>));
+    return x < 3.0f ? low : high;
+  }
+};
+#endif
+
 // The negative binomial's loss and derivatives: mean mu, dispersion theta, variance
-// mu + mu^2/theta. With lo, hi the lesser and the greater of x and mu, and d = hi - lo,
-//   nll = +-(x log(1 + d/lo theta/(hi + theta)) - theta log(1 + d/(lo + theta)))   [+: x > mu]
-//       + log(1 + x/theta)/2 + S(theta) - S(x + theta) + log(x! / (x/e)^x).
+// mu + mu^2/theta.
+//
+// Its large parts are combined by Stirling's formula at u and v: theta and x + theta, or where
+// theta is below 3 both three further on, by Gamma's recurrence. With m = mu + theta the loss is
+//   x log1p(c) - theta log1p(b) + log(v/u)/2 + log G + S(u) - S(v) + log(x! / (x/e)^x),
+//   c = x m / (mu v) - 1, b = theta v / (u m) - 1, G = g(x + theta) / g(theta),
+//   g(z) = z (z + 1) (z + 2) / (z + 3)^3, or 1.
+// All but the first two is made of x as a factor: where x is small nothing cancels.
+template <class By, bool kGrad, Counts kCounts, class T>
+VAEFAST_FN T negative_binomial_by(T x, T mu, T theta, T& grad_mu, T& grad_theta) {
+  const bool none = is_zero<kCounts>(x);
+  // Without a count all else is 0 times a number, where it is one, and v is u.
+  const bool alone = By::kAnySize && none;
+  const T sum = x + theta, mean = mu + theta;
+  const T w_mean = By::inverse(mean);
+  const bool low = theta < T(3);
+  const T shift = low ? T(3) : T(0), u = theta + shift, v = sum + shift;
+  const T w_mu = By::inverse(mu), w_u = By::inverse(u), w_v = By::inverse(v);
+  const T d = x - mu;
+  const T share = low ? theta * w_u : T(1), further = shift * w_u;
+  // (theta d - shift mu) / u, of which b and c are made.
+  const T e = madd(share, d, -further * mu);
+  const T b = alone ? -mu * w_mean : e * w_mean;
+  T y_b = b, y_c = (e * w_mu) * (u * w_v);
+  T of_b = alone ? theta * w_mean : share * (v * w_mean), of_c = (x * w_mu) * (mean * w_v);
+  bool small = false, large = false;
+  if constexpr (By::kAnySize) {
+    // Quotients that may be no numbers of the type are scaled, by 2^128 and 2^-64.
+    small = of_b * CountEdge<T>::largest_ratio < T(1);
+    large = of_c > CountEdge<T>::largest_ratio;
+    of_b = small ? (share * T(0x1p64)) * ((v * w_mean) * T(0x1p64)) : of_b;
+    of_c = large ? ((x * T(0x1p-64)) * w_mu) * (mean * w_v) : of_c;
+    // Of so small a count its logarithm does not matter, but for being one.
+    of_c = of_c < CountEdge<T>::least ? CountEdge<T>::least : of_c;
+    y_b = small ? of_b - T(1) : b;
+    y_c = large ? of_c - T(1) : y_c;
+  }
+  T rise, unused;
+  T log_b = By::log1p(y_b, of_b, rise), log_c = By::log1p(y_c, of_c, unused);
+  if constexpr (By::kAnySize) {
+    log_b -= small ? T(88.7228391116729996) : T(0);
+    log_c += large ? T(44.3614195558364998) : T(0);
+    rise = small ? b - log_b : rise;
+  }
+  const T deviance = madd(x, none ? T(0) : log_c, -theta * log_b);
+
+  const T scaled = x * w_v, apart = scaled * w_u;
+  T psi;
+  const T stirling = tails_apart(w_u, w_v, apart, psi);
+  // With w = 1/(z + 3), g is (1 - w) (1 - 2 w) (1 - 3 w).
+  const T both = w_u + w_v;
+  const T slope = madd(T(6), madd(both, both, -w_u * w_v), madd(T(-11), both, T(6)));
+  const T first = theta + T(1), second = theta + T(2), pair = first * second;
+  const T w_all = By::inverse(theta * pair);
+  const T growth = low ? (scaled * slope) * (u * u) : T(0);
+  const T binomial = By::grown(growth, w_all, x * w_u) + stirling + By::factorial(x, none);
+  if constexpr (kGrad) {
+    grad_mu = theta * w_mean * (alone ? T(1) : -d * w_mu);
+    const T steps =
+        madd(x * By::inverse(sum), w_all * pair,
+             x * (By::inverse(first * (sum + T(1))) + By::inverse(second * (sum + T(2)))));
+    const T more = madd(T(0.5), apart, low ? steps : T(0)) + psi;
+    grad_theta = alone ? rise : rise + madd(further, x * w_mean, -more);
+  }
+  return deviance + (none ? T(0) : binomial);
+}
+
 template <bool kGrad, Counts kCounts, class T>
 VAEFAST_FN T negative_binomial_nll(T x, T mu, T theta, T& grad_mu, T& grad_theta) {
-  const bool zero = is_zero<kCounts>(x);
-  const bool above = x > mu;
-  const T d = abs(x - mu);
-  const T sum = x + theta, mean = mu + theta;
-  // Every ratio below is a product with one of these.
-  const T w_x = T(1) / (zero ? T(1) : x), w_mu = T(1) / mu, w_theta = T(1) / theta;
-  const T w_sum = T(1) / sum, w_mean = T(1) / mean;
-  const T share = theta * (above ? w_sum : w_mean);
-  const T first = zero ? T(0) : x * log1p_ratio(d * share, above ? w_mu : w_x);
-  const T ratio = log1p_ratio(d, above ? w_mean : w_sum);
-  const T deviance = first - theta * ratio;
-
-  const T log_x = log(zero ? T(1) : x), log_theta = log(theta);
-  const T spread = x * w_theta;
-  const bool wide = spread > CountEdge<T>::largest_ratio;
-  const T log_spread = wide ? log_x - log_theta : log1p(spread);
-  T psi_theta, psi_sum;
-  const T rest = stirling_rest<kGrad>(theta, w_theta, log_theta, psi_theta) -
-                 stirling_rest<kGrad>(sum, w_sum, log_theta + log_spread, psi_sum);
-  const T binomial = madd(T(0.5), log_spread, rest) + factorial_rest(x, w_x, log_x);
-  if constexpr (kGrad) {
-    grad_mu = theta * w_mean * (zero ? T(1) : (mu - x) * w_mu);
-    const T b = (x - mu) * w_mean;
-    // b - log1p(b), by the logarithm that is known where nothing cancels.
-    const bool near = abs(b) < T(0.25);
-    const T known = b - (above ? ratio : -ratio);
-    const T rise = near ? minus_log1p_near(b) : known;
-    const T step = T(0.5) * spread * w_sum;
-    grad_theta = zero ? rise : rise - (step + (psi_sum - psi_theta));
-  }
-  const T value = (above ? deviance : -deviance) + (zero ? T(0) : binomial);
+  const T value = negative_binomial_by<Exact<T>, kGrad, kCounts>(x, mu, theta, grad_mu, grad_theta);
   return x < T(0) ? T(kNan) : value;
 }
 
 #if VAEFAST_DEVICE
-// S(z) and P(z) as above for a GPU, z = zs - 3 or zs, zs >= 3: what the recurrence of Gamma makes
-// of Stirling's series at zs,
-//   S(z) = S(zs) + (z - 1/2) log(zs/z) + log(zs^3 / p) - 3,   p = z (z + 1) (z + 2),
-//   P(z) = P(zs) + log(zs/z) + (1/z - 1/zs)/2 - p'/p.
-// w = 1/z.
-template <bool kGrad>
-VAEFAST_FN float stirling_quick(float z, float w, float& psi) {
-  const bool low = z < 3.0f;
-  const float up = low ? z + 3.0f : z;
-  const float w_up = device::rcp(up), square = w_up * w_up;
-  const float apart = device::lg2(up * w);
-  const float per_p = device::rcp(madd(z, z, z) * (z + 2.0f));
-  const float product = device::lg2(up * up * (up * per_p));
-  const float more = madd(device::kLn2F, madd(z - 0.5f, apart, product), -3.0f);
-  if constexpr (kGrad) {
-    const float slope = madd(z, madd(z, 3.0f, 6.0f), 2.0f) * per_p;
-    const float shift = madd(device::kLn2F, apart, madd(0.5f, w - w_up, -slope));
-    psi = madd(-square, digamma_tail(square), low ? shift : 0.0f);
-  }
-  return madd(w_up, lgamma_tail(square), low ? more : 0.0f);
-}
-
-// log Gamma(x + 1) - (x log x - x) in the same way, x > 0, w = 1/x.
-VAEFAST_FN float factorial_quick(float x, float w) {
-  const bool low = x < 3.0f;
-  const float up = low ? x + 3.0f : x;
-  const float w_up = device::rcp(up);
-  const float per_p = device::rcp((x + 1.0f) * (x + 2.0f) * (x + 3.0f));
-  const float product = madd(x, device::lg2(up * w), device::lg2(up * up * (up * per_p)));
-  const float rest = madd(w_up, lgamma_tail(w_up * w_up), kHalfLog2Pi<float>);
-  return madd(device::kLn2F, madd(0.5f, device::lg2(up), low ? product : 0.0f),
-              rest - (low ? 3.0f : 0.0f));
-}
-
 // negative_binomial_nll for counts to 1e6, and means and dispersions between 1e-6 and 1e6.
 template <bool kGrad>
 VAEFAST_FN float negative_binomial_quick(float x, float mu, float theta, float* grad, bool& odd) {
   odd = !((x >= 0.0f) & (x < 1e6f) & between(mu, 1e-6f, 1e6f) & between(theta, 1e-6f, 1e6f));
-  const bool zero = x == 0.0f, above = x > mu;
-  const float rest = x - mu, d = abs(rest);
-  const float sum = x + theta, mean = mu + theta;
-  const float w_x = device::rcp(x), w_mu = device::rcp(mu), w_theta = device::rcp(theta);
-  const float w_sum = device::rcp(sum), w_mean = device::rcp(mean);
-  const float share = theta * (above ? w_sum : w_mean);
-  const float first = log1p_positive(d * share * (above ? w_mu : w_x));
-  const float second = log1p_positive(d * (above ? w_mean : w_sum));
-  const float deviance = madd(zero ? 0.0f : x, zero ? 0.0f : first, -theta * second);
-
-  float psi_theta, psi_sum;
-  const float stirling =
-      stirling_quick<kGrad>(theta, w_theta, psi_theta) - stirling_quick<kGrad>(sum, w_sum, psi_sum);
-  const float log_spread = device::log_near(sum * w_theta);
-  const float binomial = madd(0.5f, log_spread, stirling) + factorial_quick(x, w_x);
-  if constexpr (kGrad) {
-    grad[0] = -theta * w_mean * (rest * w_mu);
-    const float b = rest * w_mean;
-    const float known = b - (above ? second : -second);
-    const float rise = abs(b) < 0.25f ? minus_log1p_near(b) : known;
-    // For a count of 0 the sum is theta, and their difference 0.
-    grad[1] = rise - madd(0.5f * x, w_theta * w_sum, psi_sum - psi_theta);
-  }
-  return (above ? deviance : -deviance) + (zero ? 0.0f : binomial);
+  float none;
+  return negative_binomial_by<Unit, kGrad, Counts::kAny>(x, mu, theta, kGrad ? grad[0] : none,
+                                                         kGrad ? grad[1] : none);
 }
 #endif
 

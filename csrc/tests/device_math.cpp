@@ -143,6 +143,8 @@ int main(int count, char** arguments) {
                                    {{1e-3, 1e3, true}, {1e-2, 1e3, true}}, 4e-6, 1);
   likelihood<m::negative_binomial>("negative_binomial", eps, true, {1, 1e5, true},
                                    {{1, 1e5, true}, {1e-2, 1e4, true}}, 4e-6, 1);
+  likelihood<m::negative_binomial>("negative_bin, fractional", eps, false, {1e-3, 10, true},
+                                   {{1e-3, 1e3, true}, {1e-2, 1e3, true}}, 4e-6, 1e-2);
   likelihood<m::zero_inflated_negative_binomial>(
       "zero_inflated_negative_b", eps, true, {0, 4, false},
       {{1e-3, 1e3, true}, {1e-2, 1e3, true}, {-8, 8, false}}, 4e-6, 1);

@@ -7,6 +7,7 @@ pytest.importorskip("triton.language")
 
 # Without a GPU not collected at all: its skips would hide the ones that matter.
 if torch.cuda.is_available():
+    from count_checks import *  # noqa: F403
     from edge_checks import *  # noqa: F403
     from hardware_checks import *  # noqa: F403
     from kernel_checks import *  # noqa: F403

@@ -22,13 +22,14 @@ CHOSEN = (
     "test_masked_out_items",
     *("test_tc_terms_in_two_shares and mss", "test_mmd_in_two_shares"),
     *("test_monte_carlo_kl_of_many_samples", "test_sample_monte_carlo_kl_of_many_samples"),
-    "test_its_error_is_the_manuals",
+    *("test_its_error_is_the_manuals", "test_fractional_counts and float32"),
 )
 
 
 def test_one_of_each_kind(tmp_path):
-    files = ("kernel_checks.py", "row_checks.py", "pair_checks.py", "hardware_checks.py")
-    check(tmp_path, files, 14, " or ".join(f"({one})" for one in CHOSEN))
+    files = ("kernel", "row", "pair", "hardware", "count")
+    files = tuple(f"{name}_checks.py" for name in files)
+    check(tmp_path, files, 15, " or ".join(f"({one})" for one in CHOSEN))
 
 
 @pytest.mark.slow
@@ -41,6 +42,7 @@ def test_one_of_each_kind(tmp_path):
         pytest.param("pair_checks.py", 90, marks=pytest.mark.further),
         ("edge_checks.py", 60),
         ("hardware_checks.py", 25),
+        pytest.param("count_checks.py", 11, marks=pytest.mark.further),
     ],
 )
 def test_kernels_in_the_interpreter(tmp_path, file, least):

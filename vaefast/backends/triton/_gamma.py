@@ -1,9 +1,8 @@
 """What is left of log Gamma and digamma without Stirling's formula, inside kernels.
 
-From 3 on these are the tails of Stirling's series, below what the recurrence of Gamma makes of
-those at z + 3: of the logarithms nothing large is subtracted. A factorial alone, which may be next
-to 1, has the polynomial of csrc/math/gamma.h around 2, with the zeros as factors, instead. Of the
-tails the differences count, so that in float64 they are fitted to 1e-17, absolute.
+From 3 on these are the tails of Stirling's series. A factorial below 3, which may be next to 1, has
+the polynomial of csrc/math/gamma.h around 2, with the zeros as factors. Of the tails the
+differences count, so that in float64 they are fitted to 1e-17, absolute.
 """
 
 from __future__ import annotations
@@ -11,29 +10,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._hardware import log2, rcp
 from ._math import horner
 
 
 @triton.jit
-def stirling_rest(z, w):
-    """S(z) = log Gamma(z + 1) - (z log z - z + log(2 pi z)/2) and P(z) = digamma(z) - log z + 1/2z.
+def tails_apart(a, b, apart):
+    """S(u) - S(v) and Q(u) - Q(v) for u, v >= 3 by their inverses a and b, and apart = a - b.
 
-    For z > 0 whose inverse w is known. Below 3, with u = z + 3 and p = (z + 1) (z + 2),
-
-    S(z) = S(u) + (z + 1/2) log(u/z) + log(u^2/p) - 3,
-    P(z) = P(u) + log(u/z) - (1/z + 1/u)/2 - p'/p.
+    S(z) = log Gamma(z + 1) - (z log z - z + log(2 pi z)/2) and Q(z) = log z - 1/2z - digamma(z) are
+    the tails of Stirling's series. `apart` is a factor of both differences: nothing cancels.
     """
-    low = z < 3.0
-    up = tl.where(low, z + 3.0, z)
-    w_up = rcp(up)
-    square = w_up * w_up
-    per_p = rcp(z * (z + 3.0) + 2.0)
-    apart = log2(up * w)
-    more = ((z + 0.5) * apart + log2(up * up * per_p)) * 0.693147180559945309 - 3.0
-    shift = apart * 0.693147180559945309 - (0.5 * (w + w_up) + (2.0 * z + 3.0) * per_p)
-    rest = w_up * _gamma_tail(square) + tl.where(low, more, 0.0)
-    return rest, tl.where(low, shift, 0.0) - square * _psi_tail(square)
+    x, y = a * a, b * b
+    gamma, gamma_slope = _gamma_tail(x, y)
+    psi, psi_slope = _psi_tail(x, y)
+    both = a + b
+    return apart * (gamma + b * both * gamma_slope), apart * both * (psi + y * psi_slope)
 
 
 @triton.jit
@@ -45,7 +36,8 @@ def factorial_rest(x, w, log_x):
     below = tl.where(x < 1.0, x, x - 1.0)
     square = w * w
     t = below - 1.0
-    mid, tail = _gamma_mid(t), _gamma_tail(square)
+    mid = _gamma_mid(t)
+    tail, _ = _gamma_tail(square, square)
     low = below * (t * mid - log_x) + x
     return tl.where(big, w * tail + (0.5 * log_x + 0.918938533204672742), low)
 
@@ -105,11 +97,12 @@ def _gamma_mid(t):
 
 
 @triton.jit
-def _gamma_tail(square):
-    """z S(z), of 1/z^2 <= 1/9."""
-    if square.dtype == tl.float64:
-        return horner(
-            square,
+def _gamma_tail(x, y):
+    """z S(z), of x = 1/z^2 <= 1/9; its slope to y."""
+    if x.dtype == tl.float64:
+        return _divided(
+            x,
+            y,
             (
                 8.33333333333331344e-02,
                 -2.77777777760738294e-03,
@@ -125,15 +118,16 @@ def _gamma_tail(square):
             ),
         )
     else:
-        return horner(square, (8.333326876e-02, -2.772793639e-03, 6.971281255e-04))
+        return _divided(x, y, (8.333326876e-02, -2.772793639e-03, 6.971281255e-04))
 
 
 @triton.jit
-def _psi_tail(square):
-    """-z^2 P(z), of 1/z^2 <= 1/9."""
-    if square.dtype == tl.float64:
-        return horner(
-            square,
+def _psi_tail(x, y):
+    """z^2 Q(z), of x = 1/z^2 <= 1/9; its slope to y."""
+    if x.dtype == tl.float64:
+        return _divided(
+            x,
+            y,
             (
                 8.33333333333204918e-02,
                 -8.33333332622562470e-03,
@@ -149,4 +143,16 @@ def _psi_tail(square):
             ),
         )
     else:
-        return horner(square, (8.333262056e-02, -8.292097598e-03, 3.267690772e-03))
+        return _divided(x, y, (8.333262056e-02, -8.292097598e-03, 3.267690772e-03))
+
+
+@triton.jit
+def _divided(x, y, c):
+    """P(x) and (P(x) - P(y)) / (x - y) for P = c[0] + c[1] x + c[2] x^2 + ..."""
+    value = x * c[len(c) - 1] + c[len(c) - 2]
+    slope = y * c[len(c) - 1] + value
+    value = value * x + c[len(c) - 3]
+    for i in tl.static_range(4, len(c) + 1):
+        slope = slope * y + value
+        value = value * x + c[len(c) - i]
+    return value, slope

@@ -314,12 +314,15 @@ def log_coarse(x):
 @triton.jit
 def log1p_of(y, whole):
     """log(1 + y) with 1 + y known, by the logarithm that cancels nothing."""
-    return tl.where(tl.abs(y) < 0.25, y - minus_log1p_near(y), log_coarse(whole))
+    rise, _ = minus_log1p_near(y)
+    return tl.where(tl.abs(y) < 0.25, y - rise, log_coarse(whole))
 
 
 @triton.jit
 def minus_log1p_near(b):
-    """b - log(1 + b) near 0: with s = b/(2 + b), log(1 + b) = 2 atanh(s) and b - 2 s = b s."""
+    """b - log(1 + b) near 0, and whether b is: with s = b/(2 + b), log(1 + b) = 2 atanh(s) and
+    b - 2 s = b s. For |s| < 0.237 the series is right to 5e-8, in float64 for |s| < 0.177 to 1e-17.
+    """
     s = b * rcp(2.0 + b)
     z = s * s
     if b.dtype == tl.float64:
@@ -338,7 +341,10 @@ def minus_log1p_near(b):
         )
     else:
         rest = horner(z, (6.666666655e-01, 4.000012263e-01, 2.855073084e-01, 2.333291280e-01))
-    return s * (b - z * rest)
+    # Of b, as the inverse of the largest is 0, and so is s. From both ends s is as far.
+    middle: tl.constexpr = 0.065 if b.dtype == tl.float64 else 0.12
+    reach: tl.constexpr = 0.365 if b.dtype == tl.float64 else 0.5
+    return s * (b - z * rest), tl.abs(b - middle) < reach
 
 
 @triton.jit

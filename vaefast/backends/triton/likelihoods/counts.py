@@ -10,8 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._gamma import factorial_rest, stirling_rest
-from .._hardware import rcp
+from .._gamma import factorial_rest, tails_apart
+from .._hardware import log2, rcp
 from .._math import (
     exp_below,
     exp_minus,
@@ -60,7 +60,8 @@ def poisson_rate(x, theta, numbers):
     ratio = _log1p_ratio(tl.abs(rate - x), tl.where(above, rate, x))
     far = tl.where(above, b + ratio, b - ratio)
     rest = factorial_rest(x, 1.0 / x, tl.where(none, 0.0, log_x))
-    full = x * tl.where(tl.abs(b) < 0.25, minus_log1p_near(b), far) + rest
+    rise, near = minus_log1p_near(b)
+    full = x * tl.where(near, rise, far) + rest
     value = tl.where(numbers[0] != 0.0, full, rate - x * tl.log(rate))
     value = tl.where(x < 0.0, float("nan"), tl.where(none, rate, value))
     return value, tl.where(none, 1.0, (rate - x) / rate)
@@ -114,38 +115,71 @@ def zero_inflated_negative_binomial(x, theta, numbers):
 
 @triton.jit
 def _negative_binomial(x, mu, theta):
-    """The loss and its derivatives:
+    """The loss and its derivatives, with m = mu + theta and the tails S and Q of Stirling's series
+    where these hold, at u and v: theta and x + theta, for theta < 3 three further on.
 
-    x log1p(c) - theta log1p(b) + log1p(x/theta)/2 + S(theta) - S(x + theta) + log(x! / (x/e)^x)
-    with b = (x - mu) / (mu + theta) and c = theta (x - mu) / (mu (x + theta)).
+    x log1p(c) - theta log1p(b) + log(v/u)/2 + log G + S(u) - S(v) + log(x! / (x/e)^x)
+    with c = x m / (mu v) - 1, b = theta v / (u m) - 1 and G what Gamma's recurrence leaves below 3,
+    g(x + theta) / g(theta), g(z) = z (z + 1) (z + 2) / (z + 3)^3; else 1. All but the first two
+    has x as a factor, and is as small.
     """
     # Nor is there a logarithm of what is nearly 0; that of a negative count makes the loss NaN.
     none = tl.abs(x) < (1e-300 if x.dtype == tl.float64 else 1.2e-38)
+    LN2: tl.constexpr = 0.693147180559945309
+    low = theta < 3.0
+    shift = tl.where(low, 3.0, 0.0)
     total, mean = x + theta, mu + theta
-    by_mu, by_theta, by_total, by_mean = rcp(mu), rcp(theta), rcp(total), rcp(mean)
+    u, v = theta + shift, total + shift
+    by_mu, by_mean, by_u, by_v = rcp(mu), rcp(mean), rcp(u), rcp(v)
     d = x - mu
-    b = d * by_mean
-    near = tl.abs(b) < 0.25
-    rise = minus_log1p_near(b)
-    log_total = log_coarse(total)
-    ratio = total * by_mean
-    # Where the quotient nears the end of what float32 holds the logarithms are far apart.
-    far = tl.where(ratio < 1e-30, log_total - log_coarse(mean), log_coarse(ratio))
+    share = tl.where(low, theta * by_u, 1.0)
+    further = shift * by_u
+    # (theta d - shift mu) / u, of which b and c are made.
+    e = share * d - further * mu
+    b = e * by_mean
+    c = (e * by_mu) * (u * by_v)
+
+    ratio = share * (v * by_mean)
+    # Where the quotient nears the end of what float32 holds the logarithms are far apart,
+    far = tl.where(ratio < 1e-30, log2(share * v) - log2(mean), log2(ratio)) * LN2
+    rise, near = minus_log1p_near(b)
     log_b = tl.where(near, b - rise, far)
     rise = tl.where(near, rise, b - far)
-    c = (d * by_mu) * (theta * by_total)
-    log_c = log1p_of(c, (x * by_mu) * (mean * by_total))
-    deviance = tl.where(none, 0.0, x * log_c) - theta * log_b
+    # and of a tiny mean the other is 2^64 times smaller.
+    rare = mu < 1e-18
+    ratio = (x * tl.where(rare, by_mu * 5.421010862427522e-20, by_mu)) * (mean * by_v)
+    # Of so small a count its logarithm does not matter, but for being one.
+    ratio = tl.maximum(ratio, 1e-37, propagate_nan=tl.PropagateNan.ALL)
+    far = log2(ratio) * LN2 + tl.where(rare, 44.3614195558364998, 0.0)
+    slow, near = minus_log1p_near(c)
+    deviance = tl.where(none, 0.0, x * tl.where(near, c - slow, far)) - theta * log_b
 
-    rest_theta, psi_theta = stirling_rest(theta, by_theta)
-    rest_total, psi_total = stirling_rest(total, by_total)
-    spread = x * by_theta
-    binomial = 0.5 * log_coarse(total * by_theta) + (rest_theta - rest_total)
+    # All that follows has x as a factor.
+    scaled = x * by_v
+    apart = scaled * by_u
+    gamma, psi = tails_apart(by_u, by_v, apart)
+    # With w = 1/(z + 3), g is (1 - w) (1 - 2 w) (1 - 3 w).
+    both = by_u + by_v
+    growth = (both * both - by_u * by_v) * 6.0 + (both * -11.0 + 6.0)
+    first, second = theta + 1.0, theta + 2.0
+    pair = first * second
+    by_all = rcp(theta * pair)
+    # G - 1, and digamma's recurrence.
+    grown = tl.where(low, (scaled * growth) * (u * u * by_all), 0.0)
+    whole = 1.0 + grown
+    steps = rcp(first * (total + 1.0)) + rcp(second * (total + 2.0))
+    steps = tl.where(low, (x * rcp(total)) * (by_all * pair) + x * steps, 0.0)
+
+    # log G + log(v/u) / 2 = log(1 + y) / 2.
+    y = grown * (1.0 + whole) + (x * by_u) * (whole * whole)
+    far = (log2(whole) + 0.5 * log2(v * by_u)) * LN2
+    slow, _ = minus_log1p_near(y)
+    edge: tl.constexpr = 0.43 if x.dtype == tl.float64 else 0.62
+    binomial = tl.where(y < edge, 0.5 * (y - slow), far) + gamma
     binomial += factorial_rest(x, rcp(x), log_coarse(x))
 
     to_mu = theta * by_mean * tl.where(none, 1.0, -d * by_mu)
-    step = 0.5 * spread * by_total
-    to_theta = tl.where(none, rise, rise - (step + (psi_total - psi_theta)))
+    to_theta = rise + (further * (x * by_mean) - (0.5 * apart + (steps + psi)))
     return deviance + tl.where(none, 0.0, binomial), to_mu, to_theta
 
 
