@@ -2,7 +2,7 @@
 forward and backward, on one thread: counts that callgrind gives, which no other process on the
 machine moves. A count is no time.
 
-    python -m benchmarks.integrations [--only LIBRARY ...]
+    python -m benchmarks.integrations [--only LIBRARY ... [--cases NAME ...]]
 
 prints them and writes `results/integrations-instructions.json`, and from it the table of
 docs/integrations.md; what is not counted keeps what it has there. It needs the extra
@@ -218,13 +218,15 @@ LIBRARIES: dict[str, tuple[str, Callable[[], Cases]]] = {
 }
 
 
-def measure(folder: Path, library: str, calls: int) -> None:
+def measure(folder: Path, library: str, named: list[str], calls: int) -> None:
     """Under callgrind."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
     counter = instructions.Counter.of(folder)
     for case, columns in LIBRARIES[library][1]():
+        if named and case not in named:
+            continue
         for column, run in columns.items():
             state: AbstractContextManager[Any] = contextlib.nullcontext()
             if isinstance(run, Patched):
@@ -233,10 +235,11 @@ def measure(folder: Path, library: str, calls: int) -> None:
                 counter.count(f"{case} | {column}", run, calls)
 
 
-def count(library: str, calls: int) -> dict[str, dict[str, float]]:
+def count(library: str, named: list[str], calls: int) -> dict[str, dict[str, float]]:
     with tempfile.TemporaryDirectory() as name:
         command = [sys.executable, "-m", "benchmarks.integrations", "--only", library]
         command += ["--folder", name, "--calls", str(calls)]
+        command += ["--cases", *named] if named else []
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
         subprocess.run(instructions.command(command, Path(name)), check=True, env=environment)
         counts = instructions.counted(Path(name))
@@ -272,23 +275,26 @@ def write(found: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", default=[*LIBRARIES], choices=[*LIBRARIES])
+    parser.add_argument("--cases", nargs="+", default=[], help="of these names")
     parser.add_argument("--calls", type=int, default=4, help="that are counted")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.folder:
-        measure(args.folder, args.only[0], args.calls)
+        measure(args.folder, args.only[0], args.cases, args.calls)
         return
     for library in args.only:
         found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
         version = importlib.metadata.version(LIBRARIES[library][0])
+        counts = count(library, args.cases, args.calls)
+        before = found.get(library, {}).get("instructions", {}) if args.cases else {}
         found[library] = {
             "version": version,
             "torch": torch.__version__,
-            "instructions": count(library, args.calls),
+            "instructions": {**before, **counts},
         }
         RESULT.write_text(json.dumps(found, indent=1) + "\n")
         write(found)
-        for case, columns in found[library]["instructions"].items():
+        for case, columns in counts.items():
             own = columns[OWN]
             each = (f"{n} {v / 1e3:.0f} ({v / own:.3f})" for n, v in columns.items())
             print(f"{library}, {case}: thousand instructions: {', '.join(each)}", flush=True)

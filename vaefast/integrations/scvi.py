@@ -32,8 +32,8 @@ def patch() -> Patch:
 
     The functions `log_nb_positive`, `log_zinb_positive` and `log_mixture_nb` and the `log_prob` of
     the distributions that stand on them; PeakVI's reconstruction loss; torch's Normal where
-    scvi-tools' modules make one. Losses and gradients agree to float32's rounding; the latent noise is vaefast's, so that a
-    seed gives other numbers than without the patch.
+    scvi-tools' modules make one. Losses and gradients agree to float32's rounding; the latent noise
+    is vaefast's, so that a seed gives other numbers than without the patch.
 
     Raises:
         ModuleNotFoundError: scvi-tools is not installed.
