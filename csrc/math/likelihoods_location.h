@@ -197,7 +197,8 @@ struct log_cosh {
   }
 };
 
-// log x where `whole`, for which x is no denormal, else log(1 + x), x >= 0: one polynomial for both.
+// log x where `whole`, for which x is no denormal, else log(1 + x), x >= 0: one polynomial for
+// both.
 template <class T>
 VAEFAST_FN T log_or_log1p(bool whole, T x) {
   const T y = whole ? x : T(1) + x;
