@@ -37,7 +37,7 @@ def load(name: str) -> ModuleType:
 
 def test_summary_is_median_and_quartiles() -> None:
     summary = load("harness").summarize([5.0, 1.0, 2.0, 4.0, 3.0], batch=7)
-    assert summary == (3.0, 2.0, 4.0, 5, 7, None)
+    assert summary == (3.0, 2.0, 4.0, 5, 7, None, (5.0, 1.0, 2.0, 4.0, 3.0))
 
 
 def test_ratios_are_of_medians() -> None:
