@@ -176,7 +176,7 @@ def test_monte_carlo_kl(backend, shape, dtype, prior):
         return vf.monte_carlo_kl(z, mu, scale, prior=rest or None)
 
     def exact(z: Tensor, mu: Tensor, scale: Tensor, *rest: Tensor) -> Tensor:
-        return -weights.exact(z, mu, scale, **dict(zip(names, rest, strict=True)))
+        return weights.exact(z, mu, scale, **dict(zip(names, rest, strict=True)))
 
     check(backend, ours, exact, list(given.values()))
 
@@ -195,7 +195,8 @@ def test_log_weights(backend, shape, dtype):
     def exact(logits: Tensor, z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
         target = x.to(logits).expand_as(logits)
         loss = torch.nn.functional.binary_cross_entropy_with_logits
-        return weights.exact(z, mu, logvar) - loss(logits, target, reduction="none").sum(-1)
+        recon = loss(logits, target, reduction="none").sum(-1)
+        return -recon - weights.exact(z, mu, logvar)
 
     check(backend, ours, exact, [logits, z, mu, logvar])
 
